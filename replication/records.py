@@ -1,0 +1,193 @@
+"""The records of the registry: frozen values, validated when they are built.
+
+An ``Instance`` is what the nodes agree on. A ``Registration`` is what a client
+may say about one: the same facts less those that the registry adds (indexes,
+timestamps, health). Limits stand here, once, and every dialect meets them by
+building a ``Registration``.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .errors import Invalid
+
+DEFAULT_ENV = "default"
+TTL_S_MIN = 2
+TTL_S_MAX = 24 * 3600
+TAGS_MAX = 64
+ADDRS_MAX = 16
+META_KEYS_MAX = 64
+META_BYTES_MAX = 8 * 1024
+WEIGHT_MAX = 65_535
+ID_LENGTH_MAX = 512
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z", description="1 to 128 of letters, digits, . _ -")]
+Id = Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]
+Text = Annotated[str, Meta(max_length=256)]
+Address = Annotated[str, Meta(max_length=255)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+Status = Literal["up", "down", "starting", "draining", "out_of_service"]
+Health = Literal["critical", "pending", "warning", "passing"]
+EventKind = Literal["REGISTER", "DEREGISTER", "HEALTH_CHANGE", "STATUS_CHANGE", "EVICT", "UPDATE"]
+
+SERVING_HEALTH: frozenset[str] = frozenset({"passing", "warning"})
+"""The health of an instance that should get traffic."""
+
+
+class Key(Struct, frozen=True, order=True, array_like=True, gc=False):
+    """What names one instance in the whole registry."""
+
+    env: Name
+    service: Name
+    id: Id
+
+
+class Registration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client says of an instance when it registers it.
+
+    ``ttl_s`` is the lease in seconds; None means no lease (third-party
+    registration). ``dirty_timestamp`` (ns) is only compared when given.
+    """
+
+    service: Name
+    id: Id
+    env: Name = DEFAULT_ENV
+    hostname: Address = ""
+    address: Address = ""
+    port: Port = 0
+    addrs: Annotated[tuple[Address, ...], Meta(max_length=ADDRS_MAX)] = ()
+    version: Text = ""
+    region: Text = ""
+    zone: Text = ""
+    tags: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=TAGS_MAX)] = ()
+    meta: Annotated[dict[Annotated[str, Meta(min_length=1)], str], Meta(max_length=META_KEYS_MAX)] = {}
+    weight: Annotated[int, Meta(ge=0, le=WEIGHT_MAX)] = 1
+    status: Status = "up"
+    ttl_s: Annotated[float, Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] | None = None
+    dirty_timestamp: TimeNs | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key(self.env, self.service, self.id)
+
+
+class Instance(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One registered instance, as every node holds it.
+
+    Never changed in place: a change makes a new one. ``gc=False`` because it
+    holds no containers that could form a cycle, so that a full collection
+    need not visit a hundred thousand of them.
+
+    Timestamps are nanoseconds of the wall clock of the leader that stamped the
+    command; indexes are those of the log. ``reg_index`` names one registration
+    and is what an eviction is bound to.
+    """
+
+    env: str
+    service: str
+    id: str
+    hostname: str = ""
+    address: str = ""
+    port: int = 0
+    addrs: tuple[str, ...] = ()
+    version: str = ""
+    region: str = ""
+    zone: str = ""
+    tags: tuple[str, ...] = ()
+    meta: dict[str, str] = {}
+    weight: int = 1
+    status: Status = "up"
+    status_override: Status | None = None
+    status_reason: str = ""
+    ttl_s: float | None = None
+    health: Health = "passing"
+    reg_timestamp: int
+    up_timestamp: int
+    dirty_timestamp: int
+    latest_timestamp: int
+    create_index: int
+    reg_index: int
+    modify_index: int
+
+    @property
+    def key(self) -> Key:
+        return Key(self.env, self.service, self.id)
+
+    @property
+    def effective_status(self) -> Status:
+        """The operator's word where there is one, else the service's own."""
+        return self.status_override or self.status
+
+    @property
+    def serving(self) -> bool:
+        """Whether callers should send this instance traffic."""
+        return self.effective_status == "up" and self.health in SERVING_HEALTH
+
+
+class Event(Struct, frozen=True, kw_only=True, gc=False):
+    """One change of one instance. ``instance`` is how it is now, or was last."""
+
+    kind: EventKind
+    index: int
+    instance: Instance
+
+
+T = TypeVar("T")
+
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
+
+
+def build(kind: type[T], data: dict[str, Any]) -> T:
+    """``data`` as a ``kind``, or ``Invalid`` with the path of what is wrong."""
+    try:
+        value = msgspec.convert(data, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise invalid_from(error) from None
+    for field, part in data.items():
+        # A str may hold half of a surrogate pair, which no encoding takes.
+        try:
+            msgspec.msgpack.encode(part)
+        except UnicodeEncodeError:
+            raise Invalid(f"{field}: Expected text that can be written as UTF-8", field=field) from None
+    if isinstance(value, Registration):
+        _check_text(value)
+    return value
+
+
+def invalid_from(error: Exception) -> Invalid:
+    """The ``Invalid`` that says what msgspec's error says, in our words."""
+    match = _WHERE.match(str(error))
+    what, path = (match["what"], match["path"] or "") if match else (str(error), "")
+    field = path.removeprefix("$").removeprefix(".")
+    unknown = re.search(r"contains unknown field `(.*)`", what)
+    if unknown:
+        field = f"{field}.{unknown[1]}" if field else unknown[1]
+        return Invalid(f"field {field!r} is not known here; leave it out", field=field)
+    missing = re.search(r"missing required field `(.*)`", what)
+    if missing:
+        field = f"{field}.{missing[1]}" if field else missing[1]
+        return Invalid(f"field {field!r} is required", field=field)
+    if "matching regex" in what:
+        what = "Expected 1 to 128 of letters, digits, '.', '_', '-'"
+    return Invalid(f"{field or 'body'}: {what}", field=field)
+
+
+def _check_text(registration: Registration) -> None:
+    """The rules that a type cannot state: printable ids, the size of ``meta``."""
+    if not registration.id.isprintable():
+        raise Invalid("id: Expected printable characters only", field="id")
+    for field in ("hostname", "address", "version", "region", "zone"):
+        if not (getattr(registration, field) or " ").isprintable():
+            raise Invalid(f"{field}: Expected printable characters only", field=field)
+    meta_bytes = sum(len(k.encode()) + len(v.encode()) for k, v in registration.meta.items())
+    if meta_bytes > META_BYTES_MAX:
+        raise Invalid(
+            f"meta: Expected at most {META_BYTES_MAX} bytes of keys and values, got {meta_bytes}",
+            field="meta",
+            limit=META_BYTES_MAX,
+        )

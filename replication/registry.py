@@ -1,0 +1,401 @@
+"""The registry: what the log, applied in order, makes of itself.
+
+``Registry.apply`` is a pure state machine: no clock, no randomness, no
+settings, no threads of its own. Two registries that applied the same entries
+hold the same state, give the same results, and write the same snapshot, byte
+for byte. What a command does is worked out in a ``_Draft`` beside the state
+and then taken over as a whole, so that a command that fails changes nothing.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from .commands import Barrier, Batch, Deregister, Envelope, Evict, Operation, Register, SetStatus
+from .errors import AlreadyRegistered, Fatal, NotFound, RollcallError, from_wire, to_wire
+from .records import Event, EventKind, Instance, Key, Registration
+from .state import TOTAL_MASK, Kind, Remembered, ServiceName, ServiceState, ServiceView, State, digest_hex, digest_of
+
+__all__ = ["Applied", "Kind", "Outcome", "Registry", "ServiceView", "State"]
+
+REMEMBER_NS = 60 * 10**9
+"""How long the outcome of a request with an ``Idempotency-Key`` is remembered:
+at least ten times the write timeout (5 s by default), in the time of commands."""
+
+REMEMBER_MAX = 100_000
+"""Requests remembered at most; the oldest are forgotten first."""
+
+REMEMBER_OPERATIONS_MAX = 1_000_000
+"""Operations of remembered requests at most: a batch counts for all of its own."""
+
+
+class Outcome(Struct, frozen=True, gc=False):
+    """What an applied command did, one kind per operation.
+
+    ``instances`` holds the instance as it is now (or was when it was removed)
+    for a command of one operation, and nothing for a batch, an eviction, or a
+    request that is answered from memory.
+    """
+
+    index: int
+    kinds: tuple[Kind, ...]
+    instances: tuple[Instance, ...] = ()
+
+
+class Applied(Struct, frozen=True):
+    """The result of one entry: an outcome or an error, and what watchers see."""
+
+    outcome: Outcome | None
+    error: RollcallError | None
+    events: tuple[Event, ...]
+
+
+class _Draft:
+    """What one command would do: worked out in full before any of it is done."""
+
+    __slots__ = ("changed", "events", "index", "now", "services", "told")
+
+    def __init__(self, services: dict[ServiceName, ServiceState], index: int, now: int) -> None:
+        self.services = services
+        self.index = index
+        self.now = now
+        self.changed: dict[ServiceName, dict[str, Instance | None]] = {}
+        self.told: set[ServiceName] = set()
+        self.events: list[Event] = []
+
+    def run(self, command: object, term: int) -> Outcome:
+        match command:
+            case Register() | Deregister() | SetStatus():
+                kind, instance = self._operate(command)
+                return Outcome(self.index, (kind,), (instance,))
+            case Batch():
+                return Outcome(self.index, tuple(self._operate_all(command.operations)))
+            case Evict():
+                if command.term != term:
+                    return Outcome(self.index, ("void",) * len(command.judged))
+                return Outcome(self.index, tuple(self._evict(j.key, j.reg_index) for j in command.judged))
+            case Barrier():
+                return Outcome(self.index, ("none",))
+            case _:
+                raise TypeError(f"not a command: {command!r}")
+
+    def _operate_all(self, operations: tuple[Operation, ...]) -> Iterator[Kind]:
+        for number, operation in enumerate(operations):
+            try:
+                kind, _ = self._operate(operation)
+            except RollcallError as error:
+                facts = {**error.facts, "operation": number}
+                raise type(error)(f"operations[{number}]: {error.message}; nothing was done", **facts) from None
+            yield kind
+
+    def _operate(self, operation: Operation) -> tuple[Kind, Instance]:
+        match operation:
+            case Register():
+                return self._register(operation)
+            case Deregister():
+                instance = self._get(operation.key)
+                self._remove(instance, "DEREGISTER")
+                return "removed", instance
+            case SetStatus():
+                return self._set_status(operation)
+
+    def _register(self, command: Register) -> tuple[Kind, Instance]:
+        sent = command.registration
+        stored = self._find((sent.env, sent.service), sent.id)
+        if stored is None:
+            instance = _instance(sent, self.index, self.now)
+            self._put(instance, "REGISTER")
+            return "created", instance
+        if command.if_absent:
+            raise AlreadyRegistered(f"service {sent.id} already registered")
+        if sent.dirty_timestamp is not None and stored.dirty_timestamp > sent.dirty_timestamp:
+            # The record stays as it is and watchers have nothing to learn. But
+            # somebody alive has just spoken for it, so an eviction judged before
+            # must be void: the registration gets a new index, and with it the
+            # record, since equal ``modify_index`` promises equal bytes.
+            instance = msgspec.structs.replace(stored, reg_index=self.index, modify_index=self.index)
+            self._put(instance, None)
+            return "kept", instance
+        instance = _instance(sent, self.index, self.now, stored)
+        self._put(instance, "UPDATE")
+        return "replaced", instance
+
+    def _set_status(self, command: SetStatus) -> tuple[Kind, Instance]:
+        stored = self._get(command.key)
+        reason = command.reason if command.status is not None else ""
+        if (stored.status_override, stored.status_reason) == (command.status, reason):
+            return "none", stored
+        instance = msgspec.structs.replace(
+            stored,
+            status_override=command.status,
+            status_reason=reason,
+            latest_timestamp=self.now,
+            modify_index=self.index,
+        )
+        self._put(instance, "STATUS_CHANGE")
+        return "status", instance
+
+    def _evict(self, key: Key, reg_index: int) -> Kind:
+        instance = self._find((key.env, key.service), key.id)
+        if instance is None or instance.reg_index != reg_index:
+            return "void"
+        self._remove(instance, "EVICT")
+        return "evicted"
+
+    def _find(self, name: ServiceName, id: str) -> Instance | None:
+        changed = self.changed.get(name)
+        if changed is not None and id in changed:
+            return changed[id]
+        service = self.services.get(name)
+        return service.instances.get(id) if service is not None else None
+
+    def _get(self, key: Key) -> Instance:
+        instance = self._find((key.env, key.service), key.id)
+        if instance is None:
+            raise NotFound(f"no instance {key.id!r} of service {key.service!r} is registered in env {key.env!r}")
+        return instance
+
+    def _put(self, instance: Instance, event: EventKind | None) -> None:
+        name = (instance.env, instance.service)
+        self.changed.setdefault(name, {})[instance.id] = instance
+        if event is not None:
+            self.told.add(name)
+            self.events.append(Event(kind=event, index=self.index, instance=instance))
+
+    def _remove(self, instance: Instance, event: EventKind) -> None:
+        name = (instance.env, instance.service)
+        self.changed.setdefault(name, {})[instance.id] = None
+        self.told.add(name)
+        self.events.append(Event(kind=event, index=self.index, instance=instance))
+
+
+def _instance(sent: Registration, index: int, now: int, stored: Instance | None = None) -> Instance:
+    """The record that a registration makes, of ``stored`` what outlives it."""
+    dirty_timestamp = sent.dirty_timestamp if sent.dirty_timestamp is not None else now
+    return Instance(
+        env=sent.env,
+        service=sent.service,
+        id=sent.id,
+        hostname=sent.hostname,
+        address=sent.address,
+        port=sent.port,
+        addrs=sent.addrs,
+        version=sent.version,
+        region=sent.region,
+        zone=sent.zone,
+        tags=sent.tags,
+        # Sorted, so that equal records have equal bytes, whatever the client's order.
+        meta=dict(sorted(sent.meta.items())) if len(sent.meta) > 1 else sent.meta,
+        weight=sent.weight,
+        status=sent.status,
+        status_override=stored.status_override if stored else None,
+        status_reason=stored.status_reason if stored else "",
+        ttl_s=float(sent.ttl_s) if sent.ttl_s is not None else None,
+        # There are no checks yet: an address without checks is passing.
+        health="passing",
+        reg_timestamp=now,
+        up_timestamp=stored.up_timestamp if stored else now,
+        dirty_timestamp=dirty_timestamp,
+        latest_timestamp=now,
+        create_index=stored.create_index if stored else index,
+        reg_index=index,
+        modify_index=index,
+    )
+
+
+def _again(remembered: Remembered) -> Applied:
+    if remembered.error is not None:
+        return Applied(None, from_wire(remembered.error), ())
+    return Applied(Outcome(remembered.index, remembered.kinds), None, ())
+
+
+class Registry:
+    """Every registered instance, as of ``applied_index``.
+
+    ``apply``, ``skip``, ``root`` and ``replace`` belong to the thread that owns
+    the log; everything else may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self.applied_index: int = 0
+        self.applied_term: int = 0
+        self._last_time_ns: int = 0
+        self._era = object()
+        self._services: dict[ServiceName, ServiceState] = {}
+        self._instances: int = 0
+        self._total: int = 0
+        self._requests: dict[str, Remembered] = {}
+        # The ids in ``_requests``, oldest first, and the operations they stand for:
+        # taking the first key of a dict again and again is slow.
+        self._requests_by_age: deque[str] = deque()
+        self._requests_operations: int = 0
+        self._published: tuple[int, int, int] = (0, 0, 0)
+
+    # -- by the thread that owns the log
+
+    def apply(self, index: int, term: int, envelope: Envelope) -> Applied:
+        """Applies the entry at ``index``. What went wrong with the command is in the
+        result; raises only ``Fatal``, for an entry that does not follow the last."""
+        self._check_next(index, term)
+        now = max(envelope.time_ns, self._last_time_ns + 1)
+        self._last_time_ns = now
+        if self._requests:
+            self._forget(now)
+        request_id = envelope.request_id
+        remembered = self._requests.get(request_id) if request_id else None
+        if remembered is not None:
+            applied = _again(remembered)
+        else:
+            applied = self._run(index, term, now, envelope)
+            if request_id:
+                self._remember(request_id, now, index, applied)
+        self._publish(index, term)
+        return applied
+
+    def skip(self, index: int, term: int) -> None:
+        """Passes an entry that holds no command (a leader's first, a change of members)."""
+        self._check_next(index, term)
+        self._publish(index, term)
+
+    def root(self) -> State:
+        """The state as it is now, for a snapshot. Costs one copy of the table of services."""
+        self._era = object()
+        return State(
+            applied_index=self.applied_index,
+            term=self.applied_term,
+            last_time_ns=self._last_time_ns,
+            services=self._services.copy(),
+            requests=self._requests.copy(),
+            instances=self._instances,
+            total=self._total,
+        )
+
+    def replace(self, state: State) -> None:
+        """Takes over ``state`` in place of everything held so far. It must not be older."""
+        if state.applied_index < self.applied_index:
+            raise Fatal(f"a snapshot at {state.applied_index} cannot replace what is at {self.applied_index}")
+        # Its services are of another era, so they are copied before they are changed.
+        self._services = state.services.copy()
+        self._requests = state.requests.copy()
+        self._requests_by_age = deque(state.requests)
+        self._requests_operations = sum(len(r.kinds) for r in state.requests.values())
+        self._last_time_ns = state.last_time_ns
+        self._instances = state.instances
+        self._total = state.total
+        self._publish(state.applied_index, state.term)
+
+    def _check_next(self, index: int, term: int) -> None:
+        if index != self.applied_index + 1 or term < self.applied_term:
+            raise Fatal(
+                f"entry {index} of term {term} does not follow the applied entry "
+                f"{self.applied_index} of term {self.applied_term}"
+            )
+
+    def _run(self, index: int, term: int, now: int, envelope: Envelope) -> Applied:
+        draft = _Draft(self._services, index, now)
+        try:
+            outcome = draft.run(envelope.command, term)
+        except RollcallError as error:
+            # Without the traceback, which would keep the draft alive with it.
+            return Applied(None, error.with_traceback(None), ())
+        for name, changed in draft.changed.items():
+            self._take_over(name, changed, index, now if name in draft.told else None)
+        return Applied(outcome, None, tuple(draft.events))
+
+    def _take_over(
+        self, name: ServiceName, changed: dict[str, Instance | None], index: int, latest_timestamp: int | None
+    ) -> None:
+        service = self._services.get(name)
+        known = service is not None
+        if service is None:
+            service = ServiceState(name, self._era)
+        elif service.era is not self._era:
+            service = service.copy(self._era)
+        count, total = 0, 0
+        for id, instance in changed.items():
+            stored = service.instances.get(id)
+            if stored is not None:
+                count -= 1
+                total -= digest_of(stored)
+            if instance is not None:
+                count += 1
+                total += digest_of(instance)
+        self._instances += count
+        total -= service.digest
+        if len(service.instances) + count:
+            service.change(changed, index, latest_timestamp or service.latest_timestamp)
+            service.digest = digest_of(service.head())
+            total += service.digest
+            self._services[name] = service
+        elif known:
+            # The last instance goes and the service with it, whole: whoever still
+            # looks at it sees it as it was.
+            del self._services[name]
+        self._total = (self._total + total) & TOTAL_MASK
+
+    def _remember(self, request_id: str, now: int, index: int, applied: Applied) -> None:
+        kinds = applied.outcome.kinds if applied.outcome else ()
+        error = to_wire(applied.error) if applied.error else None
+        remembered = Remembered(request_id, now, index, kinds, error)
+        self._requests[request_id] = remembered
+        self._requests_by_age.append(request_id)
+        self._requests_operations += len(kinds)
+        self._total = (self._total + remembered.digest()) & TOTAL_MASK
+        self._forget(now)
+
+    def _forget(self, now: int) -> None:
+        while self._requests_by_age:
+            oldest = self._requests[self._requests_by_age[0]]
+            if (
+                now - oldest.time_ns <= REMEMBER_NS
+                and len(self._requests) <= REMEMBER_MAX
+                and self._requests_operations <= REMEMBER_OPERATIONS_MAX
+            ):
+                return
+            del self._requests[self._requests_by_age.popleft()]
+            self._requests_operations -= len(oldest.kinds)
+            self._total = (self._total - oldest.digest()) & TOTAL_MASK
+
+    def _publish(self, index: int, term: int) -> None:
+        # The index last: whoever sees it may rely on all the rest.
+        self._published = (index, self._total, self._instances)
+        self.applied_term = term
+        self.applied_index = index
+
+    # -- by any thread
+
+    def __len__(self) -> int:
+        """The number of instances."""
+        return self._published[2]
+
+    def service(self, env: str, name: str) -> ServiceView | None:
+        """The service of that name, None if it has no instance."""
+        service = self._services.get((env, name))
+        return service.look() if service is not None else None
+
+    def services(self, env: str | None = None) -> tuple[ServiceView, ...]:
+        """Every service (of ``env``, if given), in the order of env and name."""
+        held = self._services.copy()
+        return tuple(held[name].look() for name in sorted(held) if env is None or name[0] == env)
+
+    def instance(self, key: Key) -> Instance | None:
+        """The instance of that key."""
+        service = self._services.get((key.env, key.service))
+        return service.instances.get(key.id) if service is not None else None
+
+    def leased(self) -> tuple[Instance, ...]:
+        """Every instance that has a lease."""
+        held = self._services.copy()
+        return tuple(i for s in held.values() for i in tuple(s.instances.values()) if i.ttl_s is not None)
+
+    def digest(self) -> tuple[int, str]:
+        """An applied index and the SHA-256 that stands for the state at it.
+
+        It covers every record, the indexes and timestamps of services, and
+        which requests are remembered. It is a sum over the hashes of all of
+        them, kept up to date with each change, so asking for it costs nothing.
+        """
+        index, total, instances = self._published
+        return index, digest_hex(total, instances)

@@ -1,0 +1,311 @@
+"""What the registry holds at one index, how it is read, and how a snapshot of it is written.
+
+One thread changes it and any number of threads read, without a lock. That works because
+
+- records are values, replaced whole;
+- the reads of a dict used here (``get``, ``copy``, ``tuple(d.values())``) are
+  single steps in CPython: no other thread runs in the middle of one;
+- a service is changed between two counts of its ``version`` (odd: under way),
+  so that a reader can tell that it saw half of a change, and look again.
+
+A snapshot shares its services with the registry, so taking one costs next to
+nothing: ``Registry.root`` begins a new era, and a service of an older era is
+copied before it is changed.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from .errors import Damaged, Fatal
+from .records import Instance
+
+STATE_FORMAT = 1
+"""Version of a snapshot's encoding. A node refuses what is newer than it knows."""
+
+CHUNK_BYTES = 1024 * 1024
+"""A chunk of a snapshot, about."""
+
+TOTAL_MASK = 2**256 - 1
+"""The digest is a sum of hashes modulo 2**256, so that it can be kept up to date."""
+
+Kind = Literal["created", "replaced", "kept", "removed", "status", "evicted", "void", "none"]
+"""What an operation did. ``kept``: the stored record is newer than the one sent.
+``void``: an eviction that no longer applies. ``none``: nothing was to be done."""
+
+ServiceName = tuple[str, str]
+"""Env and service."""
+
+_by_id = attrgetter("id")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def digest_of(value: object) -> int:
+    """The hash of one record, as a number that can be added and taken away."""
+    return int.from_bytes(hashlib.sha256(_encode(value)).digest(), "big")
+
+
+def digest_hex(total: int, instances: int) -> str:
+    """The published digest of a state whose records' hashes add up to ``total``."""
+    return hashlib.sha256(total.to_bytes(32, "big") + instances.to_bytes(8, "big")).hexdigest()
+
+
+class ServiceView(Struct, frozen=True, gc=False):
+    """One service at one moment; its instances are sorted by id.
+
+    Two views of a service with the same ``modify_index`` are equal, so what is
+    made of a view can be cached by it. ``latest_timestamp`` (ns) is when the
+    service last changed; it strictly increases, also across its removal.
+    """
+
+    env: str
+    name: str
+    modify_index: int
+    latest_timestamp: int
+    instances: tuple[Instance, ...]
+
+
+class ServiceState:
+    """The instances of one service, and the last view that was made of them."""
+
+    __slots__ = ("digest", "era", "instances", "latest_timestamp", "modify_index", "name", "version", "view")
+
+    def __init__(self, name: ServiceName, era: object) -> None:
+        self.name = name
+        self.era = era
+        self.instances: dict[str, Instance] = {}
+        self.modify_index: int = 0
+        self.latest_timestamp: int = 0
+        self.digest: int = 0
+        self.version: int = 0
+        self.view: tuple[int, ServiceView] | None = None
+
+    def copy(self, era: object) -> "ServiceState":
+        """The same service for the registry to change, while a snapshot keeps this one."""
+        copy = ServiceState(self.name, era)
+        copy.instances = self.instances.copy()
+        copy.modify_index = self.modify_index
+        copy.latest_timestamp = self.latest_timestamp
+        copy.digest = self.digest
+        copy.version = self.version
+        copy.view = self.view
+        return copy
+
+    def change(self, changed: dict[str, Instance | None], modify_index: int, latest_timestamp: int) -> None:
+        """Takes over ``changed`` (None: removed), all of it at once for every reader."""
+        self.version += 1
+        for id, instance in changed.items():
+            if instance is None:
+                self.instances.pop(id, None)
+            else:
+                self.instances[id] = instance
+        self.modify_index = modify_index
+        self.latest_timestamp = latest_timestamp
+        self.version += 1
+
+    def look(self) -> ServiceView:
+        """The service as it is now. For any thread."""
+        # The applying thread is in the middle of a change for microseconds, and
+        # for a few milliseconds when a batch changes thousands of instances.
+        for _ in range(10_000):
+            version = self.version
+            cached = self.view
+            if cached is not None and cached[0] == version:
+                return cached[1]
+            if version % 2 == 0:
+                instances = tuple(self.instances.values())
+                modify_index, latest_timestamp = self.modify_index, self.latest_timestamp
+                if self.version == version:
+                    env, name = self.name
+                    ordered = tuple(sorted(instances, key=_by_id))
+                    view = ServiceView(env, name, modify_index, latest_timestamp, ordered)
+                    self.view = (version, view)
+                    return view
+            elif cached is not None and cached[0] == version - 1:
+                # What was true until a change that is not finished is still an answer.
+                return cached[1]
+            time.sleep(0.0005)
+        raise Fatal(f"a change of service {self.name} was begun and not finished")
+
+    def head(self) -> tuple[str, str, int, int]:
+        """What a snapshot and the digest hold of the service besides its instances."""
+        return (*self.name, self.modify_index, self.latest_timestamp)
+
+
+class Remembered(Struct, frozen=True, array_like=True, gc=False):
+    """How a request with an ``Idempotency-Key`` ended."""
+
+    request_id: str
+    time_ns: int
+    index: int
+    kinds: tuple[Kind, ...]
+    error: dict[str, Any] | None
+
+    def digest(self) -> int:
+        # The error's code without its words: those may differ between versions.
+        code = self.error.get("code") if self.error else None
+        return digest_of((self.request_id, self.time_ns, self.index, self.kinds, code))
+
+
+class _Header(Struct, frozen=True, kw_only=True):
+    """The first chunk of a snapshot: how much follows, and what it must add up to."""
+
+    format: int
+    applied_index: int
+    term: int
+    last_time_ns: int
+    services: int
+    instances: int
+    requests: int
+    seal: bytes
+
+
+class _Chunk(Struct, frozen=True, array_like=True):
+    """Records of a snapshot. An instance never comes before the head of its service."""
+
+    heads: tuple[tuple[str, str, int, int], ...]
+    instances: tuple[Instance, ...]
+    requests: tuple[Remembered, ...]
+
+
+_headers = msgspec.msgpack.Decoder(_Header)
+_chunks = msgspec.msgpack.Decoder(_Chunk)
+
+
+class State:
+    """The whole state at one index. Never changes; made by ``Registry.root`` or ``from_chunks``.
+
+    It may be encoded in another thread while the registry goes on.
+    """
+
+    __slots__ = ("applied_index", "instances", "last_time_ns", "requests", "services", "term", "total")
+
+    def __init__(
+        self,
+        *,
+        applied_index: int,
+        term: int,
+        last_time_ns: int,
+        services: dict[ServiceName, ServiceState],
+        requests: dict[str, Remembered],
+        instances: int,
+        total: int,
+    ) -> None:
+        self.applied_index = applied_index
+        self.term = term
+        self.last_time_ns = last_time_ns
+        self.instances = instances
+        self.services = services
+        self.requests = requests
+        self.total = total
+
+    def digest(self) -> tuple[int, str]:
+        """What ``Registry.digest`` says of this state."""
+        return self.applied_index, digest_hex(self.total, self.instances)
+
+    def chunks(self, bytes_max: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """The state as MessagePack, a header and then chunks of records.
+
+        The same state gives the same bytes on every node: services are in the
+        order of their keys, instances of their ids, requests of their age. A
+        chunk is at most ``bytes_max`` and one record long.
+        """
+        yield _encode(
+            _Header(
+                format=STATE_FORMAT,
+                applied_index=self.applied_index,
+                term=self.term,
+                last_time_ns=self.last_time_ns,
+                services=len(self.services),
+                instances=self.instances,
+                requests=len(self.requests),
+                seal=self._seal(),
+            )
+        )
+        parts: tuple[list[msgspec.Raw], ...] = ([], [], [])
+        size = 0
+        for part, record in self._records():
+            data = _encode(record)
+            parts[part].append(msgspec.Raw(data))
+            size += len(data)
+            if size >= bytes_max:
+                yield _encode(parts)
+                parts, size = ([], [], []), 0
+        if size:
+            yield _encode(parts)
+
+    def _records(self) -> Iterator[tuple[int, object]]:
+        for name in sorted(self.services):
+            service = self.services[name]
+            yield 0, service.head()
+            for id in sorted(service.instances):
+                yield 1, service.instances[id]
+        for remembered in self.requests.values():
+            yield 2, remembered
+
+    def _seal(self) -> bytes:
+        facts = (self.applied_index, self.term, self.last_time_ns, self.digest())
+        return hashlib.sha256(_encode(facts)).digest()
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[bytes]) -> "State":
+        """The state that ``chunks`` wrote. Raises ``Damaged`` if it is not that, whole.
+
+        Every record is hashed again: what comes out has the digest that the
+        registry had when the snapshot was taken.
+        """
+        try:
+            return cls._read(iter(chunks))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Damaged(f"the snapshot cannot be read: {error}") from error
+
+    @classmethod
+    def _read(cls, chunks: Iterator[bytes]) -> "State":
+        header = _headers.decode(next(chunks, b""))
+        if header.format > STATE_FORMAT:
+            raise Damaged(f"snapshot format {header.format} is newer than this node's ({STATE_FORMAT}): upgrade it")
+        era = object()
+        services: dict[ServiceName, ServiceState] = {}
+        requests: dict[str, Remembered] = {}
+        total = instances = 0
+        for data in chunks:
+            chunk = _chunks.decode(data)
+            for env, name, modify_index, latest_timestamp in chunk.heads:
+                service = services[env, name] = ServiceState((env, name), era)
+                service.modify_index = modify_index
+                service.latest_timestamp = latest_timestamp
+                service.digest = digest_of(service.head())
+                total += service.digest
+            for instance in chunk.instances:
+                service = services.get((instance.env, instance.service))
+                if service is None:
+                    raise Damaged(f"the snapshot holds an instance of {instance.service!r} before the service")
+                service.instances[instance.id] = instance
+                total += digest_of(instance)
+                instances += 1
+            for remembered in chunk.requests:
+                requests[remembered.request_id] = remembered
+                total += remembered.digest()
+        state = cls(
+            applied_index=header.applied_index,
+            term=header.term,
+            last_time_ns=header.last_time_ns,
+            services=services,
+            requests=requests,
+            instances=instances,
+            total=total & TOTAL_MASK,
+        )
+        found = (len(services), sum(len(service.instances) for service in services.values()), len(requests))
+        if found != (header.services, header.instances, header.requests) or instances != header.instances:
+            raise Damaged(
+                f"the snapshot holds {found} services, instances and requests, "
+                f"and should hold {(header.services, header.instances, header.requests)}"
+            )
+        if state._seal() != header.seal:
+            raise Damaged("the snapshot's records do not add up to the digest in its header")
+        return state

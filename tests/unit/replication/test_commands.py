@@ -1,0 +1,106 @@
+"""Commands: one encoding for log, wire and tests, and what is not taken from the wire."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rollcall.replication.commands import (
+    COMMAND_BYTES_MAX,
+    FORMAT,
+    OPERATIONS_MAX,
+    Barrier,
+    Batch,
+    Command,
+    Deregister,
+    Envelope,
+    Evict,
+    Judgement,
+    Register,
+    SetStatus,
+    decode,
+    encode,
+    from_peer,
+    to_peer,
+)
+from rollcall.replication.errors import Invalid, TooLarge
+from rollcall.replication.records import Key, Registration
+
+KEY = Key("default", "web", "a")
+REGISTER = Register(Registration(service="web", id="a", tags=("x",), meta={"k": "v"}, ttl_s=30.0), if_absent=True)
+FROM_CLIENTS = [
+    REGISTER,
+    Deregister(KEY),
+    SetStatus("default", "web", "a", "draining", "kernel update"),
+    SetStatus("default", "web", "a", None),
+    Batch((REGISTER, Deregister(KEY))),
+]
+INTERNAL = [Evict((Judgement(KEY, 7),), term=3), Barrier()]
+
+
+@pytest.mark.parametrize("command", [*FROM_CLIENTS, *INTERNAL])
+def test_the_log_gives_back_the_command_it_was_given(command: Command) -> None:
+    envelope = Envelope(FORMAT, 1_700_000_000_000_000_000, command, "request-1")
+
+    assert decode(encode(envelope)) == envelope
+
+
+@pytest.mark.parametrize("command", FROM_CLIENTS)
+def test_a_peer_gets_the_command_that_was_forwarded(command: Any) -> None:
+    assert from_peer(to_peer(command)) == command
+
+
+@pytest.mark.parametrize("command", INTERNAL)
+def test_internal_commands_are_not_taken_from_the_wire(command: Any) -> None:
+    with pytest.raises(Invalid):
+        from_peer(msgspec.msgpack.encode(command))
+
+
+def test_an_eviction_cannot_hide_in_a_batch_from_the_wire() -> None:
+    smuggled = {"type": "batch", "operations": [{"type": "evict", "judged": [], "term": 1}]}
+
+    with pytest.raises(Invalid):
+        from_peer(msgspec.msgpack.encode(smuggled))
+
+
+def test_a_command_over_the_limit_is_refused_before_it_is_proposed() -> None:
+    one = Register(Registration(service="web", id="a", meta={"k": "v" * 8_000}))
+    batch = Batch((one,) * (COMMAND_BYTES_MAX // 8_000 + 1))
+
+    with pytest.raises(TooLarge) as caught:
+        encode(Envelope(FORMAT, 0, batch))
+
+    assert caught.value.facts["limit"] == COMMAND_BYTES_MAX
+
+
+@pytest.mark.parametrize("count", [0, OPERATIONS_MAX + 1])
+def test_a_batch_from_a_peer_has_operations_and_not_too_many(count: int) -> None:
+    with pytest.raises(Invalid, match="operations"):
+        from_peer(to_peer(Batch((Deregister(KEY),) * count)))
+
+
+def test_a_newer_format_says_that_this_node_must_be_upgraded() -> None:
+    with pytest.raises(Invalid, match="upgrade"):
+        decode(encode(Envelope(FORMAT + 1, 0, Barrier())))
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=64))
+def test_bytes_that_are_no_command_are_invalid_and_nothing_else(data: bytes) -> None:
+    for read in (decode, from_peer):
+        with pytest.raises(Invalid):
+            read(data)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_command_with_a_flipped_byte_is_invalid_or_another_command(data: st.DataObject) -> None:
+    good = bytearray(encode(Envelope(FORMAT, 5, Batch((REGISTER, Deregister(KEY))), "request-1")))
+    good[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded = decode(bytes(good))
+    except Invalid:
+        return
+
+    assert decode(encode(decoded)) == decoded

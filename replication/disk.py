@@ -1,0 +1,102 @@
+"""The few file operations that durability rests on, behind one small object.
+
+Everything that the log and the snapshots put on disk passes through a
+``Disk``, so that a test can cut the power between any two steps, fill the
+disk, or make an fsync fail, and so that the order of the steps can be read
+from one trace. Paths are absolute; sizes and offsets are bytes.
+"""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from .errors import WrongDirectory
+
+
+class Disk:
+    """The real file system. Every method raises ``OSError`` as the kernel does."""
+
+    def open(self, path: Path) -> int:
+        """A descriptor for reading and writing; the file is made if missing (mode 0600)."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+        """All of ``data`` at ``offset``. It is not durable before ``sync``."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view = view[written:]
+            offset += written
+
+    def reserve(self, descriptor: int, size: int) -> None:
+        """Makes sure that writes below ``size`` cannot fail for lack of room."""
+        os.posix_fallocate(descriptor, 0, size)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
+    def sync(self, descriptor: int) -> None:
+        """Puts the file's data on stable storage. After an error the process
+        must stop: the kernel may have dropped the pages, and a second try lie."""
+        os.fdatasync(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Renames ``source`` over ``target``, durably."""
+        os.replace(source, target)
+        self.sync_directory(target.parent)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Keeps ``source`` under a second name, in place of what had that name."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class DirectoryLock:
+    """Keeps a second process out of a data directory until ``release``.
+
+    Makes the directory (mode 0700) if it is missing. Raises ``WrongDirectory``
+    if another process holds it or it cannot be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)
+            self._descriptor: int | None = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise WrongDirectory(
+                f"the data directory {directory} cannot be written: {error.strerror}; "
+                "make it writable for the user that runs the node, or set another data_dir"
+            ) from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise WrongDirectory(
+                f"the data directory {directory} is in use by another process; "
+                "stop that node first, or give this one a data_dir of its own"
+            ) from None
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

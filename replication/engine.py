@@ -1,0 +1,1217 @@
+"""Raft: the library's elections and commit rule, with every hole closed, in one file.
+
+What is the library's (pysyncobj 0.3.17, ``syncobj.py``): roles, terms, votes,
+election timeouts, the rule when an entry is committed, the fall-back of a leader
+without a quorum, its ``doTick``. What is ours: the log on disk (``journal``),
+state files (``snapshot``), the wire (``transport``), and, by overriding the
+methods below, how entries are sent, matched, acknowledged and applied. "D3" and
+the like number the library's defects as ``DESIGN.md`` lists them; "figure 2" and
+sections are those of the Raft paper and of Ongaro's dissertation.
+
+One thread, the tick thread, owns everything here but ``propose``, ``request``,
+``wait_applied`` and ``status``, which are for any thread. A tick is: advance the
+commit index, apply, take up proposals and send, make the log durable, release
+the messages that waited for that, then poll the network for what comes in.
+
+The rule that makes durability hold: a message that implies something on disk
+(a vote, a candidacy, an acknowledgement) goes through ``_hold`` and leaves only
+after ``Journal.sync`` (D7). A leader's entries go out at once and reach its own
+disk while they travel; ``Journal.setRaftCommitIndex`` stands between committed
+and applied and syncs if that has not happened yet (dissertation 10.2.1).
+"""
+
+import contextlib
+import hashlib
+import heapq
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pysyncobj
+from msgspec import Struct
+from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj.node import Node
+from pysyncobj.poller import POLL_EVENT_TYPE, Poller
+from pysyncobj.transport import Transport as LibraryTransport
+
+from . import wire
+from .changes import Changes
+from .commands import FORMAT, Command, Envelope, decode, encode
+from .disk import DirectoryLock, Disk
+from .errors import (
+    Damaged,
+    DiskUnavailable,
+    Fatal,
+    Invalid,
+    NotDone,
+    NotLeader,
+    Overloaded,
+    Overwritten,
+    RollcallError,
+    Unknown,
+)
+from .journal import NO_OP, REGULAR, Entry, Journal
+from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
+from .records import Event
+from .registry import Registry, State
+from .snapshot import SnapshotHeader, Snapshots
+from .transport import Transport
+
+logger = logging.getLogger(__name__)
+
+REVIEWED: Mapping[str, str] = {
+    "config.py": "fbbc7ff9f18e4d15",
+    "journal.py": "9cf1eaf6acc70458",
+    "node.py": "e4a3f027cd8291f5",
+    "poller.py": "f69ac749fb410670",
+    "serializer.py": "4d39fde2f15000ad",
+    "syncobj.py": "e8bdf06797085d73",
+    "transport.py": "0c9d89f9c4781ec9",
+}
+"""Files of the library that this module was checked against (H0), by sha256."""
+
+FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
+_ROLES: Mapping[int, Role] = {FOLLOWER: "follower", CANDIDATE: "candidate", LEADER: "leader"}
+
+BATCH_BYTES = 1024 * 1024
+"""Of entries in one message; a single larger entry travels alone."""
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Unsent to one follower before the leader stops adding to it."""
+INSTALL_BYTES = 256 * 1024
+INSTALL_WINDOW_BYTES = 2 * 1024 * 1024
+INSTALL_RETRY_S = 2.0
+PROPOSALS_MAX = 20_000
+"""Waiting to be taken up; past that a proposal is refused at once."""
+DRAIN_BYTES = 1024 * 1024
+"""Of proposals taken up in one tick."""
+APPLY_S = 0.02
+"""Spent on applying in one tick, so that a long backlog does not stop heartbeats."""
+KEEP_ENTRIES = 2_000
+KEEP_BYTES = 4 * 1024 * 1024
+"""Kept behind a state file, so that a follower that was briefly away needs no file."""
+TICK_S = 0.05
+TRANSFER_S = 1.0
+DISK_RETRY_S = 1.0
+SAME_FAILURES_MAX = 3
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """What the engine must be told. Times in seconds."""
+
+    directory: Path
+    cluster: str
+    election_timeout_s_min: float = 0.4
+    election_timeout_s_max: float = 1.0
+    heartbeat_period_s: float = 0.1
+    leader_fallback_s: float = 1.5
+    snapshot_entries: int = 10_000
+    snapshot_interval_s: float = 300.0
+
+
+class _Sending:
+    """A state file on its way to a follower."""
+
+    def __init__(self, header: SnapshotHeader, descriptor: int, now: float) -> None:
+        self.header: SnapshotHeader = header
+        self.descriptor: int = descriptor
+        self.total: int = os.fstat(descriptor).st_size
+        self.sent: int = 0
+        self.acknowledged: int = 0
+        self.progress_at: float = now
+
+
+class _Follower:
+    """What a leader knows of one follower beside the library's two indexes.
+
+    ``probing``: the follower refused, so one message at a time until it agrees
+    (as in etcd's raft); otherwise messages are pipelined.
+    """
+
+    def __init__(self) -> None:
+        self.probing: bool = True
+        self.probe_sent: bool = False
+        self.sending: _Sending | None = None
+
+
+class _Receiving:
+    """A state file on its way to this node."""
+
+    def __init__(self, index: int, path: Path, descriptor: int) -> None:
+        self.index: int = index
+        self.path: Path = path
+        self.descriptor: int = descriptor
+        self.received: int = 0
+
+
+class Engine(SyncObj):
+    """The replicated log of one node (``log.Log``).
+
+    The constructor opens and verifies the data directory and raises ``Damaged``,
+    ``WrongDirectory`` or ``DiskUnavailable``; ``start`` begins to take part.
+    ``on_fatal`` is called, once, when the tick thread cannot go on: the process
+    must end, so that a supervisor starts it afresh.
+    """
+
+    # The library's private state that this file reads or writes. ``check_library``
+    # makes sure that it is the state that was reviewed.
+    _SyncObj__raftState: int
+    _SyncObj__raftCurrentTerm: int
+    _SyncObj__votedForNodeId: str | None
+    _SyncObj__raftLeader: Node | None
+    _SyncObj__raftLog: Journal
+    _SyncObj__raftCommitIndex: int
+    _SyncObj__raftLastApplied: int
+    _SyncObj__raftElectionDeadline: float
+    _SyncObj__newAppendEntriesTime: float
+    _SyncObj__raftNextIndex: dict[Node, int]
+    _SyncObj__raftMatchIndex: dict[Node, int]
+    _SyncObj__lastResponseTime: dict[Node, float]
+    _SyncObj__otherNodes: set[Node]
+    _SyncObj__needLoadDumpFile: bool
+    _SyncObj__setCurrentTerm: Callable[[int, str | None], None]
+    _SyncObj__generateRaftTimeout: Callable[[], float]
+
+    def __init__(
+        self,
+        node_id: str,
+        transport: Transport,
+        config: EngineConfig,
+        *,
+        changes: Changes | None = None,
+        disk: Disk | None = None,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        check_library()
+        self.node_id: str = node_id
+        self.registry: Registry = Registry()
+        self.changes: Changes = changes or Changes()
+        self._config: EngineConfig = config
+        self._on_fatal: Callable[[BaseException], None] = on_fatal
+        self._disk: Disk = disk or Disk()
+        self._proposals: deque[Proposal] = deque()
+        self._waiting: dict[int, tuple[int, Proposal]] = {}
+        self._held: list[tuple[Node, wire.Message]] = []
+        self._followers: dict[Node, _Follower] = {}
+        self._votes: set[str] = set()
+        self._verified: tuple[int, str, int] = (0, "", 0)
+        self._send_now: bool = False
+        self._commit_moved: bool = False
+        self._receiving: _Receiving | None = None
+        self._installing: tuple[int, Future[tuple[SnapshotHeader, State]]] | None = None
+        self._saving: Future[SnapshotHeader] | None = None
+        self._saved: SnapshotHeader | None = None
+        self._saved_at: float = time.monotonic()
+        self._transfer: tuple[Node, float] | None = None
+        self._transfer_asked: bool = False
+        self._refusing: NotDone | None = None
+        self._disk_error: str = ""
+        self._disk_retry_at: float = 0.0
+        self._leader_heard_at: float | None = None
+        self._applied_term: int = 0
+        self._caught_up: bool = False
+        self._listeners: list[Listener] = []
+        self._leadership = Leadership(0, None, False)
+        self._leadership_changed = threading.Condition()
+        self._applied_lock = threading.Lock()
+        self._applied_waiters: list[tuple[int, int, threading.Event]] = []
+        self._waiter_count: int = 0
+        self._stopping: bool = False
+        self._thread: threading.Thread | None = None
+        self._awake: bool = False
+        self._pipe_read, self._pipe_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wire: Transport = transport
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._close_pipe)
+            opened.callback(transport.close)
+            opened.callback(DirectoryLock(config.directory).release)
+            self._journal: Journal = Journal(
+                config.directory / "journal", cluster=config.cluster, node=node_id, disk=self._disk
+            )
+            opened.callback(self._journal._destroy)
+            self._snapshots: Snapshots = Snapshots(config.directory, cluster=config.cluster, disk=self._disk)
+            opened.callback(self._snapshots.close)
+            super().__init__(
+                Node(node_id),
+                transport.nodes(),
+                SyncObjConf(
+                    autoTick=False,
+                    raftMinTimeout=config.election_timeout_s_min,
+                    raftMaxTimeout=config.election_timeout_s_max,
+                    appendEntriesPeriod=config.heartbeat_period_s,
+                    leaderFallbackTimeout=config.leader_fallback_s,
+                    connectionTimeout=max(3.5, config.election_timeout_s_max),
+                    commandsWaitLeader=False,
+                    dynamicMembershipChange=False,
+                    onStateChanged=self._role_changed,
+                ),
+                transport=_LibraryPort(self._send_from_library),
+            )
+            self._restore()
+            self._poller: Poller = _GatedPoller(self._poller, self._flush)
+            self._poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
+            transport.attach(
+                self._poller,
+                wake=self.wake,
+                on_message=self._on_message,
+                on_connected=self._SyncObj__onNodeConnected,
+                on_disconnected=self._SyncObj__onNodeDisconnected,
+            )
+            self._opened: contextlib.ExitStack = opened.pop_all()
+
+    # -- life ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the tick thread."""
+        self._thread = threading.Thread(target=self._run, name="raft", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops the tick thread and closes everything. What is under way becomes unknown."""
+        self._stopping = True
+        self.wake()
+        with self._leadership_changed:
+            self._leadership_changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+        self.changes.close()
+        for proposal in self._abandoned():
+            proposal.give_up("this node is stopping")
+        for follower in self._followers.values():
+            self._stop_sending(follower)
+        self._abort_receiving()
+        self._opened.close()
+
+    def wake(self) -> None:
+        """Ends the wait of the tick thread. For any thread."""
+        if not self._awake:
+            self._awake = True
+            # A full pipe means that the thread is about to wake anyway.
+            with contextlib.suppress(BlockingIOError, OSError):
+                os.write(self._pipe_write, b"w")
+
+    def _close_pipe(self) -> None:
+        os.close(self._pipe_read)
+        os.close(self._pipe_write)
+
+    def _abandoned(self) -> list[Proposal]:
+        left = [*self._proposals, *(proposal for _, proposal in self._waiting.values())]
+        self._proposals.clear()
+        self._waiting.clear()
+        return left
+
+    def _run(self) -> None:
+        """The tick loop. One odd failure is survived; the same three times in a row is not."""
+        failures: list[str] = []
+        while not self._stopping:
+            try:
+                self.tick()
+                failures.clear()
+            except (Fatal, OSError, MemoryError) as error:
+                self._fail(error)
+                return
+            except Exception as error:
+                logger.exception("the tick thread failed")
+                failures.append(repr(error))
+                if failures[-SAME_FAILURES_MAX:].count(repr(error)) == SAME_FAILURES_MAX:
+                    self._fail(error)
+                    return
+
+    def _fail(self, error: BaseException) -> None:
+        logger.critical("this node cannot go on: %s", error)
+        for proposal in self._abandoned():
+            proposal.give_up(f"this node failed: {error}")
+        self._on_fatal(error)
+
+    def tick(self) -> None:
+        """One round; waits for the network at most until something is due."""
+        self._wire.tick()
+        now = time.monotonic()
+        if self._disk_error:
+            self._try_disk(now)
+        self._continue_transfer(now)
+        self._continue_install()
+        self._note_leadership()
+        self.doTick(self._pause_s(now))
+
+    def _note_leadership(self) -> None:
+        heard_at = self._leader_heard_at
+        silent = heard_at is not None and time.monotonic() - heard_at > self._config.election_timeout_s_max
+        if silent and self._role != LEADER:
+            # The library forgets a leader when it stands for election itself, and alone it never stands.
+            self._SyncObj__raftLeader = None
+        leader = self._SyncObj__raftLeader
+        serving = self._role == LEADER and self._applied_term == self._term
+        found = Leadership(self._term, leader.id if leader is not None else None, serving)
+        if found != self._leadership:
+            with self._leadership_changed:
+                self._leadership = found
+                self._leadership_changed.notify_all()
+
+    def _pause_s(self, now: float) -> float:
+        if self._proposals or self._held or self._send_now or self._commit_index > self._applied:
+            return 0.0
+        if self._role == LEADER:
+            return min(TICK_S, max(0.001, self._SyncObj__newAppendEntriesTime - now))
+        remaining_s = self._SyncObj__raftElectionDeadline - now
+        return min(TICK_S, remaining_s) if remaining_s > 0 else TICK_S
+
+    def _on_wake(self, descriptor: int, events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self._pipe_read, 4096)) == 4096:
+                pass
+        # Last: what was posted before this line is seen by the tick that follows.
+        self._awake = False
+
+    # -- for any thread ------------------------------------------------------------
+
+    def status(self) -> LogStatus:
+        now = time.monotonic()
+        role = self._role
+        leader = self._SyncObj__raftLeader
+        contact = None
+        if role == LEADER:
+            contact = self._quorum_contact_s(now)
+        elif self._leader_heard_at is not None:
+            contact = now - self._leader_heard_at
+        return LogStatus(
+            node=self.node_id,
+            leader=leader.id if leader is not None else None,
+            role=_ROLES[role],
+            term=self._term,
+            commit_index=self._commit_index,
+            applied_index=self._applied,
+            leader_contact_s=contact,
+            serving_term=role == LEADER and self._applied_term == self._term,
+            caught_up=self._caught_up,
+            peers=self._wire.statuses(),
+            disk_error=self._disk_error,
+        )
+
+    def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
+        proposal = Proposal(encode(Envelope(FORMAT, time_ns, command, request_id)))
+        if self._role != LEADER:
+            proposal.resolve(None, NotLeader(f"{self.node_id} does not lead"))
+        elif self._refusing is not None:
+            proposal.resolve(None, self._refusing)
+        elif len(self._proposals) >= PROPOSALS_MAX:
+            proposal.resolve(None, Overloaded(f"{PROPOSALS_MAX} writes wait already", limit=PROPOSALS_MAX))
+        else:
+            self._proposals.append(proposal)
+            self.wake()
+        return proposal
+
+    def wait_applied(self, index: int, deadline: float) -> bool:
+        if self._applied >= index:
+            return True
+        event = threading.Event()
+        with self._applied_lock:
+            self._waiter_count += 1
+            heapq.heappush(self._applied_waiters, (index, self._waiter_count, event))
+        # Applied between the look and the push: nobody would wake this waiter.
+        if self._applied >= index:
+            return True
+        if event.wait(max(0.0, deadline - time.monotonic())):
+            return True
+        with self._applied_lock:
+            self._applied_waiters = [waiter for waiter in self._applied_waiters if waiter[2] is not event]
+            heapq.heapify(self._applied_waiters)
+        return self._applied >= index
+
+    def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        return self._wire.request(peer, kind, payload, deadline)
+
+    def serve(self, kind: str, handler: Handler) -> None:
+        self._wire.serve(kind, handler)
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
+        with self._leadership_changed:
+            self._leadership_changed.wait_for(
+                lambda: self._leadership != seen or self._stopping, max(0.0, deadline - time.monotonic())
+            )
+            return self._leadership
+
+    def transfer_leadership(self, deadline: float) -> bool:
+        """Hands leadership to a follower that is caught up and not draining itself.
+
+        Stops taking proposals until it is over. True once this node does not
+        lead (any more); False if nobody took over by ``deadline``.
+        """
+        self._wire.post(self._begin_transfer)
+        while time.monotonic() < deadline:
+            if self._role != LEADER:
+                return True
+            time.sleep(0.005)
+        return self._role != LEADER
+
+    def drain(self) -> None:
+        """Tells the peers that this node is about to stop."""
+        self._wire.post(self._wire.set_draining)
+
+    # -- names for the library's private state -------------------------------------
+
+    @property
+    def _role(self) -> int:
+        return self._SyncObj__raftState
+
+    @property
+    def _term(self) -> int:
+        return self._SyncObj__raftCurrentTerm
+
+    @property
+    def _commit_index(self) -> int:
+        return self._SyncObj__raftCommitIndex
+
+    @property
+    def _applied(self) -> int:
+        return self._SyncObj__raftLastApplied
+
+    @property
+    def _match(self) -> dict[Node, int]:
+        return self._SyncObj__raftMatchIndex
+
+    @property
+    def _next(self) -> dict[Node, int]:
+        return self._SyncObj__raftNextIndex
+
+    def _quorum_contact_s(self, now: float) -> float:
+        """How long ago this leader last heard a quorum, itself included."""
+        ages = sorted(now - heard for heard in list(self._SyncObj__lastResponseTime.values()))
+        needed = (len(self._SyncObj__otherNodes) + 1) // 2
+        if needed == 0:
+            return 0.0
+        return max(0.0, ages[needed - 1]) if len(ages) >= needed else float("inf")
+
+    # -- start-up ------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        """State file, then log, into memory, and the library's state with them.
+
+        The log may lie behind the state file (a crash between installing one and
+        cutting the other): what follows the file's index is kept if it belongs
+        there and dropped if it does not, never the reverse (D5).
+        """
+        journal = self._journal
+        found = self._snapshots.load()
+        if found is None:
+            if journal.base_index > 1:
+                raise Damaged(
+                    f"the log in {self._config.directory} starts at entry {journal.base_index}, but there is no state "
+                    "file for what came before. Choices: put the state file back; or, if the other nodes form a "
+                    "quorum, give this member's place to a new node with an empty data directory."
+                )
+            self.registry.skip(1, 0)
+            applied = 1
+        else:
+            header, state = found
+            if header.index < journal.base_index:
+                raise Damaged(
+                    f"the log in {self._config.directory} starts at entry {journal.base_index}, but the state file "
+                    f"ends at {header.index}: put the newer state file back"
+                )
+            if journal.term_at(header.index) != header.term:
+                journal.reset((NO_OP, header.index, header.term))
+            self.registry.replace(state)
+            self._saved = header
+            applied = header.index
+        self.changes.reset(applied)
+        self._applied_term = found[0].term if found else 0
+        self._SyncObj__raftLog = journal
+        self._SyncObj__raftCurrentTerm = max(journal.getCurrentTerm(), journal[-1][2])
+        self._SyncObj__votedForNodeId = journal.getVotedForNodeId()
+        if journal.getCurrentTerm() < self._term:
+            self._SyncObj__votedForNodeId = None
+        self._SyncObj__raftLastApplied = applied
+        self._SyncObj__raftCommitIndex = max(journal.getRaftCommitIndex(), applied)
+        journal.setRaftCommitIndex(self._commit_index)
+        self._SyncObj__needLoadDumpFile = False
+
+    # -- proposals (figure 2, rules for leaders) -----------------------------------
+
+    def _checkCommandsToApply(self) -> None:
+        """Takes up proposals and sends. Ours instead of the library's, which sends
+        once a command, forwards by itself (D20, D21) and keeps commands whose
+        client has gone."""
+        taken = 0
+        while self._proposals and taken < DRAIN_BYTES and self._transfer is None:
+            proposal = self._proposals.popleft()
+            if self._role != LEADER:
+                proposal.resolve(None, NotLeader(f"{self.node_id} does not lead any more"))
+                continue
+            try:
+                self._journal.check_room(len(proposal.data) + 64)
+            except DiskUnavailable as error:
+                proposal.resolve(None, error)
+                self._disk_failed(error)
+                continue
+            if not proposal.take():
+                continue
+            index = self._journal.last_index + 1
+            self._journal.add(REGULAR + proposal.data, index, self._term)
+            self._waiting[index] = (self._term, proposal)
+            taken += len(proposal.data)
+            self._send_now = True
+        if self._role == LEADER and (self._send_now or self._commit_moved):
+            self._replicate(heartbeat=False)
+        self._send_now = False
+        self._commit_moved = False
+
+    # -- sending entries (figure 2, AppendEntries) ---------------------------------
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """Called by the library when a heartbeat is due.
+
+        Replaces its sender: that one repeats itself when a follower refuses
+        (D14), spins while a state file is written, and knows no flow control.
+        """
+        self._SyncObj__newAppendEntriesTime = time.monotonic() + self._config.heartbeat_period_s
+        self._replicate(heartbeat=True)
+
+    def _replicate(self, *, heartbeat: bool) -> None:
+        encoded: dict[tuple[int, int], bytes] = {}
+        for node in self._wire.nodes():
+            if not self._wire.connected(node):
+                continue
+            follower = self._followers.setdefault(node, _Follower())
+            if self._next[node] <= self._journal.base_index or follower.sending is not None:
+                self._send_state(node, follower)
+                if heartbeat:
+                    self._send_append(node, 0, 0, encoded)
+            elif follower.probing:
+                if heartbeat or not follower.probe_sent:
+                    follower.probe_sent = True
+                    self._send_entries(node, encoded, once=True)
+            else:
+                self._send_entries(node, encoded, once=False, even_none=heartbeat or self._commit_moved)
+
+    def _send_entries(
+        self, node: Node, encoded: dict[tuple[int, int], bytes], *, once: bool, even_none: bool = True
+    ) -> None:
+        last = self._journal.last_index
+        start = self._next[node]
+        sent = False
+        while start <= last and self._wire.backlog(node) < WINDOW_BYTES:
+            count = self._count_from(start)
+            self._send_append(node, start, count, encoded)
+            sent = True
+            if once:
+                return
+            start += count
+            self._next[node] = start
+        if even_none and not sent:
+            self._send_append(node, start, 0, encoded)
+
+    def _count_from(self, start: int) -> int:
+        """How many entries from ``start`` fit in one message; at least one."""
+        size = count = 0
+        first = start - self._journal.base_index
+        for position in range(first, len(self._journal)):
+            size += len(self._journal[position][0]) + 16
+            if count and size > BATCH_BYTES:
+                break
+            count += 1
+        return count
+
+    def _send_append(self, node: Node, start: int, count: int, encoded: dict[tuple[int, int], bytes]) -> None:
+        """Entries ``start`` to ``start + count``; the bytes are made once for all followers.
+
+        ``start`` 0 is a heartbeat that claims nothing about the follower's log.
+        """
+        frame = encoded.get((start, count))
+        if frame is None:
+            previous = max(0, start - 1)
+            frame = encoded[start, count] = wire.encode(
+                wire.Append(
+                    self._term,
+                    self._commit_index,
+                    previous,
+                    (self._journal.term_at(previous) or 0) if start else 0,
+                    tuple(self._journal.from_index(start, count)) if count else (),
+                )
+            )
+        self._wire.broadcast([node], frame)
+
+    # -- receiving -----------------------------------------------------------------
+
+    def _on_message(self, node: Node, message: wire.Message) -> None:
+        """The gate: everything from a peer enters here, and only what is proven passes.
+
+        Votes go on to the library; appends, acknowledgements and state files are
+        handled here. Commands, membership changes and utility messages of the
+        library's own protocol do not exist on our wire (D19, D20, D24).
+        """
+        match message:
+            case wire.Append():
+                self._on_append(node, message)
+            case wire.Progress():
+                self._on_progress(node, message)
+            case wire.RequestVote():
+                self._on_request_vote(node, message)
+            case wire.GrantVote():
+                self._on_grant_vote(node, message)
+            case wire.TimeoutNow():
+                if not self._disk_error:
+                    self._pass_on(node, {"type": "timeout_now", "term": message.term})
+            case wire.Install():
+                self._on_install(node, message)
+            case wire.Installed():
+                self._on_installed(node, message)
+            case _:
+                self._wire.drop(node, f"sent an unexpected {type(message).__name__}")
+
+    def _pass_on(self, node: Node, message: dict[str, Any]) -> None:
+        super()._SyncObj__onMessageReceived(node, message)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _on_request_vote(self, node: Node, message: wire.RequestVote) -> None:
+        self._pass_on(
+            node,
+            {
+                "type": "request_vote",
+                "term": message.term,
+                "last_log_index": message.last_log_index,
+                "last_log_term": message.last_log_term,
+            },
+        )
+
+    def _on_grant_vote(self, node: Node, message: wire.GrantVote) -> None:
+        """The library counts messages; a vote counts once a voter."""
+        if message.term != self._term or self._role != CANDIDATE or node.id in self._votes:
+            return
+        self._votes.add(node.id)
+        self._pass_on(node, {"type": "response_vote", "term": message.term})
+
+    def _on_append(self, node: Node, message: wire.Append) -> None:
+        """AppendEntries at the receiver (figure 2), instead of the library's.
+
+        Only entries in conflict are deleted, and never committed ones (D1). The
+        commit index follows only what was verified against this leader in this
+        term (D2). Every refusal names the same proven point (D14).
+        """
+        if not self._hear_leader(node, message.term):
+            return
+        if self._receiving is not None or self._installing is not None or not message.previous_index:
+            self._answer(node, alive=True)
+            return
+        term, leader, verified = self._verified
+        if (term, leader) != (message.term, node.id):
+            verified = 0
+        verified = max(verified, self._commit_index)
+        entries = message.entries
+        previous, previous_term = message.previous_index, message.previous_term
+        if previous < self._journal.base_index:
+            # What was compacted away was committed, so it agrees (Leader Completeness).
+            entries = entries[self._journal.base_index - previous :]
+            previous, previous_term = self._journal.base_index, self._journal[0][2]
+        if self._journal.term_at(previous) != previous_term:
+            self._verified = (message.term, node.id, verified)
+            self._answer(node, next_index=verified + 1, reset=True)
+            return
+        self._check_entries(node, message, previous, entries)
+        try:
+            self._store(entries)
+        except DiskUnavailable as error:
+            self._disk_failed(error)
+            self._answer(node, alive=True)
+            return
+        end = previous + len(entries)
+        verified = max(verified, end)
+        self._verified = (message.term, node.id, verified)
+        commit = min(message.commit_index, verified)
+        if commit > self._commit_index:
+            self._SyncObj__raftCommitIndex = commit
+            self._journal.setRaftCommitIndex(commit)
+        self._answer(node, next_index=verified + 1)
+
+    def _hear_leader(self, node: Node, term: int) -> bool:
+        """What any message of a leader does: term, role, election timer. False if it is stale."""
+        if term < self._term:
+            self._answer(node, alive=True)
+            return False
+        if self._role == LEADER and term == self._term:
+            raise Fatal(f"two leaders in term {term}: {node.id} and {self.node_id}")
+        heartbeat = {"type": "append_entries", "term": term, "commit_index": self._commit_index}
+        self._pass_on(node, heartbeat)
+        self._leader_heard_at = time.monotonic()
+        return True
+
+    def _check_entries(
+        self, node: Node, message: wire.Append, previous: int, entries: tuple[Entry, ...]
+    ) -> None:
+        expected, term = previous + 1, 0
+        for _, index, entry_term in entries:
+            if index != expected or entry_term < term or entry_term > message.term:
+                self._wire.drop(node, f"sent entry {index} of term {entry_term} where {expected} was due")
+                raise Invalid(f"{node.id} sent entries out of order")
+            expected, term = expected + 1, entry_term
+
+    def _store(self, entries: tuple[Entry, ...]) -> None:
+        """Rules 3 and 4 of AppendEntries: skip what is held, cut only a conflict, append the rest."""
+        journal = self._journal
+        for position, (_, index, term) in enumerate(entries):
+            held = journal.term_at(index)
+            if held == term:
+                continue
+            if held is not None:
+                if index <= self._commit_index:
+                    raise Fatal(f"entry {index} of term {term} contradicts a committed one of term {held}")
+                journal.deleteEntriesFrom(index - journal.base_index)
+            rest = entries[position:]
+            journal.check_room(sum(len(command) + 64 for command, _, _ in rest))
+            for entry in rest:
+                journal.add(*entry)
+            return
+
+    def _answer(self, node: Node, *, next_index: int = 0, reset: bool = False, alive: bool = False) -> None:
+        """Acknowledges, once it is true on disk (``_hold``). Stamped with our term (D4)."""
+        success = not reset and not alive
+        self._hold(node, wire.Progress(self._term, next_index, success, reset))
+
+    def _on_progress(self, node: Node, message: wire.Progress) -> None:
+        """A follower's answer. One of another term says nothing about this one (D4)."""
+        if message.term > self._term:
+            self._SyncObj__setCurrentTerm(message.term, None)
+            self._SyncObj__setState(FOLLOWER)
+            self._SyncObj__raftLeader = None
+            return
+        if message.term < self._term or self._role != LEADER:
+            return
+        if message.next_index > self._journal.last_index + 1:
+            self._wire.drop(node, f"acknowledged entry {message.next_index - 1}, which does not exist")
+            return
+        self._SyncObj__lastResponseTime[node] = time.monotonic()
+        follower = self._followers.setdefault(node, _Follower())
+        if message.success:
+            self._match[node] = max(self._match[node], message.next_index - 1)
+            if follower.probing or self._next[node] <= self._match[node]:
+                self._next[node] = self._match[node] + 1
+            follower.probing = False
+            if follower.sending is not None and self._match[node] >= follower.sending.header.index:
+                self._stop_sending(follower)
+            if self._next[node] <= self._journal.last_index:
+                self._send_now = True
+        elif message.reset and follower.sending is None:
+            wanted = max(1, message.next_index)
+            # A follower that starts again has proven less than it once acknowledged;
+            # counting less than it holds is always safe, the reverse never.
+            self._match[node] = min(self._match[node], wanted - 1)
+            if follower.probing and follower.probe_sent and wanted == self._next[node]:
+                # Refusals of messages that were already on their way.
+                return
+            self._next[node] = wanted
+            follower.probing = True
+            follower.probe_sent = False
+            self._send_now = True
+
+    # -- roles ---------------------------------------------------------------------
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        """Leads, unless there is no room to log the term's first entry."""
+        try:
+            self._journal.check_room(64)
+        except DiskUnavailable as error:
+            self._disk_failed(error)
+            self._SyncObj__setState(FOLLOWER)
+            return
+        self._followers = {node: _Follower() for node in self._wire.nodes()}
+        super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
+        logger.info("leading term %d from entry %d on", self._term, self._journal.last_index)
+
+    def _SyncObj__setState(self, newState: int) -> None:
+        if newState == CANDIDATE:
+            self._votes = {self.node_id}
+        super()._SyncObj__setState(newState)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _role_changed(self, old: int, new: int) -> None:
+        logger.info("%s in term %d (was %s)", _ROLES[new], self._term, _ROLES[old])
+        if old == LEADER:
+            self._leader_heard_at = time.monotonic()
+            # The library leaves a deposed leader's timer where it was, long past.
+            self._SyncObj__raftElectionDeadline = time.monotonic() + self._SyncObj__generateRaftTimeout()
+            for follower in self._followers.values():
+                self._stop_sending(follower)
+            self._transfer = None
+
+    def _SyncObj__onNodeConnected(self, node: Node) -> None:
+        super()._SyncObj__onNodeConnected(node)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._role == LEADER:
+            self._begin_again(node)
+
+    def _SyncObj__onNodeDisconnected(self, node: Node) -> None:
+        """What was on its way is lost: send again from what is known (D3: a state file from its start)."""
+        super()._SyncObj__onNodeDisconnected(node)  # pyright: ignore[reportAttributeAccessIssue]
+        leader = self._SyncObj__raftLeader
+        if leader == node:
+            self._abort_receiving()
+        if self._role == LEADER:
+            self._begin_again(node)
+
+    def _begin_again(self, node: Node) -> None:
+        follower = self._followers.setdefault(node, _Follower())
+        self._stop_sending(follower)
+        follower.probing = True
+        follower.probe_sent = False
+        if self._match[node]:
+            self._next[node] = self._match[node] + 1
+        self._send_now = True
+
+    # -- the gate for what leaves (D7) ---------------------------------------------
+
+    def _hold(self, node: Node, message: wire.Message) -> None:
+        """Sends ``message`` after the next sync. Of acknowledgements in a row the last counts."""
+        if isinstance(message, wire.Progress) and self._held:
+            last_node, last = self._held[-1]
+            if last_node == node and isinstance(last, wire.Progress) and last.success and message.success:
+                self._held.pop()
+        self._held.append((node, message))
+
+    def _send_from_library(self, node: Node, message: dict[str, Any]) -> None:
+        """What the library itself sends: votes and transfers. Its other messages are replaced above."""
+        match message["type"]:
+            case "request_vote":
+                ours = wire.RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
+                self._hold(node, ours)
+            case "response_vote":
+                self._hold(node, wire.GrantVote(message["term"]))
+            case "timeout_now":
+                self._hold(node, wire.TimeoutNow(message["term"]))
+            case other:
+                raise Fatal(f"the library sends {other!r}, which this engine replaces")
+
+    def _flush(self) -> None:
+        """Makes the log durable, then lets go what was held for it. Before and after each poll."""
+        if self._journal.dirty:
+            self._journal.sync()
+        if not self._held:
+            return
+        held, self._held = self._held, []
+        for node, message in held:
+            self._wire.send(node, message)
+
+    # -- applying ------------------------------------------------------------------
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """Applies what is committed, for a bounded time, each entry exactly once (D12, D13)."""
+        if self._commit_index <= self._applied:
+            self._note_caught_up()
+            return False
+        if self._role == LEADER:
+            self._commit_moved = True
+        until = time.monotonic() + APPLY_S
+        while self._applied < self._commit_index:
+            index = self._applied + 1
+            command, _, term = self._journal[index - self._journal.base_index]
+            self._apply(index, term, command)
+            if time.monotonic() > until:
+                break
+        self._wake_waiters()
+        return False
+
+    def _note_caught_up(self) -> None:
+        """True for good once an entry of a leader's own term was applied here: all that
+        was committed when this node joined lies before it (Leader Completeness)."""
+        if not self._caught_up and self._applied_term == self._term:
+            self._caught_up = self._SyncObj__raftLeader is not None
+
+    def _apply(self, index: int, term: int, command: bytes) -> None:
+        waiting = self._waiting.pop(index, None)
+        outcome = error = None
+        events: tuple[Event, ...] = ()
+        if command[:1] == REGULAR:
+            try:
+                applied = self.registry.apply(index, term, decode(command[1:]))
+                outcome, error, events = applied.outcome, applied.error, applied.events
+            except (MemoryError, OSError, Fatal):
+                raise
+            except Exception as problem:
+                # The same on every replica, so going on is as safe as it gets;
+                # stopping would stop all of them, for ever (D13).
+                logger.exception("entry %d could not be applied", index)
+                error = RollcallError(f"the command could not be applied: {problem}")
+        elif command[:1] != NO_OP:
+            raise Fatal(f"entry {index} is of a kind that this engine never writes: {command[:1]!r}")
+        if self.registry.applied_index < index:
+            self.registry.skip(index, term)
+        self._SyncObj__raftLastApplied = index
+        self._applied_term = term
+        self.changes.publish(index, events)
+        for listener in self._listeners:
+            listener(index, events)
+        if waiting is not None:
+            proposed_term, proposal = waiting
+            if proposed_term == term:
+                proposal.resolve(outcome, error)
+            else:
+                proposal.resolve(None, Overwritten("another leader took over before the write was committed"))
+
+    def _wake_waiters(self) -> None:
+        if not self._applied_waiters:
+            return
+        with self._applied_lock:
+            while self._applied_waiters and self._applied_waiters[0][0] <= self._applied:
+                heapq.heappop(self._applied_waiters)[2].set()
+
+    # -- state files (paper section 7) ---------------------------------------------
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Writes a state file in the background and then cuts the log (D5, D15, D18)."""
+        if self._saving is not None:
+            if self._saving.done():
+                self._finish_saving(self._saving)
+                self._saving = None
+            return
+        if self._installing is not None or self._receiving is not None:
+            return
+        entries = self._applied - (self._saved.index if self._saved else 1)
+        old = time.monotonic() - self._saved_at > self._config.snapshot_interval_s
+        if entries >= self._config.snapshot_entries or (old and entries):
+            self._saving = self._snapshots.save(self.registry.root())
+            self._saved_at = time.monotonic()
+
+    def _finish_saving(self, saving: "Future[SnapshotHeader]") -> None:
+        try:
+            header = saving.result()
+        except OSError as error:
+            logger.warning("could not write a state file: %s; trying again later", error.strerror)
+            return
+        if header.index <= self._journal.base_index:
+            return
+        self._saved = header
+        if any(follower.sending for follower in self._followers.values()):
+            return
+        cut = header.index
+        kept = 0
+        floor = max(self._journal.base_index, header.index - KEEP_ENTRIES)
+        while cut > floor and kept < KEEP_BYTES:
+            kept += len(self._journal[cut - self._journal.base_index][0])
+            cut -= 1
+        try:
+            self._journal.deleteEntriesTo(cut - self._journal.base_index)
+        except DiskUnavailable as error:
+            logger.warning("the log could not be cut: %s", error.message)
+            return
+        logger.info("state file at entry %d; the log starts at %d", header.index, self._journal.base_index)
+
+    def _send_state(self, node: Node, follower: _Follower) -> None:
+        now = time.monotonic()
+        sending = follower.sending
+        if sending is None:
+            if self._saved is None:
+                raise Fatal("the log was cut, but there is no state file")
+            descriptor = os.open(self._snapshots.path, os.O_RDONLY | os.O_CLOEXEC)
+            sending = follower.sending = _Sending(self._saved, descriptor, now)
+            logger.info("sending the state file at entry %d to %s", sending.header.index, node.id)
+        if sending.acknowledged < sending.sent and now - sending.progress_at > INSTALL_RETRY_S:
+            sending.sent = sending.acknowledged
+            sending.progress_at = now
+        while sending.sent < min(sending.total, sending.acknowledged + INSTALL_WINDOW_BYTES):
+            data = os.pread(sending.descriptor, INSTALL_BYTES, sending.sent)
+            self._wire.send(
+                node, wire.Install(self._term, sending.header.index, sending.sent, sending.total, data)
+            )
+            sending.sent += len(data)
+
+    def _stop_sending(self, follower: _Follower) -> None:
+        if follower.sending is not None:
+            os.close(follower.sending.descriptor)
+            follower.sending = None
+
+    def _on_install(self, node: Node, message: wire.Install) -> None:
+        if not self._hear_leader(node, message.term):
+            return
+        if self._installing is not None:
+            return
+        if message.index <= self._applied:
+            # Older than what is applied here already (D15): say what is proven instead.
+            self._abort_receiving()
+            self._answer(node, next_index=self._commit_index + 1)
+            return
+        receiving = self._receiving
+        if message.offset == 0 and (receiving is None or receiving.received):
+            self._abort_receiving()
+            path = self._config.directory / "snapshot-received.tmp"
+            self._disk.unlink(path)
+            receiving = self._receiving = _Receiving(message.index, path, self._disk.open(path))
+        if receiving is None or receiving.index != message.index or receiving.received != message.offset:
+            wanted = receiving.received if receiving and receiving.index == message.index else 0
+            self._wire.send(node, wire.Installed(self._term, message.index, wanted))
+            return
+        try:
+            self._disk.write(receiving.descriptor, message.data, message.offset)
+        except OSError as error:
+            self._abort_receiving()
+            self._disk_failed(DiskUnavailable(f"no room for a state file: {error.strerror}"))
+            return
+        receiving.received += len(message.data)
+        self._wire.send(node, wire.Installed(self._term, message.index, receiving.received))
+        if receiving.received >= message.total:
+            self._disk.close(receiving.descriptor)
+            self._receiving = None
+            self._installing = (receiving.index, self._snapshots.install(receiving.path))
+
+    def _abort_receiving(self) -> None:
+        if self._receiving is not None:
+            self._disk.close(self._receiving.descriptor)
+            self._disk.unlink(self._receiving.path)
+            self._receiving = None
+
+    def _on_installed(self, node: Node, message: wire.Installed) -> None:
+        if message.term != self._term or self._role != LEADER:
+            return
+        self._SyncObj__lastResponseTime[node] = time.monotonic()
+        sending = self._followers.setdefault(node, _Follower()).sending
+        if sending is None or sending.header.index != message.index or message.offset > sending.total:
+            return
+        sending.progress_at = time.monotonic()
+        if message.offset < sending.acknowledged or message.offset < sending.sent - INSTALL_WINDOW_BYTES:
+            sending.sent = message.offset
+        sending.acknowledged = message.offset
+        self._send_now = True
+
+    def _continue_install(self) -> None:
+        """Swaps a verified state file in. Acknowledged is exactly its index, and only then (D3)."""
+        if self._installing is None or not self._installing[1].done():
+            return
+        (index, installing), self._installing = self._installing, None
+        try:
+            header, state = installing.result()
+        except (Damaged, OSError) as error:
+            logger.warning("a state file from the leader could not be used: %s", error)
+            leader = self._SyncObj__raftLeader
+            if leader is not None:
+                self._wire.send(leader, wire.Installed(self._term, index, 0))
+            return
+        if header.index <= self._applied:
+            return
+        journal = self._journal
+        if journal.term_at(header.index) == header.term:
+            journal.deleteEntriesTo(header.index - journal.base_index)
+        else:
+            journal.reset((NO_OP, header.index, header.term))
+        self.registry.replace(state)
+        self._saved = header
+        self._saved_at = time.monotonic()
+        self._SyncObj__raftLastApplied = header.index
+        self._applied_term = header.term
+        self._SyncObj__raftCommitIndex = max(self._commit_index, header.index)
+        journal.setRaftCommitIndex(self._commit_index)
+        self.changes.reset(header.index)
+        for index in [index for index in self._waiting if index <= header.index]:
+            _, proposal = self._waiting.pop(index)
+            proposal.resolve(None, Unknown("a state file took the place of the log where the write stood"))
+        self._wake_waiters()
+        logger.info("installed the state file at entry %d", header.index)
+        leader = self._SyncObj__raftLeader
+        if leader is not None and self._role == FOLLOWER:
+            self._verified = (self._term, leader.id, header.index)
+            self._answer(leader, next_index=header.index + 1)
+
+    # -- leadership transfer (dissertation 3.10) -----------------------------------
+
+    def _begin_transfer(self) -> None:
+        if self._role != LEADER or self._transfer is not None:
+            return
+        able = [node for node in self._wire.nodes() if self._wire.connected(node) and not self._wire.draining(node)]
+        if not able:
+            return
+        target = max(able, key=lambda node: (self._match[node], node.id))
+        self._transfer = (target, time.monotonic() + TRANSFER_S)
+        self._transfer_asked = False
+        logger.info("handing leadership to %s", target.id)
+
+    def _continue_transfer(self, now: float) -> None:
+        """Proposals rest meanwhile, so the target catches up even under load."""
+        if self._transfer is None:
+            return
+        target, until = self._transfer
+        if now > until:
+            logger.warning("%s did not take over in time", target.id)
+            self._transfer = None
+        elif not self._transfer_asked and self._match[target] == self._journal.last_index:
+            self._transfer_asked = True
+            self.transferLeadership(target)
+
+    # -- a disk without room (D17) -------------------------------------------------
+
+    def _disk_failed(self, error: DiskUnavailable) -> None:
+        """Says so, hands leadership over, and does not campaign until there is room."""
+        if not self._disk_error:
+            logger.error("%s; this node neither leads nor acknowledges until there is room", error.message)
+        self._disk_error = error.message
+        self._refusing = error
+        self._disk_retry_at = time.monotonic() + DISK_RETRY_S
+        self._begin_transfer()
+
+    def _try_disk(self, now: float) -> None:
+        self._SyncObj__raftElectionDeadline = max(
+            self._SyncObj__raftElectionDeadline, now + self._config.election_timeout_s_max
+        )
+        if now < self._disk_retry_at:
+            return
+        self._disk_retry_at = now + DISK_RETRY_S
+        try:
+            self._journal.check_room(BATCH_BYTES)
+        except DiskUnavailable:
+            if self._role == LEADER:
+                self._begin_transfer()
+            return
+        logger.info("there is room on disk again")
+        self._disk_error = ""
+        self._refusing = None
+
+
+class _LibraryPort(LibraryTransport):
+    """What the library takes for its transport: it only ever sends through it.
+
+    What arrives comes from our ``Transport`` to ``Engine._on_message`` directly.
+    """
+
+    def __init__(self, send: Callable[[Node, dict[str, Any]], None]) -> None:
+        super().__init__(None, None, [])
+        self._send: Callable[[Node, dict[str, Any]], None] = send
+
+    def send(self, node: Node, message: dict[str, Any]) -> bool:
+        self._send(node, message)
+        return True
+
+
+class _GatedPoller(Poller):
+    """The library's poller with the gate on both sides of the wait.
+
+    Before: what this tick noted becomes durable and what was held leaves. After:
+    the acknowledgements of what just arrived go out without another round.
+    """
+
+    def __init__(self, poller: Poller, flush: Callable[[], None]) -> None:
+        self._inner: Poller = poller
+        self._gate: Callable[[], None] = flush
+
+    def subscribe(self, descr: int, callback: Callable[[int, int], None], eventMask: int) -> None:
+        self._inner.subscribe(descr, callback, eventMask)
+
+    def unsubscribe(self, descr: int) -> None:
+        self._inner.unsubscribe(descr)
+
+    def poll(self, timeout: float) -> None:
+        self._gate()
+        self._inner.poll(timeout)
+        self._gate()
+
+
+def check_library(directory: Path | None = None) -> None:
+    """Raises ``Fatal`` unless the installed library is the one that was reviewed (H0)."""
+    root = directory or Path(pysyncobj.__file__).parent
+    for name, expected in REVIEWED.items():
+        found = hashlib.sha256((root / name).read_bytes()).hexdigest()[:16]
+        if found != expected:
+            raise Fatal(
+                f"pysyncobj's {name} is not the file that this version was checked against "
+                f"(sha256 {found}, expected {expected}): install pysyncobj 0.3.17 exactly"
+            )

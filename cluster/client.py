@@ -1,0 +1,423 @@
+"""The SDK: register, renew, discover and watch, through whichever node answers.
+
+``Client`` stays with one node while it answers and goes to the next when it
+does not. What it sends again, and what not:
+
+    certainly not done (``NotDone``)   always, to the next node, until the deadline
+    perhaps done (``Unknown``)         reads, heartbeats, and writes: these carry an Idempotency-Key
+                                       that is the same in every attempt, so a second one changes nothing
+    anything else                      never: the answer would be the same
+
+A read asks for a copy at least as new as anything this client has written or
+seen before (``min_index``), so its own writes are visible to it on every node
+and history never runs backwards.
+"""
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import quote
+
+import msgspec
+import requests
+from msgspec import Struct
+from requests.adapters import HTTPAdapter
+
+from ..replication.errors import Gone, Invalid, NotDone, NotFound, RollcallError, Unknown
+from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
+from .http import Answer, Session, exchange
+from .members import DEFAULT_NODES, Members, urls_from
+
+READ_ATTEMPT_S = 2.0
+"""One try of a read: short, because another node can answer it just as well."""
+
+CATCH_UP_S = 1.0
+"""How long a node may wait to become new enough for a read, before the next is asked."""
+
+WRITE_ATTEMPT_S = 7.0
+"""One try of a write: a node holds it up to its write_timeout (5 s) for an election to finish."""
+
+POLL_S = 30.0
+PAUSE_S_MIN = 0.05
+PAUSE_S_MAX = 1.0
+CONNECTIONS_MAX = 32
+
+
+class Listing(Struct, frozen=True, kw_only=True):
+    """The instances of one service, as one node knew them at ``index``.
+
+    ``complete`` is the node's word that it was up to date: only then is an
+    empty list really empty.
+    """
+
+    service: str
+    env: str
+    index: int
+    instances: tuple[Instance, ...]
+    complete: bool = False
+
+
+class ServiceSummary(Struct, frozen=True, kw_only=True):
+    """One service in sums. ``serving`` is how many should get traffic."""
+
+    name: str
+    env: str
+    instances: int
+    serving: int
+    health: dict[str, int]
+    tags: tuple[str, ...]
+
+
+class Renewal(Struct, frozen=True, kw_only=True):
+    """The answer to a heartbeat: the lease's length (None: no lease) and when to send the next."""
+
+    ttl_s: float | None = None
+    next_heartbeat_ms: int | None = None
+
+
+class MemberView(Struct, frozen=True, kw_only=True):
+    """One node, as the node that was asked sees it."""
+
+    id: str
+    http: str
+    raft: str
+    role: str
+    reachable: bool
+
+
+class ClusterView(Struct, frozen=True, kw_only=True):
+    """The cluster, as the node that was asked sees it. ``leader`` is a member's id or None."""
+
+    node: str
+    cluster: str = ""
+    leader: str | None
+    term: int
+    applied_index: int
+    commit_index: int
+    members: tuple[MemberView, ...]
+    protection: dict[str, Any] = {}
+    disk_error: str = ""
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """Everything that a watcher watches, at the moment that its watch begins, or begins anew."""
+
+    index: int
+    instances: tuple[Instance, ...]
+
+
+class Client:
+    """A cluster to talk to. May be shared by threads; ``close`` gives its connections back."""
+
+    def __init__(
+        self,
+        nodes: str | Iterable[str] = DEFAULT_NODES,
+        *,
+        env: str = DEFAULT_ENV,
+        timeout_s: float = 10.0,
+        session: Session | None = None,
+    ) -> None:
+        self.env: str = env
+        self.timeout_s: float = timeout_s
+        self._members = Members(urls_from(nodes) if isinstance(nodes, str) else nodes)
+        self._lock = threading.Lock()
+        self._index = 0
+        self._owned = _session() if session is None else None
+        self._session: Session = session if session is not None else self._owned or _session()
+
+    def close(self) -> None:
+        if self._owned is not None:
+            self._owned.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Writes
+
+    def register(
+        self,
+        service: str,
+        *,
+        id: str = "",
+        env: str | None = None,
+        address: str = "",
+        port: int = 0,
+        ttl_s: float | Literal["default"] | None = "default",
+        if_absent: bool = False,
+        timeout_s: float | None = None,
+        **more: Any,
+    ) -> Instance:
+        """Registers an instance, or replaces it; ``more`` takes any other field of ``Registration``.
+
+        The id is ``{service}-{address}:{port}`` where none is given. ``ttl_s``
+        is the lease; None means that it never expires, left out that the
+        cluster's default holds. With ``if_absent``, ``AlreadyRegistered`` is
+        raised instead of replacing.
+        """
+        fields = {"address": address, "port": port, **more}
+        if ttl_s != "default":
+            fields["ttl_s"] = ttl_s
+        named = {"service": service, "id": id or f"{service}-{address}:{port}", "env": env or self.env}
+        registration = build(Registration, {**fields, **named})
+        answer = self._write(
+            "PUT",
+            _instance_path(registration.key),
+            params={"env": registration.env, "if_absent": "true" if if_absent else None},
+            body=fields,
+            timeout_s=timeout_s,
+        )
+        return _instance(answer)
+
+    def deregister(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> None:
+        """Removes an instance. ``NotFound`` if there is none."""
+        key = Key(env or self.env, service, id)
+        self._write("DELETE", _instance_path(key), params={"env": key.env}, timeout_s=timeout_s, gone_is_done=True)
+
+    def set_status(
+        self, service: str, id: str, status: Status | None, *, reason: str = "", env: str | None = None
+    ) -> Instance:
+        """Sets the operator's override of an instance's status, or removes it (None)."""
+        key = Key(env or self.env, service, id)
+        path = _instance_path(key) + "/status"
+        if status is None:
+            answer = self._write("DELETE", path, params={"env": key.env})
+        else:
+            answer = self._write("PUT", path, params={"env": key.env}, body={"status": status, "reason": reason})
+        return _instance(answer)
+
+    def heartbeat(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> Renewal:
+        """Renews a lease. ``NotFound`` means: register again."""
+        key = Key(env or self.env, service, id)
+        answer = self._call(
+            "PUT",
+            _instance_path(key) + "/heartbeat",
+            params={"env": key.env},
+            attempt_s=WRITE_ATTEMPT_S,
+            timeout_s=timeout_s,
+        )
+        return msgspec.convert(answer.body or {}, Renewal)
+
+    # Reads
+
+    def instances(
+        self,
+        service: str,
+        *,
+        env: str | None = None,
+        health: str | None = None,
+        status: str | None = None,
+        tags: Sequence[str] = (),
+        version: str | None = None,
+        zone: str | None = None,
+        region: str | None = None,
+        meta: Mapping[str, str] | None = None,
+        near: str | None = None,
+        limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Listing:
+        """The instances that should get traffic, or those that the filters name (``health="any"``: all)."""
+        filters = {"health": health, "status": status, "version": version, "zone": zone, "region": region}
+        tagged = {f"meta.{name}": value for name, value in (meta or {}).items()}
+        answer = self._read(
+            f"/services/{quote(service, safe='')}/instances",
+            params={
+                **filters, **tagged, "tag": list(tags) or None, "near": near, "limit": limit, "env": env or self.env,
+            },
+            timeout_s=timeout_s,
+        )  # fmt: skip
+        body = {**answer.body, "complete": answer.headers.get("X-Rollcall-Complete") == "true"}
+        return msgspec.convert(body, Listing)
+
+    def instance(self, service: str, id: str, *, env: str | None = None) -> Instance:
+        """One instance, or ``NotFound``."""
+        key = Key(env or self.env, service, id)
+        return _instance(self._read(_instance_path(key), params={"env": key.env}))
+
+    def services(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[ServiceSummary, ...]:
+        """The services of an env, by name; ``env="*"`` for those of all."""
+        answer = self._read("/services", params={"env": env or self.env}, timeout_s=timeout_s)
+        return msgspec.convert(answer.body["services"], tuple[ServiceSummary, ...])
+
+    def cluster(self, *, timeout_s: float | None = None) -> ClusterView:
+        """The nodes, the leader, and whether evictions are held. What it says is remembered for later calls."""
+        answer = self._call("GET", "/cluster", attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
+        view = msgspec.convert(answer.body, ClusterView)
+        leader = next((member.http for member in view.members if member.id == view.leader), None)
+        with self._lock:
+            self._members.learned((member.http for member in view.members), leader)
+        return view
+
+    def watch(
+        self,
+        *services: str,
+        env: str | None = None,
+        index: int | None = None,
+        wait_s: float = POLL_S,
+        patience_s: float = 60.0,
+    ) -> Iterator[Snapshot | Event]:
+        """Every change of ``services`` (none named: all of the env), in order, across the death of nodes.
+
+        Without ``index``, a ``Snapshot`` of what is there comes first. Another
+        one comes when this client fell so far behind that changes were lost to
+        it: what it knew before is then void. Raises ``NotDone`` when no node
+        could be asked for ``patience_s``.
+        """
+        env = env or self.env
+        seen: dict[str, int] = {}
+        while True:
+            if index is None:
+                snapshot, seen = self._snapshot(services, env, patience_s)
+                index = snapshot.index
+                yield snapshot
+            try:
+                answer = self._call(
+                    "GET",
+                    "/watch",
+                    params={"index": index, "wait": f"{wait_s:g}s", "service": list(services) or None, "env": env},
+                    attempt_s=wait_s + READ_ATTEMPT_S,
+                    timeout_s=wait_s + patience_s,
+                )
+            except Gone:
+                index = None
+                continue
+            for event in msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...]):
+                if event.index > seen.get(event.instance.service, 0):
+                    yield event
+            index = max(index, answer.index)
+
+    def _snapshot(self, services: Sequence[str], env: str, timeout_s: float) -> tuple[Snapshot, dict[str, int]]:
+        """What is there, and up to which index each service was read: later ones are news."""
+        names: Sequence[str] = services
+        index = None
+        if not names:
+            answer = self._read("/services", params={"env": env}, timeout_s=timeout_s)
+            names, index = [service["name"] for service in answer.body["services"]], answer.index
+        listings = [self.instances(name, env=env, health="any", timeout_s=timeout_s) for name in names]
+        found = tuple(instance for listing in listings for instance in listing.instances)
+        # Read one after the other, so the first index is the one to watch from:
+        # what changed in between is known from the later listings, and skipped.
+        index = listings[0].index if index is None else index
+        return Snapshot(index=index, instances=found), {each.service: each.index for each in listings}
+
+    # One call
+
+    def _read(self, path: str, *, params: Mapping[str, Any], timeout_s: float | None = None) -> Answer:
+        with self._lock:
+            index = self._index
+        wanted = {"min_index": index, "wait": f"{CATCH_UP_S:g}s"} if index else {}
+        answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
+        self._saw(answer.index)
+        return answer
+
+    def _write(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any],
+        body: Any = None,
+        timeout_s: float | None = None,
+        gone_is_done: bool = False,
+    ) -> Answer:
+        answer = self._call(
+            method,
+            path,
+            params=params,
+            body=body,
+            headers={"Idempotency-Key": uuid.uuid4().hex},
+            attempt_s=WRITE_ATTEMPT_S,
+            timeout_s=timeout_s,
+            gone_is_done=gone_is_done,
+        )
+        self._saw(answer.index)
+        return answer
+
+    def _saw(self, index: int) -> None:
+        with self._lock:
+            self._index = max(self._index, index)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        attempt_s: float,
+        timeout_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        gone_is_done: bool = False,
+    ) -> Answer:
+        """The first answer that settles the matter, asking one node after the other until the deadline.
+
+        ``gone_is_done``: a ``NotFound`` after an attempt that perhaps
+        succeeded is that attempt's success.
+        """
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        perhaps_done: Unknown | None = None
+        failure: NotDone | Unknown = NotDone(f"{method} {path}: no node was asked before the deadline")
+        pause_s = PAUSE_S_MIN
+        while True:
+            with self._lock:
+                turn = self._members.order(time.monotonic())
+            for url in turn:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    failure = perhaps_done or failure
+                    raise type(failure)(f"{failure.message} (asked in turn: {', '.join(turn)})", **failure.facts)
+                try:
+                    answer = exchange(
+                        self._session,
+                        method,
+                        f"{url}/api/v1{path}",
+                        timeout_s=min(left_s, attempt_s),
+                        params=params,
+                        body=body,
+                        headers=headers,
+                    )
+                except (NotDone, Unknown) as error:
+                    failure = error
+                    perhaps_done = error if isinstance(error, Unknown) else perhaps_done
+                    with self._lock:
+                        self._members.failed(url, time.monotonic())
+                except RollcallError as error:
+                    with self._lock:
+                        self._members.answered(url)
+                    if gone_is_done and perhaps_done is not None and isinstance(error, NotFound):
+                        return Answer(200, {}, None)
+                    raise
+                else:
+                    with self._lock:
+                        self._members.answered(url)
+                    return answer
+            # Everybody was asked: let an election or a restart go on before the next round.
+            time.sleep(max(0.0, min(random.uniform(pause_s / 2, pause_s), deadline - time.monotonic())))
+            pause_s = min(PAUSE_S_MAX, pause_s * 2)
+
+
+def _instance(answer: Answer) -> Instance:
+    """The record in an answer. A repeated write whose instance has gone since is answered without one."""
+    if "reg_index" not in answer.body:
+        raise NotFound(f"the write was done, but instance {answer.body.get('id')!r} has been removed since")
+    return msgspec.convert(answer.body, Instance)
+
+
+def _instance_path(key: Key) -> str:
+    if not key.id:
+        raise Invalid("id: Expected at least 1 character", field="id")
+    return f"/services/{quote(key.service, safe='')}/instances/{quote(key.id, safe='')}"
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    # No proxy and no .netrc: the registry is a neighbour, and looking them up costs more than the call.
+    session.trust_env = False
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS_MAX, max_retries=0))
+    return session

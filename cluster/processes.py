@@ -1,0 +1,71 @@
+"""Node processes on this machine that an earlier command started: which run, and how to end them.
+
+Process ids are given out again, so nothing is ended by its number alone: the
+process must be one that runs a node in just that data directory.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+STOP_S = 4.5
+"""How long nodes may take to drain before they are killed: the whole stop takes less than 5 s."""
+
+
+class LocalError(Exception):
+    """Something that the person at the terminal has to know or to change. Holds whole sentences."""
+
+
+def running_nodes(data_dir: Path) -> dict[Path, int]:
+    """The node directories under ``data_dir`` whose process runs, and its id."""
+    found: dict[Path, int] = {}
+    for file in sorted(data_dir.absolute().glob("node-*/pid")):
+        text = file.read_text().strip()
+        if text.isdecimal() and _is_node(int(text), file.parent):
+            found[file.parent] = int(text)
+    return found
+
+
+def stop_running(data_dir: Path) -> dict[Path, int]:
+    """Ends the nodes that run in ``data_dir``, within 5 s; says which they were."""
+    running = running_nodes(data_dir)
+    for pid in running.values():
+        _send(pid, signal.SIGCONT)
+        _send(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    left = dict(running)
+    while left and time.monotonic() < deadline:
+        left = {directory: pid for directory, pid in left.items() if _is_node(pid, directory)}
+        time.sleep(0.05)
+    for pid in left.values():
+        _send(pid, signal.SIGKILL)
+    for directory in running:
+        (directory / "pid").unlink(missing_ok=True)
+    return running
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _is_node(pid: int, directory: Path) -> bool:
+    """Whether process ``pid`` is a node of ours that lives in ``directory``."""
+    line = f" {_command_line(pid)} "
+    return " rollcall.node " in line and f" {directory} " in line
+
+
+def _command_line(pid: int) -> str:
+    """What process ``pid`` was started with; empty if it is gone (or ended, and nobody has asked how)."""
+    if Path("/proc/self/cmdline").exists():
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").replace("\0", " ")
+        except OSError:
+            return ""
+    shown = subprocess.run(
+        ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False, timeout=5
+    )
+    return shown.stdout.strip()

@@ -1,0 +1,199 @@
+"""One node, from its settings to its end. The only module that knows all others.
+
+Long and in order: make this, give it to that, start, wait, stop. SIGTERM and
+SIGINT drain the node (``_drain`` says in which order, and why) and it exits 0;
+a second signal ends it at once.
+"""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from ..replication.changes import Changes
+from ..replication.engine import Engine, EngineConfig
+from ..replication.errors import RollcallError
+from ..replication.transport import Endpoint, Transport
+from . import logs
+from .api import ApiSettings, create_app
+from .budget import Budget
+from .duties import Duties, DutySettings
+from .metrics import Metrics
+from .server import Server
+from .service import Service, ServiceSettings
+from .settings import Settings, load
+from .values import Member
+
+logger = logging.getLogger("rollcall.node")
+
+USAGE, FAILED = 2, 70
+"""Exit codes: wrong settings (as with any command); a failure to be restarted from (sysexits.h)."""
+
+TRANSFER_S = 2.0
+
+
+class Node:
+    """Everything that runs in one node's process. ``close`` ends what ``start`` began."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings: Settings = settings
+        self._drain_by: float = 0.0
+        raft = {member.id: _endpoint(member.raft) for member in settings.members}
+        raft.pop(settings.node_id, None)
+        transport = Transport(
+            settings.node_id,
+            raft,
+            cluster=settings.cluster_id,
+            listen=Endpoint(settings.raft_host, settings.raft_port),
+            agreement={name: str(value) for name, value in settings.agreement().items()},
+        )
+        self.metrics: Metrics = Metrics()
+        self.engine: Engine = Engine(
+            settings.node_id,
+            transport,
+            EngineConfig(
+                directory=settings.data_dir,
+                cluster=settings.cluster_id,
+                election_timeout_s_min=settings.election_timeout_s_min,
+                election_timeout_s_max=settings.election_timeout_s_max,
+                heartbeat_period_s=settings.heartbeat_period_s,
+                leader_fallback_s=settings.leader_fallback_s,
+                snapshot_entries=settings.snapshot_entries,
+                snapshot_interval_s=settings.snapshot_interval_s,
+            ),
+            changes=Changes(settings.watch_events_max),
+            on_fatal=_die,
+        )
+        self.duties: Duties = Duties(
+            self.engine,
+            DutySettings(
+                protection_threshold=settings.protection_threshold,
+                sweep_s_max=settings.evict_sweep_s_max,
+                contact_s_max=settings.election_timeout_s_min,
+            ),
+            evicted=self.metrics.evicted,
+        )
+        self.service: Service = Service(
+            self.engine,
+            self.duties,
+            Budget(settings.threads - settings.threads_reserved),
+            ServiceSettings(
+                cluster_id=settings.cluster_id,
+                write_timeout_s=settings.write_timeout_s,
+                lease_ttl_s_min=settings.lease_ttl_s_min,
+                members=tuple(
+                    Member(id=member.id, http=member.http, raft=member.raft, role="unknown", reachable=False)
+                    for member in settings.members
+                ),
+            ),
+        )
+        self.server: Server = Server(
+            create_app(
+                self.service,
+                ApiSettings(
+                    body_bytes_max=settings.body_bytes_max,
+                    batch_body_bytes_max=settings.batch_body_bytes_max,
+                    watch_wait_s_max=settings.watch_wait_s_max,
+                    lease_ttl_s=settings.lease_ttl_s,
+                ),
+                self.metrics,
+            ),
+            settings.http_host,
+            settings.http_port,
+            settings.threads,
+            connection_limit=settings.connection_limit,
+            body_bytes_max=4 * max(settings.body_bytes_max, settings.batch_body_bytes_max),
+            on_failure=_die,
+        )
+
+    def start(self) -> None:
+        """Serves. Raises ``OSError`` if the HTTP port is taken."""
+        self.server.start()
+        self.engine.start()
+        self.duties.start()
+        # What was read from disk lives as long as the process: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
+
+    def drain(self) -> None:
+        """Ends all work so that no client loses an answer and no service its lease.
+
+        In this order, because each step needs the ones after it still running:
+        nothing new is taken and parked polls go home; what is under way ends
+        (proposals, renewals); leadership goes to a node that stays; the rest closes.
+        """
+        until = time.monotonic() + self._settings.drain_timeout_s
+        self.service.drain()
+        self.engine.drain()
+        while time.monotonic() < until - TRANSFER_S - 0.5:
+            under_way = self.service.budget.by_kind()
+            if not under_way["write"] and not under_way["renewal"]:
+                break
+            time.sleep(0.005)
+        if self.engine.status().role == "leader" and self._settings.members[1:]:
+            handed_over = self.engine.transfer_leadership(min(until - 0.5, time.monotonic() + TRANSFER_S))
+            logger.info("leadership handed over" if handed_over else "nobody took over leadership")
+        self.server.stop(max(0.3, until - time.monotonic() - 0.3))
+
+    def close(self) -> None:
+        """Closes what is left, drained or not."""
+        self.server.stop(0.0)
+        self.duties.stop()
+        self.engine.close()
+
+
+def _endpoint(address: str) -> Endpoint:
+    host, _, port = address.rpartition(":")
+    return Endpoint(host.strip("[]"), int(port))
+
+
+def _die(error: BaseException) -> None:
+    """Ends the process so that a supervisor starts it afresh: half a node is worse than none."""
+    logger.critical("stopping: %s", error)
+    logging.shutdown()
+    os._exit(FAILED)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one node until it is told to stop; returns the exit code."""
+    try:
+        settings = load(sys.argv[1:] if argv is None else argv)
+    except RollcallError as error:
+        print(f"rollcall-node: {error.message}", file=sys.stderr)  # noqa: T201
+        return USAGE
+    logs.configure(settings.log_level, settings.log_format)
+    stopping = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        node = Node(settings)
+    except (RollcallError, OSError) as error:
+        logger.critical("cannot start: %s", error)
+        return FAILED
+    try:
+        node.start()
+        logger.info("%s serves %s", settings.node_id, settings.http_advertise)
+        stopping.wait()
+        logger.info("shutting down")
+        node.drain()
+    except OSError as error:
+        logger.critical("cannot start: %s", error)
+        return FAILED
+    finally:
+        node.close()
+    logger.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

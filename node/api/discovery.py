@@ -1,0 +1,263 @@
+"""The S0 dialect: six POST calls that answer HTTP 200 and a code.
+
+Bodies are JSON or a form, names in either case, and what is not known is not
+looked at, as the clients of that API are used to. What its server got wrong is
+not copied: ``latest_timestamp`` and ``dirty_timestamp`` count in JSON too, and
+a renewal that finds a conflict says so. Reads are linearizable; without a
+leader they are this node's copy, marked ``X-Rollcall-Stale``.
+
+The nodes of the cluster are the instances of ``Kavin.discovery``: listed from
+the members, never registered.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+import msgspec
+from flask import Blueprint, Response, g
+from msgspec import Meta, Struct
+
+from ...replication.commands import Deregister, Register
+from ...replication.errors import Conflict, Invalid, NotFound, TooLarge
+from ...replication.records import Instance, Key, Registration, TimeNs, build, invalid_from
+from ..values import Member, Renewal
+from .body import parsed, read
+from .context import Context, json_answer
+from .fields import S0_NOT_RECEIVE, S0_RECEIVE, S0_STATUS, address_of, in_s0_words, s0_env, to_s0
+from .problem import Problem, problem_of
+from .query import checked_key
+
+NODES_APP = "Kavin.discovery"
+
+SUCCESS = 200
+NOT_MODIFIED = 304
+PARAM_ERROR = 400
+NOT_FOUND = 404
+CONFLICT = 409
+SERVER_ERROR = 500
+
+TEXT = {
+    NOT_MODIFIED: "app not modified",
+    PARAM_ERROR: "request param error",
+    NOT_FOUND: "not found",
+    CONFLICT: "conflict",
+    SERVER_ERROR: "service internal error",
+}
+
+
+class _App(Struct, frozen=True, kw_only=True):
+    """What every call may name; each call looks at what it needs."""
+
+    env: str = ""
+    appid: str = ""
+    hostname: str = ""
+    addrs: tuple[str, ...] = ()
+    status: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+    version: str = ""
+    latest_timestamp: TimeNs = 0
+    dirty_timestamp: TimeNs = 0
+
+    def key(self) -> Key:
+        """The instance that the call is about."""
+        for name, value in (("appid", self.appid), ("hostname", self.hostname)):
+            if not value:
+                raise Invalid(f"field {name!r} is required", field=name)
+        try:
+            return checked_key(s0_env(self.env), self.appid, self.hostname)
+        except Invalid as error:
+            raise in_s0_words(error) from None
+
+
+_NAMES = {name.replace("_", ""): name for name in _App.__struct_fields__}
+
+
+class Discovery:
+    """The six calls of the S0 dialect."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._service = context.service
+
+    def blueprint(self) -> Blueprint:
+        blueprint = Blueprint("discovery", __name__, url_prefix="/api")
+        for name in ("register", "renew", "cancel", "fetch", "fetchall", "nodes"):
+            blueprint.add_url_rule(f"/{name}", name, self._call(getattr(self, name)), methods=["POST"])
+        blueprint.register_error_handler(Exception, answer_error)
+        return blueprint
+
+    def _call(self, view: Callable[[_App], Response]) -> Callable[[], Response]:
+        def call() -> Response:
+            return view(app_of(read(self._context.settings.body_bytes_max)))
+
+        return call
+
+    def register(self, app: _App) -> Response:
+        self._context.submit(Register(registration(app, ttl_s=self._context.settings.lease_ttl_s)))
+        return answer("")
+
+    def renew(self, app: _App) -> Response:
+        key = app.key()
+        answered = self._context.renew([Renewal(key, app.dirty_timestamp or None)])[0]
+        if answered.status == "behind":
+            # The newer record, so that the client can take it over.
+            newer = self._service.registry.instance(key)
+            return answer("" if newer is None else self._shown(newer), CONFLICT)
+        # ``ahead`` is not found as well: the client then registers what it knows better.
+        return answer("", SUCCESS if answered.status == "ok" else NOT_FOUND)
+
+    def cancel(self, app: _App) -> Response:
+        key = app.key()
+        outcome = self._context.submit(Deregister(key))
+        removed = outcome.instances[0] if outcome.instances else None
+        # Beside ``data``, which the clients of this call have only ever seen empty.
+        return answer("", instance=None if removed is None else self._shown(removed))
+
+    def fetch(self, app: _App) -> Response:
+        if not app.appid:
+            raise Invalid("field 'appid' is required", field="appid")
+        if app.appid == NODES_APP:
+            return self._fetched(self._nodes(s0_env(app.env)), app.status, time.time_ns())
+        self._context.freshen_if_possible()
+        g.index = self._service.registry.applied_index
+        view = self._service.registry.service(s0_env(app.env), app.appid)
+        if view is None:
+            return answer("", NOT_FOUND)
+        if app.latest_timestamp >= view.latest_timestamp:
+            return answer("", NOT_MODIFIED)
+        return self._fetched(map(self._shown, view.instances), app.status, view.latest_timestamp)
+
+    def fetchall(self, app: _App) -> Response:
+        self._context.freshen_if_possible()
+        g.index = self._service.registry.applied_index
+        apps: dict[str, list[dict[str, Any]]] = {NODES_APP: self._nodes(s0_env(app.env))}
+        for view in self._service.registry.services():
+            apps.setdefault(view.name, []).extend(map(self._shown, view.instances))
+        return answer(apps)
+
+    def nodes(self, app: _App) -> Response:
+        return self._fetched(self._nodes(s0_env(app.env)), S0_RECEIVE, time.time_ns())
+
+    def _fetched(self, instances: Iterable[dict[str, Any]], status: int, latest_timestamp: int) -> Response:
+        wanted = [instance for instance in instances if instance["status"] & status]
+        if not wanted:
+            return answer("", NOT_FOUND)
+        return answer({"instances": wanted, "latest_timestamp": latest_timestamp})
+
+    def _nodes(self, env: str) -> list[dict[str, Any]]:
+        return [_node(member, env) for member in self._service.members()]
+
+    def _shown(self, instance: Instance) -> dict[str, Any]:
+        lease = self._service.lease(instance.key)
+        renewed_ms_ago = None if lease is None else lease.renewed_ms_ago
+        if renewed_ms_ago is None:
+            return to_s0(instance, renew_timestamp=instance.reg_timestamp)
+        return to_s0(instance, renew_timestamp=time.time_ns() - renewed_ms_ago * 1_000_000)
+
+
+def app_of(body: bytes) -> _App:
+    """What a call named, from JSON or from a form; an empty body names nothing."""
+    stripped = body.strip()
+    if stripped in (b"", b"null"):
+        return _App()
+    # Not by content type: curl calls everything a form.
+    sent = parsed(body) if stripped[:1] in (b"{", b"[") else _form(body)
+    # Clients in Go write AppId or appid, latestTimestamp or latest_timestamp, and null for nothing.
+    named = {_name(name): value for name, value in sent.items() if value is not None}
+    try:
+        return msgspec.convert(named, _App, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid_from(error) from None
+
+
+def registration(app: _App, *, ttl_s: float) -> Registration:
+    """The registration of an S0 body: ``hostname`` is the id, ``addrs[0]`` gives address and port."""
+    key = app.key()
+    status = S0_STATUS.get(app.status)
+    if status is None:
+        raise Invalid(
+            f"status: Expected {S0_RECEIVE} (receive) or {S0_NOT_RECEIVE} (do not), got {app.status}", field="status"
+        )
+    if app.appid == NODES_APP:
+        raise Invalid(f"appid: {NODES_APP} lists the registry's own nodes; nothing registers there", field="appid")
+    address, port = address_of(app.addrs[0]) if app.addrs else ("", 0)
+    data = {
+        "env": key.env,
+        "service": key.service,
+        "id": key.id,
+        "hostname": key.id,
+        "addrs": app.addrs,
+        "address": address,
+        "port": port,
+        "version": app.version,
+        "status": status,
+        "ttl_s": ttl_s,
+        "dirty_timestamp": app.dirty_timestamp or None,
+    }
+    try:
+        return build(Registration, data)
+    except Invalid as error:
+        raise in_s0_words(error) from None
+
+
+def answer(data: Any, code: int = SUCCESS, **beside: Any) -> Response:
+    """HTTP 200 and the code, in the dialect's envelope."""
+    message = "" if code == SUCCESS else f"code: {code}, error info: {TEXT[code]}"
+    return json_answer({"code": code, "message": message, "data": data, **beside})
+
+
+def answer_error(error: Exception) -> Response:
+    """Any error as a code; what a problem would say stands beside it."""
+    problem = problem_of(error, submitting=g.get("submitting", False))
+    told = answer("", code_of(error), **_beside(problem))
+    told.headers.update(problem.headers)
+    return told
+
+
+def code_of(error: Exception) -> int:
+    """The dialect's code for an error."""
+    match error:
+        case Invalid() | TooLarge():
+            return PARAM_ERROR
+        case NotFound():
+            return NOT_FOUND
+        case Conflict():
+            return CONFLICT
+        case _:
+            return SERVER_ERROR
+
+
+def _beside(problem: Problem) -> dict[str, Any]:
+    return {name: problem.members[name] for name in ("detail", "field", "limit", "outcome") if name in problem.members}
+
+
+def _form(body: bytes) -> dict[str, Any]:
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=256)
+    except ValueError as error:
+        raise Invalid(f"body: Expected JSON or a form; {error}", field="body") from None
+    return {
+        name: values if _name(name) == "addrs" else values[-1]
+        for name, values in fields.items()
+        if _name(name) == "addrs" or values[-1]
+    }
+
+
+def _name(sent: str) -> str:
+    bare = sent.lower().replace("_", "").removesuffix("[]")
+    return _NAMES.get(bare, bare)
+
+
+def _node(member: Member, env: str) -> dict[str, Any]:
+    """A member as an instance. The cluster keeps no timestamps of its members."""
+    times = ("reg_timestamp", "up_timestamp", "renew_timestamp", "dirty_timestamp", "latest_timestamp")
+    return {
+        "env": env,
+        "appid": NODES_APP,
+        "hostname": member.id,
+        "addrs": [member.http],
+        "version": "",
+        "status": S0_RECEIVE if member.reachable else S0_NOT_RECEIVE,
+        **dict.fromkeys(times, 0),
+    }

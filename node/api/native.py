@@ -1,0 +1,261 @@
+"""The product's own API, ``/api/v1``: every verb, every fact.
+
+Reads are of this node's copy and say at which index; ``?min_index`` waits for
+one, ``?consistency=linearizable`` asks the leader first.
+"""
+
+from typing import Any
+
+from flask import Blueprint, Response, g
+
+from ...replication.commands import Deregister, Register, SetStatus
+from ...replication.errors import Invalid, NotFound, StaleDirtyTimestamp
+from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, build
+from ...replication.registry import Outcome
+from ..values import Renewal
+from .body import json_object
+from .context import Context, Freshness, json_answer
+from .paths import instance_path
+from .query import Query, checked_key, checked_name
+from .registering import Named, StatusOverride, batch, listed, placed, registration
+from .views import Wanted, env_shown, leased_record, record
+
+HEARTBEATS_MAX = 10_000
+
+_SERVICE = "/services/<segment:service>/instances"
+_INSTANCE = f"{_SERVICE}/<segment:id>"
+
+ROUTES = (
+    ("PUT", _INSTANCE, "put_instance"),
+    ("POST", _SERVICE, "post_instance"),
+    ("GET", _SERVICE, "list_instances"),
+    ("GET", _INSTANCE, "get_instance"),
+    ("DELETE", _INSTANCE, "delete_instance"),
+    ("PUT", f"{_INSTANCE}/heartbeat", "heartbeat"),
+    ("PUT", f"{_INSTANCE}/status", "put_status"),
+    ("DELETE", f"{_INSTANCE}/status", "delete_status"),
+    ("POST", "/heartbeats", "heartbeats"),
+    ("POST", "/batch", "post_batch"),
+    ("GET", "/services", "list_services"),
+    ("GET", "/cluster", "cluster"),
+    ("GET", "/cluster/digest", "digest"),
+)
+
+
+class Native:
+    """The views of ``/api/v1`` but for the watch."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._service = context.service
+        self._settings = context.settings
+
+    def blueprint(self) -> Blueprint:
+        blueprint = Blueprint("native", __name__, url_prefix="/api/v1")
+        for method, rule, name in ROUTES:
+            blueprint.add_url_rule(rule, name, getattr(self, name), methods=[method])
+        return blueprint
+
+    # -- writes
+
+    def put_instance(self, service: str, id: str) -> Response:
+        return self._register(service, id)
+
+    def post_instance(self, service: str) -> Response:
+        return self._register(service, None)
+
+    def delete_instance(self, service: str, id: str) -> Response:
+        key = _key(service, id)
+        return self._changed(key, self._context.submit(Deregister(key)))
+
+    def put_status(self, service: str, id: str) -> Response:
+        key = _key(service, id)
+        override = build(StatusOverride, json_object(self._settings.body_bytes_max))
+        return self._set_status(SetStatus(key.env, key.service, key.id, override.status, override.reason))
+
+    def delete_status(self, service: str, id: str) -> Response:
+        key = _key(service, id)
+        return self._set_status(SetStatus(key.env, key.service, key.id, None))
+
+    def post_batch(self) -> Response:
+        query = Query.of_request()
+        env = query.env() if query.every("env") else None
+        query.done()
+        sent = json_object(self._settings.batch_body_bytes_max)
+        outcome = self._context.submit(batch(sent, ttl_s=self._settings.lease_ttl_s, env=env))
+        return json_answer({"index": outcome.index, "results": [{"kind": kind} for kind in outcome.kinds]})
+
+    def _register(self, service: str, id: str | None) -> Response:
+        query = Query.of_request()
+        env = query.env() if query.every("env") else None
+        if_absent = query.flag("if_absent")
+        query.done()
+        sent = json_object(self._settings.body_bytes_max)
+        wanted = registration(sent, ttl_s=self._settings.lease_ttl_s, service=service, id=id, env=env)
+        outcome = self._context.submit(Register(wanted, if_absent))
+        return self._registered(wanted, outcome)
+
+    def _registered(self, wanted: Registration, outcome: Outcome) -> Response:
+        status, headers, shown = registered(self._context, wanted, outcome)
+        answer = json_answer(shown, status)
+        answer.headers.extend(headers)
+        return answer
+
+    def _set_status(self, command: SetStatus) -> Response:
+        return self._changed(command.key, self._context.submit(command))
+
+    def _changed(self, key: Key, outcome: Outcome) -> Response:
+        return json_answer(changed(self._context, key, outcome))
+
+    # -- heartbeats
+
+    def heartbeat(self, service: str, id: str) -> Response:
+        return json_answer(renewed(self._context, _key(service, id)))
+
+    def heartbeats(self) -> Response:
+        query = Query.of_request()
+        env = query.env()
+        query.done()
+        sent = json_object(self._settings.batch_body_bytes_max)
+        renewals = [Renewal(key) for key in _heartbeat_keys(sent, env)]
+        answers = self._context.renew(renewals) if renewals else []
+        unknown = [r.key for r, answer in zip(renewals, answers, strict=True) if answer.status != "ok"]
+        return json_answer(
+            {
+                "renewed": len(answers) - len(unknown),
+                "unknown": [{"service": key.service, "id": key.id, "env": key.env} for key in unknown],
+                "next_heartbeat_ms": min(
+                    (a.next_heartbeat_ms for a in answers if a.next_heartbeat_ms is not None), default=None
+                ),
+            }
+        )
+
+    # -- reads
+
+    def list_instances(self, service: str) -> Response:
+        query = Query.of_request()
+        env, wanted, freshness = query.env(), Wanted.from_query(query), self._freshness(query)
+        query.done()
+        checked_name(service, "service")
+        self._context.freshen(freshness)
+        g.listed = True
+        if wanted.with_leases:
+            return self._list_with_leases(env, service, wanted)
+        g.index, body = self._context.listings.instances(env, service, wanted)
+        return Response(body, content_type="application/json")
+
+    def get_instance(self, service: str, id: str) -> Response:
+        query = Query.of_request()
+        key, freshness = checked_key(query.env(), service, id), self._freshness(query)
+        query.done()
+        self._context.freshen(freshness)
+        g.index = self._service.registry.applied_index
+        instance = self._service.registry.instance(key)
+        if instance is None:
+            raise _unknown(key)
+        return json_answer(self._leased(instance))
+
+    def list_services(self) -> Response:
+        query = Query.of_request()
+        env, freshness = query.envs(), self._freshness(query)
+        query.done()
+        self._context.freshen(freshness)
+        g.listed = True
+        g.index, summaries = self._context.services.summaries(env)
+        return json_answer({"env": env_shown(env), "index": g.index, "services": summaries})
+
+    def cluster(self) -> Response:
+        Query.of_request().done()
+        status, protection = self._service.status(), self._service.protection()
+        g.index = status.applied_index
+        return json_answer(
+            {
+                "node": status.node,
+                "cluster": self._service.cluster_id,
+                "role": status.role,
+                "leader": status.leader,
+                "term": status.term,
+                "applied_index": status.applied_index,
+                "commit_index": status.commit_index,
+                "members": self._service.members(),
+                "protection": protection,
+                "disk_error": status.disk_error,
+            }
+        )
+
+    def digest(self) -> Response:
+        Query.of_request().done()
+        g.index, sha256 = self._service.registry.digest()
+        return json_answer({"applied_index": g.index, "sha256": sha256})
+
+    def _list_with_leases(self, env: str, service: str, wanted: Wanted) -> Response:
+        g.index = self._service.registry.applied_index
+        view = self._service.registry.service(env, service)
+        instances = [] if view is None else [self._leased(instance) for instance in wanted.pick(view.instances)]
+        return json_answer({"service": service, "env": env, "index": g.index, "instances": instances})
+
+    def _leased(self, instance: Instance) -> dict[str, Any]:
+        return leased_record(instance, self._service.lease(instance.key))
+
+    def _freshness(self, query: Query) -> Freshness:
+        return Freshness.from_query(query, self._settings)
+
+
+# What the fast layer in front of Flask says as well, so it knows nothing of Flask.
+
+
+def registered(
+    context: Context, wanted: Registration, outcome: Outcome
+) -> tuple[int, list[tuple[str, str]], dict[str, Any]]:
+    """Status, headers and body that answer a registration."""
+    kind = outcome.kinds[0]
+    if kind == "kept":
+        raise StaleDirtyTimestamp(
+            f"instance {wanted.id!r} is registered with a newer dirty_timestamp; nothing was replaced",
+            field="dirty_timestamp",
+        )
+    shown = changed(context, wanted.key, outcome)
+    if kind != "created":
+        return 200, [], shown
+    location = instance_path(wanted.env, wanted.service, wanted.id, default_env=DEFAULT_ENV)
+    return 201, [("Location", location)], shown
+
+
+def changed(context: Context, key: Key, outcome: Outcome) -> dict[str, Any]:
+    """The record as the write left it (as it was, for a removal)."""
+    if outcome.instances:
+        return record(outcome.instances[0])
+    # A repeated Idempotency-Key: the outcome is remembered, the record is not.
+    found = None if outcome.kinds[0] == "removed" else context.service.registry.instance(key)
+    return record(found) if found is not None else {"env": key.env, "service": key.service, "id": key.id}
+
+
+def renewed(context: Context, key: Key) -> dict[str, Any]:
+    """The body that answers a heartbeat."""
+    answer = context.renew([Renewal(key)])[0]
+    if answer.status != "ok":
+        raise _unknown(key)
+    return {"ttl_s": answer.ttl_s, "next_heartbeat_ms": answer.next_heartbeat_ms}
+
+
+def _key(service: str, id: str) -> Key:
+    """The instance that a call is about whose only parameter is ``env``."""
+    query = Query.of_request()
+    env = query.env()
+    query.done()
+    return checked_key(env, service, id)
+
+
+def _heartbeat_keys(sent: dict[str, Any], env: str) -> list[Key]:
+    keys: list[Key] = []
+    for number, item in enumerate(listed(sent, "instances", HEARTBEATS_MAX)):
+        data: Any = {"env": env, **item} if isinstance(item, dict) else item
+        try:
+            keys.append(build(Named, data).key)
+        except Invalid as error:
+            raise placed(error, f"instances[{number}]") from None
+    return keys
+
+
+def _unknown(key: Key) -> NotFound:
+    return NotFound(f"no instance {key.id!r} of service {key.service!r} is registered in env {key.env!r}")

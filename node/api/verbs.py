@@ -1,0 +1,75 @@
+"""What the HTTP faces ask of the node, and the settings that are theirs.
+
+Declared here because it is used here: a test puts a small class in its place.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from ...replication.changes import Changes
+from ...replication.commands import Submittable
+from ...replication.log import LogStatus
+from ...replication.records import Key
+from ...replication.registry import Outcome, Registry
+from ..budget import Budget
+from ..eviction import ProtectionView
+from ..values import LeaseView, Member, Renewal, Renewed
+
+
+class ApiSettings(Struct, frozen=True, kw_only=True):
+    """Limits and defaults of the HTTP faces. Sizes in bytes, times in seconds."""
+
+    body_bytes_max: int = 256 * 1024
+    batch_body_bytes_max: int = 1024 * 1024
+    watch_wait_s_default: float = 30.0
+    watch_wait_s_max: float = 600.0
+    min_index_wait_s_default: float = 5.0
+    lease_ttl_s: float = 90.0
+    write_timeout_s: float = 5.0
+
+
+class Verbs(Protocol):
+    """The node behind the faces. Every method that waits has a deadline of its own."""
+
+    @property
+    def node_id(self) -> str: ...
+    @property
+    def cluster_id(self) -> str: ...
+    @property
+    def registry(self) -> Registry: ...
+    @property
+    def changes(self) -> Changes: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def draining(self) -> bool: ...
+
+    def submit(self, command: Submittable, *, request_id: str = "") -> Outcome:
+        """Makes the change, here or through the leader, and waits until this node has applied it."""
+        ...
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed]:
+        """The leader's word on each heartbeat, in their order."""
+        ...
+
+    def catch_up(self, index: int, wait_s: float) -> None:
+        """Waits until this node has applied ``index``, or raises ``NotCaughtUp``."""
+        ...
+
+    def linearize(self) -> bool:
+        """Makes this node's copy as new as every finished write; False if no leader could be asked."""
+        ...
+
+    def lease(self, key: Key) -> LeaseView | None: ...
+    def status(self) -> LogStatus: ...
+    def members(self) -> tuple[Member, ...]: ...
+    def protection(self) -> ProtectionView: ...
+    def complete(self) -> bool:
+        """Whether this node has caught up, so that what it does not hold is not there."""
+        ...
+
+    def ready(self, write: bool) -> tuple[bool, str]:
+        """Whether to send requests here, and why not."""
+        ...

@@ -1,0 +1,164 @@
+"""Watching: changes after an index, by long poll or as a stream of events.
+
+A poll answers as soon as there is something, or 304 after ``wait``. A stream
+(``Accept: text/event-stream``) sends one message per index, and a ``progress``
+message when nothing of interest happened for a while, so that a watcher of a
+quiet service does not fall behind the feed. Both say which index was examined:
+watching on from there misses nothing and repeats nothing. Without an index,
+watching starts now.
+
+A watcher holds a place of the budget while it is parked, and gives it back
+within about a second of its client leaving.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+from flask import Blueprint, Response, g, request
+from msgspec import Struct
+from werkzeug.exceptions import MethodNotAllowed
+
+from ...replication.changes import Interest, Page
+from ...replication.errors import Draining, Gone
+from ..budget import Budget
+from .context import Context, client_left, json_answer
+from .problem import problem_of
+from .query import Query, checked_name, number
+from .verbs import Verbs
+from .views import encode_json, event
+
+PROGRESS_S = 10.0
+
+
+class _Asked(Struct, frozen=True):
+    index: int
+    interest: Interest
+    wait_s: float
+
+
+class Watch:
+    """The view of ``/api/v1/watch``."""
+
+    def __init__(self, context: Context, *, progress_s: float = PROGRESS_S) -> None:
+        self._context = context
+        self._service = context.service
+        self._progress_s = progress_s
+
+    def blueprint(self) -> Blueprint:
+        blueprint = Blueprint("watch", __name__, url_prefix="/api/v1")
+        blueprint.add_url_rule("/watch", "watch", self.watch, methods=["GET"])
+        return blueprint
+
+    def watch(self) -> Response:
+        if request.method == "HEAD":
+            raise MethodNotAllowed(["GET"])  # routing adds HEAD, but there is no head without waiting
+        asked = self._asked()
+        if self._service.draining:
+            raise Draining("this node is shutting down; watch on at another")
+        if "text/event-stream" in request.headers.get("Accept", ""):
+            return self._stream(asked)
+        return self._poll(asked)
+
+    def _asked(self) -> _Asked:
+        query, settings = Query.of_request(), self._context.settings
+        index, env = query.number("index"), query.envs()
+        services = query.every("service")
+        wait_s = query.seconds("wait", default=settings.watch_wait_s_default, most=settings.watch_wait_s_max)
+        query.done()
+        for name in services:
+            checked_name(name, "service")
+        # A browser that lost its stream asks at the same address again, and says where it was.
+        resumed = request.headers.get("Last-Event-ID")
+        if resumed:
+            index = number(resumed, "Last-Event-ID")
+        if index is None:
+            index = self._service.registry.applied_index
+        return _Asked(index, Interest(env, frozenset(services) or None), wait_s)
+
+    def _poll(self, asked: _Asked) -> Response:
+        deadline = time.monotonic() + asked.wait_s
+        with self._service.budget.slot("watch"):
+            page = self._service.changes.wait(asked.index, asked.interest, deadline, client_left())
+        g.index = page.examined
+        if not page.events_by_index:
+            return Response(status=304)
+        events = [event(change) for _, changes in page.events_by_index for change in changes]
+        return json_answer({"index": page.examined, "events": events})
+
+    def _stream(self, asked: _Asked) -> Response:
+        # Before the first byte an index too old is a plain 410.
+        first = self._service.changes.since(asked.index, asked.interest)
+        g.index = asked.index
+        stream = Stream(self._service, asked.index, asked.interest, first, client_left(), self._progress_s)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx must not hold messages back
+        return Response(stream, content_type="text/event-stream; charset=utf-8", headers=headers)
+
+
+class Stream:
+    """The bytes of one event stream. Holds a place of the budget until ``close``.
+
+    A class and not a generator: a generator that was never started is closed
+    without running, and its place would be lost.
+    """
+
+    def __init__(
+        self,
+        service: Verbs,
+        index: int,
+        interest: Interest,
+        first: Page,
+        left: Callable[[], bool],
+        progress_s: float = PROGRESS_S,
+    ) -> None:
+        self._service = service
+        self._index = index
+        self._interest = interest
+        self._left = left
+        self._progress_s = progress_s
+        self._budget: Budget | None = service.budget
+        self._budget.take("watch")
+        self._messages = self._all_messages(first)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._messages)
+
+    def close(self) -> None:
+        """Gives the place back. Called by the server, whatever became of the client."""
+        budget, self._budget = self._budget, None
+        if budget is not None:
+            budget.give("watch")
+
+    def _all_messages(self, page: Page) -> Iterator[bytes]:
+        # Something at once: headers only leave with the first bytes, and the client learns where it stands.
+        if not page.events_by_index:
+            yield _progress(max(self._index, page.examined))
+        while True:
+            if page.events_by_index:
+                # One piece for a whole page: after a busy second there may be a thousand messages.
+                yield b"".join(_message(index, map(event, changes)) for index, changes in page.events_by_index)
+            self._index = max(self._index, page.examined)
+            if self._left() or self._service.draining:
+                return
+            asked_at = time.monotonic()
+            try:
+                deadline = asked_at + self._progress_s
+                page = self._service.changes.wait(self._index, self._interest, deadline, self._left)
+            except Gone as error:
+                yield b"event: gone\ndata: %b\n\n" % msgspec.json.encode(problem_of(error).members)
+                return
+            if not page.events_by_index:
+                if self._left() or time.monotonic() < deadline:
+                    return  # the feed was closed: this node is going away
+                yield _progress(max(self._index, page.examined))
+
+
+def _message(index: int, events: Iterator[object]) -> bytes:
+    return b"id: %d\ndata: %b\n\n" % (index, encode_json({"index": index, "events": list(events)}))
+
+
+def _progress(index: int) -> bytes:
+    return b"id: %d\nevent: progress\ndata: %b\n\n" % (index, encode_json({"index": index}))

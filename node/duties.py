@@ -1,0 +1,273 @@
+"""What only the leader does: keep the leases and evict whose time is up.
+
+The lease table begins when this node serves a term (its own first entry is
+applied) and is forgotten when the term ends; a new leader starts every lease at
+full length. One thread runs the sweeps; renewals come in on other threads and
+share its lock. Elsewhere the same thread asks the leader, once a second, whether
+evictions are held, so that every node can say so.
+
+An eviction is proposed and not waited for: its leases stay marked until the
+outcome is known, and renewals of a marked lease wait for that (``renew`` answers
+None: ask again shortly).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from ..replication.commands import Evict, Judgement
+from ..replication.errors import NotLeader, RollcallError
+from ..replication.log import Leadership, Log, LogStatus, Proposal
+from ..replication.records import Event, Key
+from .eviction import Pace, ProtectionView, allowed, choose, protection
+from .forward import PROTECTION
+from .leases import Leases
+from .values import LeaseView, Renewal, Renewed
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+"""Between two looks at the clock, the quorum and the peers' contact."""
+
+PAUSED_S = 1.0
+"""A look that comes so much too late means that this process was paused."""
+
+ASK_S = 1.0
+
+
+class DutySettings(Struct, frozen=True, kw_only=True):
+    """Times in seconds, threshold a share."""
+
+    protection_threshold: float = 0.85
+    sweep_s_max: float = 60.0
+    contact_s_max: float = 0.4
+    """The leader renews only while it heard a quorum within this time."""
+
+
+NOT_KNOWN = ProtectionView(active=False, leased=0, late=0, allowed_late=0, reason="the leader has not been asked yet")
+
+
+class _Tenure:
+    """The leases of one term of leadership, and the lock around them."""
+
+    def __init__(self, term: int) -> None:
+        self.term: int = term
+        self.lock = threading.Lock()
+        self.leases: Leases | None = None
+        self.early: list[tuple[Event, ...]] = []
+        self.pace: Pace = Pace()
+        self.view: ProtectionView = NOT_KNOWN
+        self.sweep_at: float = 0.0
+
+
+class Duties:
+    """The leader's duties of one node; idle while another node leads.
+
+    ``evicted`` is told how many instances an eviction of this node removed.
+    """
+
+    def __init__(
+        self, log: Log, settings: DutySettings, *, evicted: Callable[[int], None] = lambda count: None
+    ) -> None:
+        self._log: Log = log
+        self._settings: DutySettings = settings
+        self._evicted: Callable[[int], None] = evicted
+        self._tenure: _Tenure | None = None
+        self._view: ProtectionView = NOT_KNOWN
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="duties", daemon=True)
+        log.listen(self._applied)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops evicting at once, and joins the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+
+    # -- for any thread ------------------------------------------------------------
+
+    def renew(self, renewals: Sequence[Renewal], via: str) -> list[Renewed | None]:
+        """The word of the leader on each heartbeat; None: ask again shortly.
+
+        Raises ``NotLeader`` if this node does not lead, or cannot be sure that
+        it still does.
+        """
+        tenure = self._tenure
+        status = self._log.status()
+        if tenure is None or tenure.leases is None or not status.serving_term or status.term != tenure.term:
+            raise NotLeader(f"{status.node} keeps no leases now")
+        if (status.leader_contact_s or 0.0) > self._settings.contact_s_max:
+            raise NotLeader(f"{status.node} has not heard a quorum for {status.leader_contact_s:.1f} s")
+        now = time.monotonic()
+        with tenure.lock:
+            return [self._renew_one(tenure.leases, renewal, via, now) for renewal in renewals]
+
+    def lease(self, key: Key) -> LeaseView | None:
+        """The lease as this node knows it: exact on the leader, elsewhere None."""
+        tenure = self._tenure
+        if tenure is None or tenure.leases is None:
+            return None
+        with tenure.lock:
+            state = tenure.leases.look(key, time.monotonic())
+        if state is None:
+            return None
+        return LeaseView(state.ttl_s, int(state.renewed_ago_s * 1000), state.overdue)
+
+    def protection(self) -> ProtectionView:
+        """Whether evictions are held: this leader's own view, or what the leader last said."""
+        tenure = self._tenure
+        return tenure.view if tenure is not None else self._view
+
+    def protection_bytes(self) -> bytes:
+        """``protection`` for a peer that asks."""
+        return msgspec.msgpack.encode(self.protection())
+
+    # -- leases --------------------------------------------------------------------
+
+    def _renew_one(self, leases: Leases, renewal: Renewal, via: str, now: float) -> Renewed | None:
+        instance = self._log.registry.instance(renewal.key)
+        if instance is None:
+            return Renewed("unknown")
+        if renewal.dirty_timestamp is not None and renewal.dirty_timestamp != instance.dirty_timestamp:
+            return Renewed("ahead" if renewal.dirty_timestamp > instance.dirty_timestamp else "behind")
+        if instance.ttl_s is None:
+            return Renewed("ok")
+        grant = leases.renew(renewal.key, via, now)
+        if grant.answer == "evicting":
+            return None
+        if grant.answer == "none" or grant.interval_s is None:
+            # Registered a moment ago: its lease begins with the event that follows.
+            return Renewed("ok", instance.ttl_s, int(instance.ttl_s * 1000 / 3))
+        # Spread by the key, not by chance, so that an instance keeps its own phase.
+        jitter = 0.9 + 0.1 * (hash(renewal.key) % 1000) / 1000
+        return Renewed("ok", grant.ttl_s, int(grant.interval_s * 1000 * jitter))
+
+    def _applied(self, index: int, events: tuple[Event, ...]) -> None:
+        tenure = self._tenure
+        if tenure is None or not events:
+            return
+        with tenure.lock:
+            if tenure.leases is None:
+                tenure.early.append(events)
+            else:
+                tenure.leases.applied(events, time.monotonic())
+
+    # -- the thread ----------------------------------------------------------------
+
+    def _run(self) -> None:
+        leadership: Leadership | None = None
+        asked_at = 0.0
+        while not self._stop.is_set():
+            try:
+                leadership = self._log.wait_leadership(leadership, time.monotonic() + LOOK_S)
+                if leadership.serving:
+                    self._lead(leadership)
+                elif leadership.leader is not None and time.monotonic() - asked_at > ASK_S:
+                    asked_at = time.monotonic()
+                    self._ask(leadership.leader)
+            except Exception:
+                logger.exception("the leader's duties failed; trying again")
+                self._stop.wait(1.0)
+            finally:
+                self._tenure = None
+
+    def _ask(self, leader: str) -> None:
+        if leader == self._log.node_id:
+            return
+        try:
+            answer = self._log.request(leader, PROTECTION, b"", time.monotonic() + ASK_S)
+            self._view = msgspec.msgpack.decode(answer, type=ProtectionView)
+        except (RollcallError, msgspec.DecodeError) as error:
+            logger.debug("could not ask %s whether evictions are held: %s", leader, error)
+
+    def _lead(self, leadership: Leadership) -> None:
+        """Until this node leads no more: keeps the leases, looks, sweeps."""
+        tenure = _Tenure(leadership.term)
+        # Events from here on are kept in order, so the table below may miss none:
+        # what it holds already is skipped by its registration's index.
+        self._tenure = tenure
+        leases = Leases(self._log.registry.leased(), time.monotonic(), sweep_s_max=self._settings.sweep_s_max)
+        with tenure.lock:
+            for events in tenure.early:
+                leases.applied(events, time.monotonic())
+            tenure.early.clear()
+            tenure.leases = leases
+        logger.info("keeping %d leases in term %d", len(leases), tenure.term)
+        looked_at = time.monotonic()
+        tenure.sweep_at = looked_at + leases.sweep_interval_s()
+        while not self._stop.is_set():
+            if self._log.wait_leadership(leadership, time.monotonic() + LOOK_S) != leadership:
+                return
+            now = time.monotonic()
+            status = self._log.status()
+            with tenure.lock:
+                self._look(leases, status, now, paused=now - looked_at > LOOK_S + PAUSED_S)
+            looked_at = now
+            due = min(tenure.sweep_at, now + leases.sweep_interval_s())
+            tenure.sweep_at = due
+            if now >= due:
+                self._sweep(tenure, leases, now)
+                tenure.sweep_at = now + leases.sweep_interval_s()
+
+    def _look(self, leases: Leases, status: LogStatus, now: float, *, paused: bool) -> None:
+        """Whether this node could listen, and which nodes are in contact (design section 4)."""
+        if paused or (status.leader_contact_s or 0.0) > self._settings.contact_s_max:
+            leases.disturbed(now)
+        else:
+            leases.recovered(now)
+        for peer in status.peers:
+            if peer.reachable and (peer.contact_s or 0.0) < 2.0:
+                leases.back(peer.id, now)
+            else:
+                leases.lost(peer.id, now, down=peer.down)
+
+    def _sweep(self, tenure: _Tenure, leases: Leases, now: float) -> None:
+        """Proposes the evictions that are due, within what protection and pace allow."""
+        threshold = self._settings.protection_threshold
+        with tenure.lock:
+            leased, late = leases.count(now)
+            view = protection(leased, late, threshold)
+            room = tenure.pace.room(allowed(leased, threshold), now)
+            groups = choose(leases.overdue(now), view, room=room, seed=time.time_ns())
+            for judged in groups:
+                leases.mark_evicting(judged)
+                tenure.pace.evicted(len(judged), now)
+        if view.active != tenure.view.active:
+            logger.warning("self-protection %s: %s", "holds evictions" if view.active else "ended", view.reason)
+        tenure.view = view
+        for judged in groups:
+            self._evict(tenure, leases, judged)
+
+    def _evict(self, tenure: _Tenure, leases: Leases, judged: tuple[Judgement, ...]) -> None:
+        def settled(proposal: Proposal) -> None:
+            removed = proposal.outcome.kinds.count("evicted") if proposal.outcome is not None else 0
+            if removed:
+                self._evicted(removed)
+                logger.info(
+                    "evicted %d instances at index %d", removed, proposal.outcome.index if proposal.outcome else 0
+                )
+            now = time.monotonic()
+            with tenure.lock:
+                leases.unmark_evicting(judged)
+                for judgement in judged:
+                    # Void for one: there is a registration that this table missed.
+                    instance = self._log.registry.instance(judgement.key)
+                    if instance is not None and instance.reg_index != judgement.reg_index:
+                        leases.registered(instance, now)
+
+        for judgement in judged:
+            logger.info(
+                "evicting %s/%s/%s (registered at index %d): its lease ran out",
+                judgement.key.env,
+                judgement.key.service,
+                judgement.key.id,
+                judgement.reg_index,
+            )
+        self._log.propose(Evict(judged, tenure.term), time_ns=time.time_ns()).on_done(settled)

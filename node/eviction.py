@@ -1,0 +1,106 @@
+"""Whom to evict, and when not to: self-protection, the pace, the order. Pure.
+
+When many leases are late at once, the fault is more likely the network's than
+theirs: nobody is evicted then (the 85 % rule). And at most 15 % go in any
+minute, in random order, so that no service is emptied first while the rest
+might still come back.
+"""
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from fractions import Fraction
+
+from msgspec import Struct
+
+from ..replication.commands import Judgement
+from .leases import Overdue
+
+THRESHOLD = 0.85
+"""The share of leases that must be renewed in time for evictions to go on."""
+
+PACE_S = 60.0
+"""The window in which no more than the allowed number is evicted."""
+
+JUDGED_MAX = 500
+"""Evictions in one command. A key takes at most 2.4 KB, so that is under its 2 MiB."""
+
+
+class ProtectionView(Struct, frozen=True):
+    """Whether evictions are held, and why, in a sentence for an operator."""
+
+    active: bool
+    leased: int
+    late: int
+    allowed_late: int
+    reason: str
+
+
+def allowed(leased: int, threshold: float = THRESHOLD) -> int:
+    """How many of so many may be late, or be evicted within ``PACE_S``: ``n - int(0.85 * n)``.
+
+    At least one of any number, so that one death among few is never a catastrophe.
+    """
+    # In whole numbers: a product of floats may fall just short of one.
+    return leased - int(leased * Fraction(str(threshold)))
+
+
+def protection(leased: int, late: int, threshold: float = THRESHOLD) -> ProtectionView:
+    """Whether so many late ones among so many leased hold evictions."""
+    limit = allowed(leased, threshold)
+    active = late > limit
+    if active:
+        reason = (
+            f"{late} of {leased} leased instances are late with their heartbeats and only {limit} may be: nobody is "
+            "evicted until heartbeats return or the missing instances are deregistered"
+        )
+    else:
+        reason = f"{late} of {leased} leased instances are late with their heartbeats; up to {limit} may be"
+    return ProtectionView(active=active, leased=leased, late=late, allowed_late=limit, reason=reason)
+
+
+class Pace:
+    """How many were evicted within the last ``span_s``."""
+
+    def __init__(self, span_s: float = PACE_S) -> None:
+        self._span_s = span_s
+        self._evicted: deque[tuple[float, int]] = deque()
+
+    def evicted(self, count: int, now: float) -> None:
+        """Notes evictions that happened, or whose outcome is unknown."""
+        if count:
+            self._evicted.append((now, count))
+
+    def room(self, limit: int, now: float) -> int:
+        """How many more may go at ``now`` if ``limit`` may within any span."""
+        while self._evicted and self._evicted[0][0] <= now - self._span_s:
+            self._evicted.popleft()
+        return max(0, limit - sum(count for _, count in self._evicted))
+
+
+def choose(
+    overdue: Overdue,
+    view: ProtectionView,
+    *,
+    room: int,
+    seed: int,
+    judged_max: int = JUDGED_MAX,
+) -> tuple[tuple[Judgement, ...], ...]:
+    """Whom to evict now: one tuple for each command to propose.
+
+    At most ``room`` (see ``Pace``) in an order that ``seed`` decides; while
+    protection is active only those silent past the ceiling.
+    """
+    candidates = overdue.forced if view.active else overdue.judged
+    chosen = _shuffled(candidates, seed)[: max(0, room)]
+    return tuple(tuple(chosen[start : start + judged_max]) for start in range(0, len(chosen), judged_max))
+
+
+def _shuffled(judged: Sequence[Judgement], seed: int) -> list[Judgement]:
+    # Knuth, The Art of Computer Programming, volume 2, algorithm P.
+    order = list(judged)
+    numbers = random.Random(seed)
+    for last in range(len(order) - 1, 0, -1):
+        other = numbers.randrange(last + 1)
+        order[last], order[other] = order[other], order[last]
+    return order

@@ -1,0 +1,200 @@
+"""One hop to the leader, and rounds for what many threads ask of it at once.
+
+``Rounds`` is how renewals and read barriers batch by themselves: whoever asks
+first sends at once; whoever asks meanwhile joins the next round, which leaves
+as soon as the first returned. No timer, no thread of its own, one message on
+the way at a time.
+
+What travels between nodes is one ``Submission``, ``RenewalsAsked`` or nothing
+(a barrier), and a ``Reply``. The receiver of a submission proposes it itself
+or says ``NotLeader``; it never passes it on, so nothing can bounce.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from ..replication.commands import from_peer, to_peer
+from ..replication.errors import Invalid, NotDone, RollcallError, from_wire, to_wire
+from ..replication.log import Log, Proposal, Reply
+from ..replication.registry import Outcome
+from .values import Renewal, Renewed
+
+SUBMIT, BARRIER, RENEW, PROTECTION = "submit", "barrier", "renew", "protection"
+"""Kinds of requests between nodes."""
+
+ROUND_MAX = 10_000
+"""Items in one round; what is over waits for the next."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Asked(Generic[T, R]):
+    __slots__ = ("answer", "answered", "error", "item", "leads", "left")
+
+    def __init__(self, item: T) -> None:
+        self.item: T = item
+        self.answered: threading.Event = threading.Event()
+        self.answer: R | None = None
+        self.error: RollcallError | None = None
+        self.leads: bool = False
+        self.left: bool = False
+
+
+class Rounds(Generic[T, R]):
+    """Gathers what threads ask and sends it in rounds.
+
+    ``send(items, deadline)`` answers all items of a round, in their order, or
+    raises a ``RollcallError`` that then reaches everybody in it. It runs on the
+    thread of one of those who ask.
+    """
+
+    def __init__(self, send: Callable[[list[T], float], Sequence[R]]) -> None:
+        self._send: Callable[[list[T], float], Sequence[R]] = send
+        self._lock = threading.Lock()
+        self._waiting: deque[_Asked[T, R]] = deque()
+        self._under_way: bool = False
+
+    def ask(self, item: T, deadline: float) -> R:
+        """The answer to ``item``, by ``deadline``; ``NotDone`` if no round left in time."""
+        asked: _Asked[T, R] = _Asked(item)
+        with self._lock:
+            self._waiting.append(asked)
+            if not self._under_way:
+                self._under_way = True
+                asked.leads = True
+        if not asked.leads and not asked.answered.wait(max(0.0, deadline - time.monotonic())):
+            with self._lock:
+                asked.left = True
+                if asked in self._waiting:
+                    self._waiting.remove(asked)
+        if asked.leads:
+            self._lead(asked, deadline)
+        if asked.error is not None:
+            raise asked.error
+        if asked.answer is None:
+            raise NotDone("the leader was not reached in time")
+        return asked.answer
+
+    def _lead(self, own: _Asked[T, R], deadline: float) -> None:
+        with self._lock:
+            if own in self._waiting:
+                self._waiting.remove(own)
+            group = [own, *(self._waiting.popleft() for _ in range(min(len(self._waiting), ROUND_MAX - 1)))]
+        error: RollcallError | None = None
+        answers: Sequence[R | None] = [None] * len(group)
+        try:
+            answers = self._send([asked.item for asked in group], deadline)
+        except RollcallError as problem:
+            error = problem
+        finally:
+            with self._lock:
+                following = self._waiting.popleft() if self._waiting else None
+                self._under_way = following is not None
+                if following is not None:
+                    following.leads = True
+        for asked, answer in zip(group, answers, strict=True):
+            asked.answer, asked.error = answer, error
+            asked.answered.set()
+        if following is not None:
+            following.answered.set()
+
+
+class Submission(Struct, frozen=True, array_like=True):
+    """A client's command on its way to the leader."""
+
+    command: bytes
+    request_id: str
+
+
+class RenewalsAsked(Struct, frozen=True, array_like=True):
+    """The heartbeats of one round."""
+
+    renewals: tuple[Renewal, ...]
+
+
+class Answered(Struct, frozen=True, array_like=True):
+    """What the leader said: an outcome, renewals, or an error as plain data."""
+
+    outcome: Outcome | None = None
+    renewed: tuple[Renewed | None, ...] = ()
+    error: dict[str, Any] | None = None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_submission = msgspec.msgpack.Decoder(Submission)
+_asked = msgspec.msgpack.Decoder(RenewalsAsked)
+_answered = msgspec.msgpack.Decoder(Answered)
+
+
+def submission(command: Any, request_id: str) -> bytes:
+    return _encode(Submission(to_peer(command), request_id))
+
+
+def renewals_asked(renewals: Sequence[Renewal]) -> bytes:
+    return _encode(RenewalsAsked(tuple(renewals)))
+
+
+def read_answer(data: bytes) -> Answered:
+    """A leader's answer; raises the error that it carries."""
+    answered = _answered.decode(data)
+    if answered.error is not None:
+        raise from_wire(answered.error)
+    return answered
+
+
+class Desk:
+    """The leader's end: takes the peers' requests up and answers them.
+
+    ``propose`` stamps and proposes one command; ``barrier`` proposes a barrier;
+    ``renew`` renews. All three are called on the log's thread and do not wait.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        propose: Callable[[Any, str], Proposal],
+        barrier: Callable[[], Proposal],
+        renew: Callable[[Sequence[Renewal], str], Sequence[Renewed | None]],
+        protection: Callable[[], bytes],
+    ) -> None:
+        def submit(peer: str, payload: bytes, reply: Reply) -> None:
+            asked = _submission.decode(payload)
+            propose(from_peer(asked.command), asked.request_id).on_done(lambda proposal: reply(_settled(proposal)))
+
+        def read(peer: str, payload: bytes, reply: Reply) -> None:
+            barrier().on_done(lambda proposal: reply(_settled(proposal)))
+
+        def renewals(peer: str, payload: bytes, reply: Reply) -> None:
+            reply(_encode(Answered(renewed=tuple(renew(_asked.decode(payload).renewals, peer)))))
+
+        log.serve(SUBMIT, _guarded(submit))
+        log.serve(BARRIER, _guarded(read))
+        log.serve(RENEW, _guarded(renewals))
+        log.serve(PROTECTION, lambda peer, payload, reply: reply(protection()))
+
+
+def _settled(proposal: Proposal) -> bytes:
+    error = to_wire(proposal.error) if proposal.error is not None else None
+    return _encode(Answered(outcome=proposal.outcome, error=error))
+
+
+def _guarded(handler: Callable[[str, bytes, Reply], None]) -> Callable[[str, bytes, Reply], None]:
+    """A handler whose errors travel back instead of reaching the log's thread."""
+
+    def guarded(peer: str, payload: bytes, reply: Reply) -> None:
+        try:
+            handler(peer, payload, reply)
+        except msgspec.DecodeError as error:
+            reply(_encode(Answered(error=to_wire(Invalid(f"a request that no node sends: {error}")))))
+        except RollcallError as error:
+            reply(_encode(Answered(error=to_wire(error))))
+
+    return guarded

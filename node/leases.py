@@ -1,0 +1,335 @@
+"""Leases: who has been heard from, and whose time is up. Kept by the leader, in memory only.
+
+A table begins with a term of leadership and is thrown away with it: every
+lease starts afresh at full length. It is pure: ``now`` is seconds of a
+monotonic clock and comes in with each call; the caller has the lock.
+
+A lease is overdue when it is silent for its length and that can only be its
+own fault. These lengthen it, and each by itself only as far as one more full
+length (``_due``):
+
+- the leader could not listen (no quorum, paused, renewals shed): nothing is
+  overdue meanwhile, and everything has a full length from the end of it;
+- the node through which it was last renewed is out of contact: not overdue
+  meanwhile, and a full length from its return;
+- that node's process is known to be gone (its host refused the connection):
+  a full length from the loss, since its clients know to go elsewhere; and from
+  its return, if that comes before.
+
+Silence is counted in time during which the leader could listen. Past the
+ceiling (an hour, or the length of the lease if that is more) nothing but the
+leader's own deafness helps, not even self-protection.
+
+Each lease has one entry in a heap, at a time at which it is not yet overdue
+for certain. A renewal only notes a later time; the entry is put right when it
+comes up. So a renewal costs two assignments, and a sweep looks only at what
+may have run out.
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal
+
+from msgspec import Struct
+
+from ..replication.commands import Judgement
+from ..replication.records import Event, Instance, Key
+
+INTERVALS_PER_LEASE = 3
+"""A client is asked to renew three times per lease: 30 s for 90 s."""
+
+LATE_INTERVALS = 1.5
+"""Silent for so many of its own intervals, a lease is late (self-protection counts them)."""
+
+CEILING_S = 3600.0
+SWEEP_S_MIN = 0.2
+SWEEP_S_MAX = 60.0
+SWEEP_SHARE = 0.1
+"""A sweep runs every tenth of the shortest lease, between these limits."""
+
+Answer = Literal["renewed", "evicting", "none"]
+
+
+class Grant(Struct, frozen=True, gc=False):
+    """The answer to a renewal.
+
+    ``renewed``: a full length from now; come back within ``interval_s``.
+    ``evicting``: an eviction is under way; ask again when its outcome is known.
+    ``none``: there is no lease of that name here.
+    """
+
+    answer: Answer
+    ttl_s: float | None = None
+    interval_s: float | None = None
+
+
+class LeaseState(Struct, frozen=True, gc=False):
+    """One lease, for whoever asks."""
+
+    ttl_s: float
+    renewed_ago_s: float
+    overdue: bool
+
+
+class Overdue(Struct, frozen=True):
+    """Whom a sweep found. ``forced`` are among ``judged``: silent past the ceiling."""
+
+    judged: tuple[Judgement, ...]
+    forced: tuple[Judgement, ...]
+
+
+_NONE = Grant("none")
+_EVICTING = Grant("evicting")
+
+
+class _Lease:
+    __slots__ = ("deadline", "entry", "evicting", "heard", "key", "reg_index", "renewed_at", "ttl_s", "via")
+
+    def __init__(self, key: Key, reg_index: int, ttl_s: float, via: str | None) -> None:
+        self.key = key
+        self.reg_index = reg_index
+        self.ttl_s = ttl_s
+        self.via = via
+        self.renewed_at: float = 0.0
+        self.deadline: float = 0.0
+        # When it was last heard, on the clock that stands still while the leader is deaf.
+        self.heard: float = 0.0
+        # The number of its entry in the heap; an entry of another number is void.
+        self.entry: int = 0
+        self.evicting: bool = False
+
+
+class _Contact:
+    """A node's contact with the leader: since when it is lost, or when it was last found again."""
+
+    __slots__ = ("back_at", "down", "lost_at")
+
+    def __init__(self) -> None:
+        self.lost_at: float | None = None
+        self.down: bool = False
+        self.back_at: float = -math.inf
+
+
+class Leases:
+    """The lease of every instance that has one, under one leader.
+
+    Feed it every applied event (``applied``), every renewal, and what is known
+    of the nodes' contact; ask it on every sweep who is ``overdue``.
+    """
+
+    def __init__(
+        self,
+        instances: Iterable[Instance],
+        now: float,
+        *,
+        ceiling_s: float = CEILING_S,
+        intervals_per_lease: float = INTERVALS_PER_LEASE,
+        late_intervals: float = LATE_INTERVALS,
+        sweep_s_max: float = SWEEP_S_MAX,
+    ) -> None:
+        self._ceiling_s = ceiling_s
+        self._intervals_per_lease = intervals_per_lease
+        self._late_intervals = late_intervals
+        self._sweep_s_max = sweep_s_max
+        self._leases: dict[Key, _Lease] = {}
+        self._lengths: Counter[float] = Counter()
+        self._heap: list[tuple[float, int, _Lease]] = []
+        self._entries = 0
+        # Out of the heap: overdue when last looked at, or held.
+        self._past: dict[Key, _Lease] = {}
+        self._contacts: dict[str, _Contact] = {}
+        self._deaf_since: float | None = None
+        self._deaf_s: float = 0.0
+        self._heard_again_at: float = -math.inf
+        for instance in instances:
+            self.registered(instance, now)
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    # -- what happens to leases
+
+    def applied(self, events: Iterable[Event], now: float) -> None:
+        """Follows the registry: registrations begin a lease, removals end it."""
+        for event in events:
+            if event.kind in ("REGISTER", "UPDATE"):
+                self.registered(event.instance, now)
+            elif event.kind in ("DEREGISTER", "EVICT"):
+                self.removed(event.instance)
+
+    def registered(self, instance: Instance, now: float, via: str | None = None) -> None:
+        """Begins the lease of a registration, in place of the one before it.
+
+        Call it also for a registration that the registry kept an older record
+        for (``kept``): it has a new ``reg_index`` and made no event.
+        """
+        key = instance.key
+        before = self._leases.get(key)
+        if before is not None:
+            if before.reg_index > instance.reg_index:
+                return
+            via = via or before.via
+            self._forget(before)
+        if instance.ttl_s is None:
+            return
+        lease = _Lease(key, instance.reg_index, instance.ttl_s, via)
+        self._leases[key] = lease
+        self._lengths[lease.ttl_s] += 1
+        self._refresh(lease, now)
+        self._enter(lease, lease.deadline)
+
+    def removed(self, instance: Instance) -> None:
+        """Ends the lease, unless a later registration has begun a new one."""
+        lease = self._leases.get(instance.key)
+        if lease is not None and lease.reg_index <= instance.reg_index:
+            self._forget(lease)
+
+    def renew(self, key: Key, via: str, now: float) -> Grant:
+        """Renews a lease; ``via`` is the node that the client spoke to."""
+        lease = self._leases.get(key)
+        if lease is None:
+            return _NONE
+        if lease.evicting:
+            return _EVICTING
+        lease.via = via
+        self._refresh(lease, now)
+        return Grant("renewed", lease.ttl_s, lease.ttl_s / self._intervals_per_lease)
+
+    def mark_evicting(self, judged: Iterable[Judgement]) -> None:
+        """An eviction of these is about to be proposed: renewals must wait for its outcome."""
+        self._mark(judged, True)
+
+    def unmark_evicting(self, judged: Iterable[Judgement]) -> None:
+        """The outcome is known. What was evicted has left the table by its event; an
+        eviction that was void means that the registry holds a registration which this
+        table does not know: feed it to ``registered``."""
+        self._mark(judged, False)
+
+    def _mark(self, judged: Iterable[Judgement], evicting: bool) -> None:
+        for judgement in judged:
+            lease = self._leases.get(judgement.key)
+            if lease is not None and lease.reg_index == judgement.reg_index:
+                lease.evicting = evicting
+
+    # -- what happens to nodes
+
+    def lost(self, node: str, now: float, *, down: bool = False) -> None:
+        """``node`` is out of contact (``down``: its process is gone). Say so as often as you like."""
+        contact = self._contacts.setdefault(node, _Contact())
+        if contact.lost_at is None:
+            contact.lost_at = now
+        # Once known to be gone it stays so until it is back: its host may fall silent after that.
+        contact.down = contact.down or down
+
+    def back(self, node: str, now: float) -> None:
+        """``node`` is in contact. Say so as often as you like."""
+        contact = self._contacts.get(node)
+        if contact is not None and contact.lost_at is not None:
+            contact.lost_at, contact.down, contact.back_at = None, False, now
+
+    def disturbed(self, now: float) -> None:
+        """The leader cannot hear renewals, or not all of them, from ``now`` on."""
+        if self._deaf_since is None:
+            self._deaf_since = now
+
+    def recovered(self, now: float) -> None:
+        """The leader hears again."""
+        if self._deaf_since is not None:
+            self._deaf_s += now - self._deaf_since
+            self._deaf_since = None
+            self._heard_again_at = now
+
+    # -- what a sweep asks
+
+    def overdue(self, now: float) -> Overdue:
+        """Those whose time is up and whose eviction is not under way already."""
+        heap, past = self._heap, self._past
+        while heap and heap[0][0] <= now:
+            _, entry, lease = heapq.heappop(heap)
+            if lease.entry == entry:
+                past[lease.key] = lease
+        if self._deaf_since is not None:
+            return Overdue((), ())
+        judged: list[Judgement] = []
+        forced: list[Judgement] = []
+        for lease in tuple(past.values()):
+            due = self._due(lease)
+            ceiling = now + self._ceiling(lease) - self._silence(lease, now)
+            if due <= now or ceiling <= now:
+                if not lease.evicting:
+                    judgement = Judgement(lease.key, lease.reg_index)
+                    judged.append(judgement)
+                    if ceiling <= now:
+                        forced.append(judgement)
+            elif due < math.inf:
+                del past[lease.key]
+                self._enter(lease, min(due, ceiling))
+        return Overdue(tuple(judged), tuple(forced))
+
+    def count(self, now: float) -> tuple[int, int]:
+        """All leases, and how many of them are late: silent for longer than self-protection allows."""
+        clock = self._clock(now)
+        share = self._late_intervals / self._intervals_per_lease
+        return len(self._leases), sum(clock - lease.heard > lease.ttl_s * share for lease in self._leases.values())
+
+    def sweep_interval_s(self) -> float:
+        """How long until the next sweep: a tenth of the shortest lease, within limits."""
+        shortest = min(self._lengths, default=math.inf)
+        return max(SWEEP_S_MIN, min(self._sweep_s_max, shortest * SWEEP_SHARE))
+
+    def look(self, key: Key, now: float) -> LeaseState | None:
+        """The lease of that key, None if it has none."""
+        lease = self._leases.get(key)
+        if lease is None:
+            return None
+        overdue = self._deaf_since is None and (
+            self._due(lease) <= now or self._silence(lease, now) >= self._ceiling(lease)
+        )
+        return LeaseState(lease.ttl_s, now - lease.renewed_at, overdue)
+
+    # -- how
+
+    def _due(self, lease: _Lease) -> float:
+        """When the lease is overdue, as things stand; infinite while it is held."""
+        due = max(lease.deadline, self._heard_again_at + lease.ttl_s)
+        contact = self._contacts.get(lease.via) if lease.via is not None else None
+        if contact is None:
+            return due
+        due = max(due, contact.back_at + lease.ttl_s)
+        if contact.lost_at is None:
+            return due
+        return max(due, contact.lost_at + lease.ttl_s) if contact.down else math.inf
+
+    def _ceiling(self, lease: _Lease) -> float:
+        return max(self._ceiling_s, lease.ttl_s)
+
+    def _clock(self, now: float) -> float:
+        """The time that passed while the leader could listen."""
+        return (now if self._deaf_since is None else min(now, self._deaf_since)) - self._deaf_s
+
+    def _silence(self, lease: _Lease, now: float) -> float:
+        return self._clock(now) - lease.heard
+
+    def _refresh(self, lease: _Lease, now: float) -> None:
+        lease.renewed_at = now
+        lease.deadline = now + lease.ttl_s
+        lease.heard = self._clock(now)
+
+    def _enter(self, lease: _Lease, when: float) -> None:
+        self._entries += 1
+        lease.entry = self._entries
+        # Instances that come and go leave void entries behind, for up to a lease's length.
+        if len(self._heap) > 2 * len(self._leases) + 1_000:
+            self._heap = [entry for entry in self._heap if entry[2].entry == entry[1]]
+            heapq.heapify(self._heap)
+        heapq.heappush(self._heap, (when, lease.entry, lease))
+
+    def _forget(self, lease: _Lease) -> None:
+        del self._leases[lease.key]
+        self._past.pop(lease.key, None)
+        lease.entry = 0
+        self._lengths[lease.ttl_s] -= 1
+        if not self._lengths[lease.ttl_s]:
+            del self._lengths[lease.ttl_s]

@@ -1,0 +1,281 @@
+"""waitress, bound, run and stopped the way a node needs it.
+
+One thread runs waitress' socket loop; a fixed pool of threads answers. The
+pool must be larger than the budget of requests that wait, or plain reads would
+queue behind them.
+
+Stopping is in this order: close the listener and the idle connections, let
+what is running finish and its answer leave, then join the threads and close
+what is left. A write in flight therefore gets its answer.
+
+What waitress leaves open is closed here: its own errors (malformed requests,
+bodies past all measure) are problems in JSON like ours, a client that stops
+reading is dropped by the kernel after ``stalled_s``, and a loop that ends
+unasked is reported.
+"""
+
+import errno
+import logging
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import create_server
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+
+logger = logging.getLogger(__name__)
+
+HEADER_BYTES_MAX = 64 * 1024  # Apache and node.js stop at 8 to 80 KiB; a long watch names many services
+UNSENT_BYTES_MAX = 1024 * 1024  # a stream waits for its reader beyond this
+FILES_KEPT_FREE = 128  # of the process' limit: peers, journal, snapshots
+
+
+class Server:
+    """Serves ``app`` on ``host:port`` with ``threads`` threads, from ``start`` to ``stop``.
+
+    ``body_bytes_max`` is a last resort against bodies that the app would
+    refuse anyway: up to it, the app answers 413 on a connection that lives on.
+    ``on_failure`` is called, from the loop's thread, if serving ends unasked.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        host: str,
+        port: int,
+        threads: int,
+        *,
+        connection_limit: int = 4096,
+        body_bytes_max: int = 4 * 1024 * 1024,
+        stalled_s: float = 60.0,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._app = app
+        self._host = host
+        self._port = port
+        self._thread_count = threads
+        self._connection_limit = connection_limit
+        self._body_bytes_max = body_bytes_max
+        self._stalled_s = stalled_s
+        self._on_failure = on_failure
+        self._stopping = threading.Event()
+        self._pool: _Pool | None = None
+        self._server: Any = None
+        self._loop: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; the real one even if 0 was asked for."""
+        return self._server.effective_port if self._server is not None else self._port
+
+    def start(self) -> None:
+        """Binds, listens and serves. Raises ``OSError`` saying which address cannot be had."""
+        assert self._server is None, "a server starts once"
+        # The library's warning that requests queue comes once per request: just when it is busiest.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+        listener = _listen(self._host, self._port)
+        self._pool = _Pool()
+        try:
+            self._server = self._build(listener, self._pool)
+            self._pool.set_thread_count(self._thread_count)
+        except BaseException:
+            listener.close()
+            self._pool.end(0.0)
+            raise
+        self._loop = threading.Thread(target=self._run, name="http-loop", daemon=True)
+        self._loop.start()
+
+    def stop(self, deadline_s: float = 5.0) -> None:
+        """Stops serving within about ``deadline_s``; running requests have until then. May be called twice."""
+        if self._server is None or self._pool is None or self._loop is None or self._stopping.is_set():
+            return
+        until = time.monotonic() + deadline_s
+        self._stopping.set()
+        self._in_loop(self._refuse)
+        while not self._idle() and self._loop.is_alive():
+            if time.monotonic() >= until:
+                logger.warning("requests still running are cut off", extra={"deadline_s": deadline_s})
+                break
+            time.sleep(0.01)
+        left = self._pool.end(until)
+        self._in_loop(self._close)
+        self._loop.join(max(1.0, until - time.monotonic()))
+        if left or self._loop.is_alive():
+            logger.warning("threads outlived the server", extra={"threads": left + self._loop.is_alive()})
+
+    def _build(self, listener: socket.socket, pool: "_Pool") -> Any:
+        server: Any = create_server(
+            self._app,
+            map={},
+            _dispatcher=pool,
+            sockets=[listener],
+            threads=self._thread_count,
+            connection_limit=_affordable(self._connection_limit),
+            asyncore_use_poll=True,
+            # Reading ahead is how the loop notices that the client of a running request has gone.
+            channel_request_lookahead=1,
+            max_request_header_size=HEADER_BYTES_MAX,
+            max_request_body_size=self._body_bytes_max,
+            # Both overflows go to temporary files, which a full disk would break.
+            inbuf_overflow=2 * self._body_bytes_max,
+            outbuf_overflow=64 * UNSENT_BYTES_MAX,
+            outbuf_high_watermark=UNSENT_BYTES_MAX,
+            log_socket_errors=False,
+            clear_untrusted_proxy_headers=False,  # nothing here reads them
+            ident="",
+        )
+        server.channel_class = _Channel
+        server.stopping = self._stopping
+        server.adj.socket_options = _socket_options(self._stalled_s)
+        return server
+
+    def _run(self) -> None:
+        try:
+            self._server.run()
+            if self._stopping.is_set():
+                return
+            raise RuntimeError("the socket loop ended")
+        except BaseException as error:
+            logger.critical("HTTP is no longer served", exc_info=True)
+            if self._on_failure is not None:
+                self._on_failure(error)
+
+    def _in_loop(self, action: Callable[[], None]) -> None:
+        """Runs ``action`` in the loop's thread: its sockets are nobody else's to close."""
+        self._server.trigger.pull_trigger(action)
+
+    def _refuse(self) -> None:
+        wasyncore.dispatcher.close(self._server)  # the listener alone; the trigger lives on
+        for channel in self._channels():
+            if not channel.requests and channel.request is None:
+                channel.close_when_flushed = True
+
+    def _close(self) -> None:
+        for channel in self._channels():
+            channel.handle_close()
+        self._server.close()
+
+    def _idle(self) -> bool:
+        return not any(channel.requests or channel.total_outbufs_len for channel in self._channels())
+
+    def _channels(self) -> "list[HTTPChannel]":
+        return list(self._server.active_channels.values())
+
+
+class _Pool(ThreadedTaskDispatcher):
+    """waitress' pool of threads, remembered so that they can be joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: list[threading.Thread] = []
+
+    def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
+        # Daemons: one that is stuck past the deadline must not keep the process alive.
+        thread = threading.Thread(target=target, name=f"http-{thread_no}", args=(thread_no,), daemon=True)
+        self._started.append(thread)
+        thread.start()
+
+    def end(self, until: float) -> int:
+        """Ends the threads and joins them; those still busy at ``until`` are left, and counted."""
+        self.set_thread_count(0)
+        for thread in self._started:
+            thread.join(max(0.01, until - time.monotonic()))
+        with self.lock:
+            while self.queue:
+                waiting: Any = self.queue.popleft()
+                waiting.cancel()
+        return sum(thread.is_alive() for thread in self._started)
+
+
+class _Task(WSGITask):
+    """A request; while the server stops, its connection closes with the answer."""
+
+    def build_response_header(self) -> bytes:
+        server: Any = self.channel.server
+        if server.stopping.is_set():
+            self.set_close_on_finish()
+        return super().build_response_header()
+
+    def write(self, data: bytes) -> None:
+        # The common answer, one piece of known length, leaves with its header: one packet, not two.
+        whole = len(data) == self.content_length and len(data) < UNSENT_BYTES_MAX
+        if not whole or self.wrote_header or not self.has_body:
+            return super().write(data)
+        header = self.build_response_header()
+        self.wrote_header = True
+        self.content_bytes_written = len(data)
+        self.channel.write_soon(header + data)
+        return None
+
+
+class _ErrorTask(ErrorTask):
+    """What waitress refuses by itself, said as a problem (RFC 9457)."""
+
+    def execute(self) -> None:
+        request: Any = self.request
+        error = request.error
+        problem = {"type": "about:blank", "title": error.reason, "status": error.code, "detail": error.body}
+        body = msgspec.json.encode(problem)
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers = [("Content-Type", "application/problem+json")]
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Channel(HTTPChannel):
+    task_class = _Task
+    error_task_class = _ErrorTask
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound and listening, or an ``OSError`` in the operator's words."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(error.errno, f"address {host}:{port} is in use; choose another port") from None
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def _affordable(connection_limit: int) -> int:
+    """``connection_limit``, or what the process' limit of open files allows.
+
+    Past the limit of files, accepting fails in a busy loop; past the limit of
+    connections, newcomers wait in the kernel's queue.
+    """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    allowed = max(16, files - FILES_KEPT_FREE)
+    if files != resource.RLIM_INFINITY and allowed < connection_limit:
+        logger.warning(
+            "fewer connections than wished: raise the limit of open files (ulimit -n)",
+            extra={"wished": connection_limit, "allowed": allowed, "open_files": files},
+        )
+        return allowed
+    return connection_limit
+
+
+def _socket_options(stalled_s: float) -> list[tuple[int, int, int]]:
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    # Linux: ends a connection whose other side vanished, or stopped reading, with data under way.
+    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if user_timeout is not None:
+        options.append((socket.IPPROTO_TCP, user_timeout, int(stalled_s * 1000)))
+    return options

@@ -1,0 +1,302 @@
+"""The verbs of a node: here if it leads, else one hop to the leader.
+
+Every face of the node (our own API, the dialects) speaks to this one object.
+A write is held while there is no leader, up to ``write_timeout_s``, and then
+fails as ``not_done``; once it is on its way it ends as done, ``not_done`` or
+``unknown``. Nothing here waits without that deadline.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from ..replication.changes import Changes
+from ..replication.commands import Barrier, Batch, Command, Register, Submittable
+from ..replication.errors import (
+    DiskUnavailable,
+    Draining,
+    Invalid,
+    NoLeader,
+    NotCaughtUp,
+    NotDone,
+    NotLeader,
+    Overloaded,
+    Overwritten,
+    Unknown,
+)
+from ..replication.log import Log, LogStatus, Proposal, Role
+from ..replication.records import Key, Registration
+from ..replication.registry import Outcome, Registry
+from .budget import Budget
+from .duties import Duties
+from .eviction import ProtectionView
+from .forward import BARRIER, RENEW, SUBMIT, Desk, Rounds, read_answer, renewals_asked, submission
+from .values import LeaseView, Member, Renewal, Renewed
+
+DIRTY_AHEAD_NS = 3600 * 10**9
+"""How far in the future a ``dirty_timestamp`` may lie."""
+
+LEADER_SEEN_S = 10.0
+"""A node that has not heard a leader for so long should get no requests."""
+
+ASK_AGAIN_S = 0.02
+
+
+class ServiceSettings(Struct, frozen=True, kw_only=True):
+    """What the verbs must be told. Times in seconds."""
+
+    cluster_id: str
+    write_timeout_s: float = 5.0
+    lease_ttl_s_min: float = 2.0
+    members: tuple[Member, ...] = ()
+    """All nodes, this one included; ``role`` and ``reachable`` are filled in when asked."""
+
+
+class Service:
+    """One node's verbs. Thread-safe; made once by ``__main__``."""
+
+    def __init__(self, log: Log, duties: Duties, budget: Budget, settings: ServiceSettings) -> None:
+        self._log: Log = log
+        self._duties: Duties = duties
+        self._settings: ServiceSettings = settings
+        self._draining: bool = False
+        self.budget: Budget = budget
+        self.node_id: str = log.node_id
+        self.cluster_id: str = settings.cluster_id
+        self.registry: Registry = log.registry
+        self.changes: Changes = log.changes
+        self._barriers: Rounds[None, int] = Rounds(self._barrier_round)
+        self._renewals: Rounds[Sequence[Renewal], Sequence[Renewed | None]] = Rounds(self._renewal_round)
+        Desk(
+            log,
+            propose=self._propose,
+            barrier=lambda: self._propose_checked(Barrier()),
+            renew=self._renew_for_peer,
+            protection=duties.protection_bytes,
+        )
+
+    # -- writes --------------------------------------------------------------------
+
+    def submit(self, command: Submittable, *, request_id: str = "") -> Outcome:
+        """Makes the change and waits until this node has applied it.
+
+        Raises what ``apply`` objected, ``NotDone`` or ``Unknown``.
+        """
+        if self._draining:
+            raise Draining(f"{self.node_id} is shutting down: use another node")
+        self._check(command)
+        deadline = time.monotonic() + self._settings.write_timeout_s
+        while True:
+            seen = self._log.wait_leadership(None, 0.0)
+            try:
+                if seen.leader is None:
+                    raise NoLeader("there is no leader; an election takes about a second while a quorum is up")
+                if seen.leader == self.node_id:
+                    return self._propose(command, request_id).result(deadline)
+                return self._submit_to(seen.leader, command, request_id, deadline)
+            except (NoLeader, NotLeader, Overwritten, Draining, DiskUnavailable) as error:
+                self._again(error, deadline)
+            except (Overloaded, NotCaughtUp):
+                raise
+            except NotDone as error:
+                self._again(error, deadline)
+
+    def _again(self, error: NotDone, deadline: float) -> None:
+        """Waits for another leader, or a little; raises ``error`` when time is up."""
+        now = time.monotonic()
+        if now + ASK_AGAIN_S >= deadline:
+            raise error
+        self._log.wait_leadership(self._log.wait_leadership(None, 0.0), min(deadline, now + ASK_AGAIN_S * 5))
+
+    def _submit_to(self, leader: str, command: Submittable, request_id: str, deadline: float) -> Outcome:
+        answered = read_answer(self._log.request(leader, SUBMIT, submission(command, request_id), deadline))
+        if answered.outcome is None:
+            raise Unknown(f"{leader} answered without an outcome")
+        # The client may read here next. If this node lags, the write is done all the same.
+        self._log.wait_applied(answered.outcome.index, deadline)
+        return answered.outcome
+
+    def _propose(self, command: Submittable, request_id: str) -> Proposal:
+        """Stamps and proposes a client's command, ours or forwarded. Does not wait."""
+        if self._draining:
+            raise Draining(f"{self.node_id} is shutting down")
+        return self._propose_checked(command, request_id)
+
+    def _propose_checked(self, command: Command, request_id: str = "") -> Proposal:
+        now_ns = time.time_ns()
+        for registration in _registrations(command):
+            dirty = registration.dirty_timestamp
+            if dirty is not None and dirty > now_ns + DIRTY_AHEAD_NS:
+                raise Invalid(
+                    "dirty_timestamp: Expected nanoseconds at most one hour ahead of the leader's clock",
+                    field="dirty_timestamp",
+                    limit=now_ns + DIRTY_AHEAD_NS,
+                )
+        return self._log.propose(command, time_ns=now_ns, request_id=request_id)
+
+    def _check(self, command: Submittable) -> None:
+        for registration in _registrations(command):
+            shortest = self._settings.lease_ttl_s_min
+            if registration.ttl_s is not None and registration.ttl_s < shortest:
+                raise Invalid(f"ttl_s: Expected at least {shortest:g} (lease_ttl_s_min)", field="ttl_s", limit=shortest)
+
+    # -- renewals ------------------------------------------------------------------
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed]:
+        """The leader's word on each heartbeat, in their order."""
+        if self._draining:
+            raise Draining(f"{self.node_id} is shutting down: use another node")
+        deadline = time.monotonic() + self._settings.write_timeout_s
+        renewed: list[Renewed | None] = [None] * len(renewals)
+        open_places = list(range(len(renewals)))
+        while True:
+            asked = tuple(renewals[place] for place in open_places)
+            try:
+                for place, answer in zip(open_places, self._renewals.ask(asked, deadline), strict=True):
+                    renewed[place] = answer
+                open_places = [place for place in open_places if renewed[place] is None]
+                if not open_places:
+                    return [answer for answer in renewed if answer is not None]
+                self._again(NotDone("an eviction of this instance is under way"), deadline)
+            except Overloaded:
+                raise
+            except Unknown as error:
+                # A heartbeat may be said twice.
+                self._again(NotDone(error.message), deadline)
+            except NotDone as error:
+                self._again(error, deadline)
+
+    def _renewal_round(self, asked: list[Sequence[Renewal]], deadline: float) -> Sequence[Sequence[Renewed | None]]:
+        flat = [renewal for renewals in asked for renewal in renewals]
+        leader = self._leader()
+        if leader == self.node_id:
+            answers: Sequence[Renewed | None] = self._duties.renew(flat, leader)
+        else:
+            answers = read_answer(self._log.request(leader, RENEW, renewals_asked(flat), deadline)).renewed
+        if len(answers) != len(flat):
+            raise NotDone(f"{leader} answered {len(answers)} of {len(flat)} heartbeats")
+        split: list[Sequence[Renewed | None]] = []
+        start = 0
+        for renewals in asked:
+            split.append(answers[start : start + len(renewals)])
+            start += len(renewals)
+        return split
+
+    def _renew_for_peer(self, renewals: Sequence[Renewal], peer: str) -> Sequence[Renewed | None]:
+        return self._duties.renew(renewals, peer)
+
+    # -- reads ---------------------------------------------------------------------
+
+    def catch_up(self, index: int, wait_s: float) -> None:
+        """Waits until this node has applied ``index``, or raises ``NotCaughtUp``."""
+        if not self._log.wait_applied(index, time.monotonic() + wait_s):
+            applied = self.registry.applied_index
+            raise NotCaughtUp(
+                f"this node has applied index {applied}, not yet {index}; wait longer (?wait=) or ask another node",
+                applied_index=applied,
+            )
+
+    def linearize(self) -> bool:
+        """Makes this node's copy as new as every write that has finished; False without a leader.
+
+        All reads that wait share one barrier through the log.
+        """
+        deadline = time.monotonic() + self._settings.write_timeout_s
+        try:
+            index = self._barriers.ask(None, deadline)
+        except (NotDone, Unknown):
+            return False
+        return self._log.wait_applied(index, deadline)
+
+    def _barrier_round(self, asked: list[None], deadline: float) -> Sequence[int]:
+        leader = self._leader()
+        if leader == self.node_id:
+            outcome = self._propose_checked(Barrier()).result(deadline)
+        else:
+            outcome = read_answer(self._log.request(leader, BARRIER, b"", deadline)).outcome
+        if outcome is None:
+            raise Unknown("the barrier was settled without an outcome")
+        return [outcome.index] * len(asked)
+
+    def _leader(self) -> str:
+        leader = self._log.wait_leadership(None, 0.0).leader
+        if leader is None:
+            raise NoLeader("there is no leader")
+        return leader
+
+    # -- standing ------------------------------------------------------------------
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def drain(self) -> None:
+        """From here on nothing new is taken: ``/readyz`` says so, writes are ``not_done``,
+        parked polls return."""
+        self._draining = True
+        self.changes.close()
+
+    def lease(self, key: Key) -> LeaseView | None:
+        """The lease of an instance: exact on the leader, its length alone elsewhere."""
+        instance = self.registry.instance(key)
+        if instance is None:
+            return None
+        return self._duties.lease(key) or LeaseView(instance.ttl_s, None, False)
+
+    def status(self) -> LogStatus:
+        return self._log.status()
+
+    def members(self) -> tuple[Member, ...]:
+        status = self._log.status()
+        reachable = {peer.id for peer in status.peers if peer.reachable} | {self.node_id}
+        return tuple(
+            Member(
+                id=member.id,
+                http=member.http,
+                raft=member.raft,
+                role=_role(member.id, status, member.id in reachable),
+                reachable=member.id in reachable,
+            )
+            for member in self._settings.members
+        )
+
+    def protection(self) -> ProtectionView:
+        return self._duties.protection()
+
+    def complete(self) -> bool:
+        """Whether this node is up to date, so that what it does not hold is not there."""
+        status = self._log.status()
+        return status.caught_up and status.leader_contact_s is not None and status.leader_contact_s < LEADER_SEEN_S
+
+    def ready(self, write: bool) -> tuple[bool, str]:
+        """Whether to send requests here, and why not."""
+        if self._draining:
+            return False, "shutting down"
+        status = self._log.status()
+        if not status.caught_up:
+            return False, "catching up with the cluster"
+        contact_s = math.inf if status.leader_contact_s is None else status.leader_contact_s
+        if contact_s > LEADER_SEEN_S:
+            return False, f"no leader in the last {LEADER_SEEN_S:.0f} s"
+        if write and (status.leader is None or contact_s > self._settings.write_timeout_s):
+            return False, "no leader now"
+        return True, ""
+
+
+def _registrations(command: Command) -> list[Registration]:
+    if isinstance(command, Register):
+        return [command.registration]
+    if isinstance(command, Batch):
+        return [operation.registration for operation in command.operations if isinstance(operation, Register)]
+    return []
+
+
+def _role(member: str, status: LogStatus, reachable: bool) -> Role | Literal["unknown"]:
+    if member == status.leader:
+        return "leader"
+    if member == status.node:
+        return status.role
+    return "follower" if reachable else "unknown"

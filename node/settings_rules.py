@@ -1,0 +1,149 @@
+"""What must hold between the settings of a node, said in the operator's words."""
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ..replication.commands import COMMAND_BYTES_MAX
+from ..replication.errors import Invalid
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+ID_PATTERN = r"^[A-Za-z0-9._-]{1,64}\Z"
+MEMBERS_MAX = 7
+WILDCARDS = frozenset({"", "0.0.0.0", "::"})
+"""Hosts that mean every address of the machine: good to bind to, not to connect to."""
+
+
+def check(settings: "Settings") -> None:
+    """Raises ``Invalid`` for the first thing that does not fit together."""
+    _check_addresses(settings)
+    _check_members(settings)
+    _check_relations(settings)
+
+
+def joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_and_port(text: str, field: str) -> tuple[str, int]:
+    """``HOST:PORT`` (``[HOST]:PORT`` for IPv6) in two, or ``Invalid`` naming ``field``."""
+    try:
+        parts = urlsplit(f"//{text}")
+        if parts.hostname and parts.port and not parts.path and not parts.username:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise Invalid(f"{field}: expected HOST:PORT, got {text!r}", field=field)
+
+
+def _check_url(text: str, field: str) -> None:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        parts, port = None, None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.path:
+        raise Invalid(f"{field}: expected http://HOST:PORT, got {text!r}", field=field)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_addresses(settings: "Settings") -> None:
+    _check_url(settings.http_advertise, "http_advertise")
+    host_and_port(settings.raft_advertise, "raft_advertise")
+    if settings.http_host == settings.raft_host and settings.http_port == settings.raft_port:
+        raise Invalid(
+            f"http_port and raft_port are both {settings.http_port} on {settings.http_host}: give each its own",
+            field="raft_port",
+        )
+    if not _is_loopback(settings.raft_host) and not settings.insecure:
+        raise Invalid(
+            f"raft_host ({settings.raft_host}) is not a loopback address, and the nodes speak plain TCP: whoever "
+            "reaches that port can change the registry. On a network where that is acceptable, set insecure = true",
+            field="insecure",
+        )
+
+
+def _check_members(settings: "Settings") -> None:
+    members = settings.members
+    for member in members:
+        if not re.match(ID_PATTERN, member.id):
+            raise Invalid(
+                f"members: expected an id of 1 to 64 of letters, digits, '.', '_', '-', got {member.id!r}",
+                field="members",
+            )
+        host_and_port(member.raft, f"members: {member.id}")
+        _check_url(member.http, f"members: {member.id}")
+    for what in ("id", "raft", "http"):
+        values = [getattr(member, what) for member in members]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise Invalid(f"members: two members have the same {what} ({twice})", field="members")
+    if len(members) > MEMBERS_MAX or len(members) % 2 == 0:
+        raise Invalid(
+            f"members lists {len(members)} nodes: use 1, 3, 5 or {MEMBERS_MAX}. An even number survives no more losses "
+            "than one node fewer, and every write waits for one node more",
+            field="members",
+        )
+    me = next((member for member in members if member.id == settings.node_id), None)
+    if me is None:
+        raise Invalid(
+            f"node_id ({settings.node_id}) is not in members ({', '.join(member.id for member in members)})",
+            field="node_id",
+        )
+    for field, mine, listed in (
+        ("raft_advertise", settings.raft_advertise, me.raft),
+        ("http_advertise", settings.http_advertise, me.http),
+    ):
+        if mine != listed:
+            raise Invalid(
+                f"members says that {me.id} is at {listed}, but {field} is {mine}: make them the same "
+                f"({field} follows from host and port where it is not set)",
+                field=field,
+            )
+
+
+def _check_relations(settings: "Settings") -> None:
+    s = settings
+    if not s.election_timeout_s_min > 3 * s.heartbeat_period_s:
+        raise Invalid(
+            f"election_timeout_s_min ({s.election_timeout_s_min:g}) must be > 3 * heartbeat_period_s "
+            f"({s.heartbeat_period_s:g}), or one lost message starts an election",
+            field="election_timeout_s_min",
+        )
+    rules: tuple[tuple[str, str, str, bool, str], ...] = (
+        ("election_timeout_s_max", ">", "election_timeout_s_min", s.election_timeout_s_max > s.election_timeout_s_min,
+         "or all nodes stand at the same moment"),
+        ("leader_fallback_s", ">=", "election_timeout_s_max", s.leader_fallback_s >= s.election_timeout_s_max,
+         "or a leader steps down while nobody else would stand"),
+        ("write_timeout_s", ">", "election_timeout_s_max", s.write_timeout_s > s.election_timeout_s_max,
+         "or no write outlives an election"),
+        ("lease_ttl_s", ">=", "lease_ttl_s_min", s.lease_ttl_s >= s.lease_ttl_s_min,
+         "or the default lease is refused"),
+        ("threads", ">", "threads_reserved", s.threads > s.threads_reserved,
+         "or nothing is left for writes and watchers"),
+        ("connection_limit", ">=", "threads", s.connection_limit >= s.threads,
+         "or some threads never get a connection"),
+        ("batch_body_bytes_max", ">=", "body_bytes_max", s.batch_body_bytes_max >= s.body_bytes_max,
+         "or a batch may hold less than a single request"),
+    )  # fmt: skip
+    for name, relation, other, holds, reason in rules:
+        if not holds:
+            raise Invalid(
+                f"{name} ({getattr(s, name):g}) must be {relation} {other} ({getattr(s, other):g}), {reason}",
+                field=name,
+            )
+    if s.batch_body_bytes_max > COMMAND_BYTES_MAX:
+        raise Invalid(
+            f"batch_body_bytes_max ({s.batch_body_bytes_max}) must be <= {COMMAND_BYTES_MAX}, "
+            "the largest command that the nodes can carry in one message",
+            field="batch_body_bytes_max",
+        )

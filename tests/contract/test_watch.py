@@ -1,0 +1,307 @@
+"""Watching, by long poll and as a stream: nothing missed, nothing twice."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from harness.api import Api, FakeService, problem, wait_for
+from rollcall.node.api import ApiSettings, create_app
+from rollcall.node.api.watch import Stream
+from rollcall.replication.changes import EVERYTHING, Interest
+from werkzeug.test import TestResponse
+
+WATCH = "/api/v1/watch"
+ORDERS = "/api/v1/services/orders/instances"
+
+
+def _later(api: Api, path: str) -> Callable[[], TestResponse]:
+    """Asks from a thread of its own; call the result for the answer."""
+    answers: list[TestResponse] = []
+    thread = threading.Thread(target=lambda: answers.append(api.get(path)))
+    thread.start()
+
+    def answer() -> TestResponse:
+        thread.join(5)
+        assert answers, f"no answer to {path} within 5 s"
+        return answers[0]
+
+    return answer
+
+
+def _parked(service: FakeService, count: int = 1) -> None:
+    wait_for(lambda: service.budget.by_kind()["watch"] == count, f"{count} parked watchers")
+
+
+class TestLongPoll:
+    def test_it_tells_what_changed_after_an_index(self, api: Api) -> None:
+        api.register(version="1")
+        api.register(version="2")
+        api.put(f"{ORDERS}/o1/status", {"status": "down"})
+        api.delete(f"{ORDERS}/o1")
+
+        answer = api.get(f"{WATCH}?index=1")
+        assert [(event["kind"], event["index"]) for event in answer.json["events"]] == [
+            ("UPDATE", 2),
+            ("STATUS_CHANGE", 3),
+            ("DEREGISTER", 4),
+        ]
+        assert answer.json["index"] == 4
+        assert answer.headers["X-Rollcall-Index"] == "4"
+        assert answer.json["events"][0]["instance"] == api.get(f"{WATCH}?index=1").json["events"][0]["instance"]
+        assert answer.json["events"][0]["instance"]["version"] == "2"
+
+    def test_it_waits_for_the_next_change(self, api: Api, service: FakeService) -> None:
+        answer = _later(api, f"{WATCH}?index=0")
+        _parked(service)
+        api.register()
+
+        assert [event["kind"] for event in answer().json["events"]] == ["REGISTER"]
+        assert service.budget.in_use == 0
+
+    def test_without_an_index_it_starts_now(self, api: Api, service: FakeService) -> None:
+        api.register()
+        answer = _later(api, WATCH)
+        _parked(service)
+        api.register(id="o2")
+
+        assert [event["instance"]["id"] for event in answer().json["events"]] == ["o2"]
+
+    def test_it_gives_up_after_the_wait_and_says_how_far_it_looked(self, api: Api) -> None:
+        api.register()
+        api.register(service="carts")
+
+        answer = api.get(f"{WATCH}?index=0&service=payments&wait=10ms")
+        assert answer.status_code == 304
+        assert answer.headers["X-Rollcall-Index"] == "2"
+        assert answer.data == b""
+
+    def test_an_index_ahead_of_the_node_waits_for_what_comes_after_it(self, api: Api, service: FakeService) -> None:
+        assert api.get(f"{WATCH}?index=2&wait=10ms").headers["X-Rollcall-Index"] == "2"
+        answer = _later(api, f"{WATCH}?index=2")
+        _parked(service)
+        for id in ("o1", "o2", "o3"):
+            api.register(id=id)
+
+        assert [event["index"] for event in answer().json["events"]] == [3]
+
+    @pytest.mark.parametrize(
+        ("query", "expected"),
+        [
+            ("service=orders", ["orders"]),
+            ("service=orders&service=carts", ["orders", "carts"]),
+            ("env=prod", ["orders-prod"]),
+            ("env=prod&service=carts", []),
+            ("env=*&service=orders", ["orders", "orders-prod"]),
+            ("env=*", ["orders", "carts", "orders-prod"]),
+            ("", ["orders", "carts"]),
+        ],
+    )
+    def test_it_keeps_to_what_was_asked_for(self, api: Api, query: str, expected: list[str]) -> None:
+        api.register(service="orders", id="orders")
+        api.register(service="carts", id="carts")
+        api.register(service="orders", id="orders-prod", query="?env=prod")
+
+        answer = api.get(f"{WATCH}?index=0&wait=0&{query}")
+        told = [] if answer.status_code == 304 else answer.json["events"]
+        assert [event["instance"]["id"] for event in told] == expected
+
+    def test_a_watch_from_a_list_misses_nothing(self, api: Api) -> None:
+        api.register()
+        index = api.get(ORDERS).json["index"]
+        api.register(id="o2")
+
+        events = api.get(f"{WATCH}?index={index}&service=orders").json["events"]
+        assert [event["instance"]["id"] for event in events] == ["o2"]
+
+    def test_a_batch_is_one_index_of_many_events(self, api: Api) -> None:
+        operations = [{"op": "register", "service": "orders", "id": str(n)} for n in range(5)]
+        api.post("/api/v1/batch", {"operations": operations})
+
+        assert [event["index"] for event in api.get(f"{WATCH}?index=0").json["events"]] == [1] * 5
+
+    def test_an_index_older_than_the_feed_is_gone(self) -> None:
+        service = FakeService(feed=2)
+        api = Api(create_app(service))
+        for n in range(5):
+            api.register(id=f"o{n}")
+
+        told = problem(api.get(f"{WATCH}?index=1"), 410, "Gone", floor=3)
+        assert "read everything again" in told["detail"]
+        problem(api.get(f"{WATCH}?index=1", headers={"Accept": "text/event-stream"}), 410, "Gone")
+        assert service.budget.in_use == 0
+
+    def test_draining_releases_the_parked_and_takes_no_more(self, api: Api, service: FakeService) -> None:
+        answer = _later(api, f"{WATCH}?index=0&wait=60")
+        _parked(service)
+        service.draining = True
+        service.changes.close()
+
+        assert answer().status_code == 304
+        problem(api.get(f"{WATCH}?index=0"), 503, "Draining")
+
+    def test_a_client_that_left_frees_its_place(self, api: Api, service: FakeService) -> None:
+        left = threading.Event()
+        environ = {"waitress.client_disconnected": left.is_set}
+        poll = threading.Thread(
+            target=lambda: api.get(f"{WATCH}?index=0&wait=60", environ_overrides=environ), daemon=True
+        )
+        poll.start()
+        _parked(service)
+        left.set()
+
+        wait_for(lambda: service.budget.in_use == 0, "the place to come back", deadline_s=2)
+        poll.join(5)
+
+    @pytest.mark.parametrize(
+        ("query", "field"),
+        [
+            ("index=-1", "index"),
+            ("index=x", "index"),
+            ("wait=601s", "wait"),
+            ("service=a%20b", "service"),
+            ("since=1", "since"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, api: Api, query: str, field: str) -> None:
+        problem(api.get(f"{WATCH}?{query}"), 400, "Invalid", field=field)
+
+    def test_it_has_no_head(self, api: Api, service: FakeService) -> None:
+        assert api.client.head(WATCH).status_code == 405
+        assert service.budget.in_use == 0
+
+
+class Reader:
+    """Reads an event stream message by message."""
+
+    def __init__(self, answer: TestResponse) -> None:
+        self.answer = answer
+        self._pieces: Iterator[bytes] = answer.iter_encoded()
+        self._text = ""
+
+    def message(self) -> dict[str, Any]:
+        """The next message: its fields, ``data`` parsed."""
+        while "\n\n" not in self._text:
+            self._text += next(self._pieces).decode()
+        message, self._text = self._text.split("\n\n", 1)
+        fields = dict(line.split(": ", 1) for line in message.splitlines())
+        return {**fields, "data": json.loads(fields["data"])}
+
+    def ended(self) -> bool:
+        return next(self._pieces, None) is None
+
+
+@pytest.fixture
+def stream(api: Api) -> Iterator[Callable[..., Reader]]:
+    opened: list[TestResponse] = []
+
+    def open(query: str = "", **headers: str) -> Reader:
+        answer = api.get(f"{WATCH}{query}", headers={"Accept": "text/event-stream", **headers}, buffered=False)
+        opened.append(answer)
+        assert answer.status_code == 200, answer.text
+        assert answer.content_type == "text/event-stream; charset=utf-8"
+        return Reader(answer)
+
+    yield open
+    for answer in opened:
+        answer.close()
+
+
+class TestStream:
+    def test_it_says_at_once_where_it_stands(self, api: Api, stream: Callable[..., Reader]) -> None:
+        api.register()
+
+        assert stream().message() == {"id": "1", "event": "progress", "data": {"index": 1}}
+
+    def test_it_sends_one_message_per_index_with_all_its_events(self, api: Api, stream: Callable[..., Reader]) -> None:
+        operations = [{"op": "register", "service": "orders", "id": str(n)} for n in range(3)]
+        api.post("/api/v1/batch", {"operations": operations})
+        api.register(id="o4")
+
+        reader = stream("?index=0")
+        first, second = reader.message(), reader.message()
+        assert (first["id"], len(first["data"]["events"]), first["data"]["index"]) == ("1", 3, 1)
+        assert (second["id"], second["data"]["events"][0]["instance"]["id"]) == ("2", "o4")
+        assert "event" not in first  # so that a browser's onmessage sees it
+
+    def test_it_goes_on_with_what_happens_next(self, api: Api, stream: Callable[..., Reader]) -> None:
+        reader = stream("?index=0&service=orders")
+        assert reader.message()["event"] == "progress"
+        api.register(service="carts")
+        api.register()
+
+        assert reader.message()["data"]["events"][0]["instance"]["service"] == "orders"
+
+    def test_it_resumes_after_the_last_event_id(self, api: Api, stream: Callable[..., Reader]) -> None:
+        for id in ("o1", "o2", "o3"):
+            api.register(id=id)
+
+        reader = stream("?index=0", **{"Last-Event-ID": "2"})
+        assert reader.message()["data"]["events"][0]["instance"]["id"] == "o3"
+
+    def test_a_last_event_id_must_be_an_index(self, api: Api) -> None:
+        answer = api.get(WATCH, headers={"Accept": "text/event-stream", "Last-Event-ID": "x"})
+
+        problem(answer, 400, "Invalid", field="Last-Event-ID")
+
+    def test_it_holds_a_place_until_it_is_closed(
+        self, api: Api, service: FakeService, stream: Callable[..., Reader]
+    ) -> None:
+        reader = stream()
+        assert service.budget.by_kind()["watch"] == 1
+        reader.message()
+        reader.answer.close()
+
+        assert service.budget.in_use == 0
+
+    def test_a_stream_never_read_gives_its_place_back_as_well(
+        self, service: FakeService, stream: Callable[..., Reader]
+    ) -> None:
+        stream().answer.close()
+
+        assert service.budget.in_use == 0
+
+    def test_it_ends_when_the_node_drains(self, service: FakeService, stream: Callable[..., Reader]) -> None:
+        reader = stream()
+        reader.message()
+        service.draining = True
+        service.changes.close()
+
+        assert reader.ended()
+
+    def test_while_nothing_of_interest_happens_it_still_moves_on(self, api: Api, service: FakeService) -> None:
+        first = service.changes.since(0, EVERYTHING)
+        pieces = Stream(service, 0, Interest("prod"), first, lambda: False, progress_s=0.05)
+        assert b"id: 0\nevent: progress" in next(pieces)
+        api.register()
+
+        assert next(pieces) == b'id: 1\nevent: progress\ndata: {"index":1}\n\n'
+        pieces.close()
+
+    def test_a_reader_that_fell_behind_the_feed_is_told_so(self) -> None:
+        service = FakeService(feed=2)
+        api = Api(create_app(service, ApiSettings()))
+        answer = api.get(f"{WATCH}?index=0", headers={"Accept": "text/event-stream"}, buffered=False)
+        reader = Reader(answer)
+        reader.message()
+        for n in range(5):
+            api.register(id=f"o{n}")
+
+        told = reader.message()
+        assert told["event"] == "gone"
+        assert (told["data"]["code"], told["data"]["status"]) == ("Gone", 410)
+        assert reader.ended()
+        answer.close()
+
+    def test_it_ends_within_a_second_of_its_client_leaving(self, service: FakeService) -> None:
+        left = threading.Event()
+        pieces = Stream(service, 0, EVERYTHING, service.changes.since(0), left.is_set)
+        next(pieces)
+        threading.Timer(0.1, left.set).start()
+        began = time.monotonic()
+
+        assert next(pieces, None) is None
+        assert time.monotonic() - began < 2
+        pieces.close()

@@ -1,0 +1,431 @@
+"""Engines driven by hand: no threads, no sockets, no waiting.
+
+Time stands until a test turns the ``Clock``; messages lie in a ``Network``
+until a node's round fetches them; background jobs run when a test says so. A
+``Cluster`` puts a few engines together in words that let a test read as a story.
+"""
+
+import logging
+import random
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pysyncobj.syncobj
+from harness.sim_disk import SimDisk
+from pysyncobj.node import Node
+from pysyncobj.poller import Poller
+from rollcall.replication import engine as engine_module
+from rollcall.replication import transport as transport_module
+from rollcall.replication import wire
+from rollcall.replication.commands import FORMAT, Command, Envelope, Register, decode, encode
+from rollcall.replication.engine import LEADER, Engine, EngineConfig
+from rollcall.replication.journal import REGULAR
+from rollcall.replication.log import Proposal
+from rollcall.replication.records import Registration
+
+logger = logging.getLogger(__name__)
+
+ROUND_S = 0.02
+
+
+class Clock:
+    """Stands until it is turned. Each look costs a microsecond, so that a loop
+    that is bounded by time ends."""
+
+    def __init__(self) -> None:
+        self.now: float = 1000.0
+
+    def __call__(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def install(self, replace: Callable[[Any, str, Any], None]) -> "Clock":
+        """Becomes the clock of the engine, the transport and the library (``monkeypatch.setattr``)."""
+        shown = SimpleNamespace(monotonic=self)
+        replace(engine_module, "time", shown)
+        replace(transport_module, "time", shown)
+        replace(pysyncobj.syncobj, "monotonicTime", self)
+        return self
+
+
+def command(value: str) -> Command:
+    """A registration whose id is ``value``: what tests write."""
+    return Register(Registration(service="s", id=value))
+
+
+def entry(value: str | None) -> bytes:
+    """An entry of the log that registers ``value``; None: a no-op."""
+    if value is None:
+        return b"\x01"
+    return REGULAR + encode(Envelope(FORMAT, 1, command(value)))
+
+
+def value_of(data: bytes) -> str | None:
+    """The ``value`` that an entry registers; None for a no-op."""
+    if data[:1] != REGULAR:
+        return None
+    registered = decode(data[1:]).command
+    assert isinstance(registered, Register)
+    return registered.registration.id
+
+
+class Network:
+    """Messages between the nodes of one test: in order, and lost when a connection breaks.
+
+    A node that never joined is played by the test: what is sent to it is kept
+    in ``sent``, and ``inject`` speaks for it.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, wire.Message]] = []
+        """What was sent to nodes that the test plays: from, to, message."""
+        self.on_send: Callable[[str, str, wire.Message], None] = lambda source, target, message: None
+        self._joined: dict[str, MemoryTransport] = {}
+        self._links: defaultdict[tuple[str, str], deque[bytes]] = defaultdict(deque)
+        self._up: set[frozenset[str]] = set()
+        self.muted: set[tuple[str, str]] = set()
+        """Directions in which everything is lost and nobody is told."""
+
+    def join(self, transport: "MemoryTransport") -> None:
+        self._joined[transport.id] = transport
+
+    def leave(self, node: str) -> None:
+        """The node's process is gone: its peers see their connections end."""
+        for other in list(self._peers(node)):
+            self.disconnect(node, other)
+        self._joined.pop(node, None)
+
+    def _peers(self, node: str) -> Iterable[str]:
+        return [next(iter(pair - {node})) for pair in self._up if node in pair]
+
+    def is_up(self, one: str, other: str) -> bool:
+        return frozenset((one, other)) in self._up
+
+    def connect(self, one: str, other: str) -> None:
+        if self.is_up(one, other):
+            return
+        self._up.add(frozenset((one, other)))
+        for here, there in ((one, other), (other, one)):
+            if here in self._joined:
+                self._joined[here].on_connected(Node(there))
+
+    def disconnect(self, one: str, other: str) -> None:
+        """The connection ends; what was on its way is lost."""
+        if not self.is_up(one, other):
+            return
+        self._up.discard(frozenset((one, other)))
+        for here, there in ((one, other), (other, one)):
+            self._links[here, there].clear()
+        for here, there in ((one, other), (other, one)):
+            if here in self._joined:
+                self._joined[here].on_disconnected(Node(there))
+
+    def send(self, source: str, target: str, frame: bytes) -> None:
+        if not self.is_up(source, target) or (source, target) in self.muted:
+            return
+        message = _decoded(frame)
+        self.on_send(source, target, message)
+        if target in self._joined:
+            self._links[source, target].append(frame)
+        else:
+            self.sent.append((source, target, message))
+
+    def inject(self, source: str, target: str, message: wire.Message) -> None:
+        """``message`` from a node that the test plays; it arrives in the target's next round."""
+        self._links[source, target].append(wire.encode(message))
+
+    def fetch(self, target: str) -> list[tuple[str, wire.Message]]:
+        """What has arrived at a node, and takes it off the network."""
+        arrived = []
+        for (source, to), frames in list(self._links.items()):
+            if to == target:
+                while frames:
+                    arrived.append((source, _decoded(frames.popleft())))
+        return arrived
+
+
+def _decoded(frame: bytes) -> wire.Message:
+    reader = wire.FrameReader()
+    reader.limit = wire.FRAME_BYTES_MAX
+    (message,) = reader.feed(frame)
+    return message
+
+
+class MemoryTransport:
+    """What an engine needs of a ``Transport``, over a ``Network``."""
+
+    def __init__(self, network: Network, node: str, members: Iterable[str]) -> None:
+        self.id: str = node
+        self._network: Network = network
+        self._others: list[Node] = [Node(member) for member in members if member != node]
+        self._posted: deque[Callable[[], None]] = deque()
+        self._draining: set[str] = set()
+        self._waiting: deque[tuple[str, wire.Message]] = deque()
+        network.join(self)
+
+    def attach(self, poller: Poller, **callbacks: Callable[..., None]) -> None:
+        self.on_message: Callable[[Node, wire.Message], None] = callbacks["on_message"]
+        self.on_connected: Callable[[Node], None] = callbacks["on_connected"]
+        self._on_disconnected: Callable[[Node], None] = callbacks["on_disconnected"]
+
+    def on_disconnected(self, node: Node) -> None:
+        # What was fetched from the network but not looked at is lost with the connection.
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != node.id)
+        self._on_disconnected(node)
+
+    def deliver(self) -> None:
+        """Hands over what arrived. A message that makes the node fail is gone all the same."""
+        self._waiting.extend(self._network.fetch(self.id))
+        while self._waiting:
+            source, message = self._waiting.popleft()
+            if isinstance(message, wire.Ping):
+                self._draining.add(source)
+            else:
+                self.on_message(Node(source), message)
+
+    def tick(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+
+    def nodes(self) -> list[Node]:
+        return self._others
+
+    def connected(self, node: Node) -> bool:
+        return self._network.is_up(self.id, node.id)
+
+    def backlog(self, node: Node) -> int:
+        return 0
+
+    def send(self, node: Node, message: wire.Message) -> bool:
+        self._network.send(self.id, node.id, wire.encode(message))
+        return self.connected(node)
+
+    def broadcast(self, nodes: list[Node], frame: bytes) -> None:
+        for node in nodes:
+            self._network.send(self.id, node.id, frame)
+
+    def drop(self, node: Node, why: str) -> None:
+        logger.info("%s drops %s, which %s", self.id, node.id, why)
+        self._network.disconnect(self.id, node.id)
+
+    def draining(self, node: Node) -> bool:
+        return node.id in self._draining
+
+    def set_draining(self) -> None:
+        self.broadcast(self._others, wire.encode(wire.Ping(draining=True)))
+
+    def post(self, action: Callable[[], None]) -> None:
+        self._posted.append(action)
+
+    def statuses(self) -> tuple[()]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
+
+class _Round(Poller):
+    """In place of the poll: fetches what lies in the network, and never waits."""
+
+    def __init__(self, transport: MemoryTransport) -> None:
+        self._transport: MemoryTransport = transport
+
+    def poll(self, timeout: float) -> None:
+        self._transport.deliver()
+
+
+class HandWorker:
+    """In place of the background thread: runs its jobs at once, or when told if ``held``."""
+
+    def __init__(self) -> None:
+        self.held: bool = False
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+
+    def submit(self, job: Callable[[], Any]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self._jobs.append((future, job))
+        if not self.held:
+            self.run()
+        return future
+
+    def run(self) -> None:
+        """Runs what waits, in order."""
+        while self._jobs:
+            future, job = self._jobs.popleft()
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+
+    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+        self._jobs.clear()
+
+
+class Bench:
+    """One engine with everything around it in the hands of the test."""
+
+    def __init__(
+        self,
+        node: str,
+        members: Iterable[str],
+        directory: Path,
+        network: Network,
+        disk: SimDisk | None = None,
+        **config: Any,
+    ) -> None:
+        self.node: str = node
+        self.network: Network = network
+        self.disk: SimDisk = disk or SimDisk()
+        self.failures: list[BaseException] = []
+        self.applied: list[str | None] = []
+        self.transport: MemoryTransport = MemoryTransport(network, node, members)
+        self.engine: Engine = Engine(
+            node,
+            self.transport,  # pyright: ignore[reportArgumentType]
+            EngineConfig(directory=directory, cluster="test", **config),
+            disk=self.disk,
+            on_fatal=self.failures.append,
+        )
+        self.engine._poller._inner = _Round(self.transport)
+        self.worker: HandWorker = HandWorker()
+        self.engine._snapshots._worker = self.worker  # pyright: ignore[reportAttributeAccessIssue]
+        self.engine.listen(lambda index, events: self.applied.extend(event.instance.id for event in events))
+
+    def kill(self) -> None:
+        """As SIGKILL: nothing is flushed, everything is closed."""
+        self.network.leave(self.node)
+        self.disk.close_all()
+        self.engine._journal._descriptor = self.engine._journal._mark = -1
+        self.engine.close()
+
+    def cut_power(self, chance: random.Random) -> None:
+        """As ``kill``, and what was not synced may be lost or torn."""
+        self.network.leave(self.node)
+        self.disk.cut_power(chance)
+        self.engine._journal._descriptor = self.engine._journal._mark = -1
+        self.engine.close()
+
+
+class Cluster:
+    """A few engines and the network between them."""
+
+    def __init__(self, directory: Path, clock: Clock, nodes: int = 3, **config: Any) -> None:
+        self.names: list[str] = [f"n{number}" for number in range(1, nodes + 1)]
+        self.network: Network = Network()
+        self.clock: Clock = clock
+        self.benches: dict[str, Bench] = {}
+        self.disks: dict[str, SimDisk] = {name: SimDisk() for name in self.names}
+        self.leaders: dict[int, str] = {}
+        """Who led which term: two in one would be the end of everything."""
+        self._directory: Path = directory
+        self._config: dict[str, Any] = config
+        self._cuts: set[frozenset[str]] = set()
+        for name in self.names:
+            self.start(name)
+
+    def __getitem__(self, name: str) -> Engine:
+        return self.benches[name].engine
+
+    def start(self, name: str) -> Engine:
+        self.benches[name] = Bench(
+            name, self.names, self._directory / name, self.network, self.disks[name], **self._config
+        )
+        self._connect()
+        return self[name]
+
+    def _connect(self) -> None:
+        for one in self.benches:
+            for other in self.benches:
+                if one < other and frozenset((one, other)) not in self._cuts:
+                    self.network.connect(one, other)
+
+    def kill(self, name: str) -> None:
+        self.benches.pop(name).kill()
+
+    def cut_power(self, chance: random.Random, *names: str) -> None:
+        """The power of these nodes fails, all of theirs at once; of all nodes if none is named."""
+        for name in names or tuple(self.benches):
+            self.benches.pop(name).cut_power(chance)
+
+    def partition(self, *groups: Iterable[str]) -> None:
+        """Nodes of different groups no longer hear each other."""
+        side = {name: number for number, group in enumerate(groups) for name in group}
+        for one in self.names:
+            for other in self.names:
+                if one < other and side[one] != side[other]:
+                    self._cuts.add(frozenset((one, other)))
+                    self.network.disconnect(one, other)
+
+    def heal(self) -> None:
+        self._cuts.clear()
+        self._connect()
+
+    def round(self) -> None:
+        """A little time passes and every node has one turn."""
+        self.clock.now += ROUND_S
+        self._connect()
+        for name, bench in list(self.benches.items()):
+            bench.engine.tick()
+            engine = bench.engine
+            if engine._role == LEADER:
+                other = self.leaders.setdefault(engine._term, name)
+                assert other == name, f"{name} and {other} both led term {engine._term}"
+
+    def until(self, condition: Callable[[], Any], what: str, rounds: int = 600) -> Any:
+        """Lets rounds pass until ``condition`` holds, and gives what it gave."""
+        for _ in range(rounds):
+            found = condition()
+            if found:
+                return found
+            self.round()
+        raise AssertionError(f"{what} did not come about in {rounds} rounds: {self.describe()}")
+
+    def describe(self) -> str:
+        return "; ".join(
+            f"{name} {bench.engine.status().role} term {bench.engine._term} "
+            f"log {bench.engine._journal.base_index}-{bench.engine._journal.last_index} "
+            f"commit {bench.engine._commit_index}"
+            for name, bench in self.benches.items()
+        )
+
+    def serving(self) -> str | None:
+        """The node that leads the highest term and has applied its first entry."""
+        serving = [
+            (bench.engine._term, name) for name, bench in self.benches.items() if bench.engine.status().serving_term
+        ]
+        return max(serving)[1] if serving else None
+
+    def wait_for_leader(self, *among: str) -> str:
+        wanted = among or tuple(self.names)
+        return self.until(lambda: (name := self.serving()) in wanted and name, f"a leader among {wanted}")
+
+    def propose(self, name: str, value: str) -> Proposal:
+        return self[name].propose(command(value), time_ns=1)
+
+    def write(self, name: str, *values: str) -> None:
+        """Values that the leader ``name`` acknowledges."""
+        proposals = [self.propose(name, value) for value in values]
+        self.until(lambda: all(is_done(proposal) for proposal in proposals), f"an answer about {values}")
+        assert [proposal.error for proposal in proposals] == [None] * len(values)
+
+    def settle(self) -> None:
+        """Lets rounds pass until every node has applied the same."""
+        self.until(
+            lambda: len({bench.engine.registry.digest() for bench in self.benches.values()}) == 1
+            and self.serving() is not None
+            and len({bench.engine._journal.last_index for bench in self.benches.values()}) == 1,
+            "agreement of all nodes",
+        )
+
+    def values(self, name: str) -> set[str]:
+        """The values that a node's registry holds."""
+        service = self[name].registry.service("default", "s")
+        return {instance.id for instance in service.instances} if service else set()
+
+
+def is_done(proposal: Proposal) -> bool:
+    return proposal._done.is_set()

@@ -1,0 +1,21 @@
+"""Waiting in tests: for a condition, up to a deadline, saying what was awaited."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], what: Any, deadline_s: float = 10.0, *, every_s: float = 0.02) -> T:
+    """What ``condition`` gives as soon as that is true; past the deadline the test fails, naming ``what``.
+
+    ``what`` may be a function, which is then asked at the end and can say how far things got.
+    """
+    until = time.monotonic() + deadline_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < until, f"waited {deadline_s:g} s for {what() if callable(what) else what}"
+        time.sleep(every_s)

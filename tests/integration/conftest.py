@@ -1,0 +1,83 @@
+"""Integration tests: real processes, talked to from outside.
+
+An integration test contains no product code: it starts the built program, asks
+it over its sockets, and sends it signals. (The launcher and the client that it
+uses are programs of ours too, and are tested by this.) What a test waits for
+has a deadline and a name; nothing sleeps and hopes. Ports are free ones, data
+lies in a directory that is gone afterwards, and no process stays behind.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness.cluster import Cluster
+
+_figures = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_figures] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[_figures]:
+        terminalreporter.write_line(f"measured: {line}")
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a sentence with a figure; all of them are shown at the end of the run."""
+    return request.config.stash[_figures].append
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Path]:
+    """Where the clusters of this run live. At the end no process may know it any more."""
+    with tempfile.TemporaryDirectory(prefix="rollcall-integration-") as directory:
+        yield Path(directory)
+        left = _processes_that_name(directory)
+        assert not left, f"processes were left behind: {left}"
+
+
+def _processes_that_name(text: str) -> list[str]:
+    found: list[str] = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().decode("utf-8", "replace").replace("\0", " ")
+        except OSError:
+            continue
+        if text in line:
+            found.append(line)
+    return found
+
+
+_numbers = itertools.count(1)
+
+StartCluster = Callable[..., Cluster]
+
+
+@pytest.fixture(scope="module")
+def start_cluster(bench: Path) -> Iterator[StartCluster]:
+    """Starts a cluster (``start_cluster(5, lease_ttl_s=3)``) that ends with the module."""
+    started: list[Cluster] = []
+
+    def start(nodes: int = 3, **settings: object) -> Cluster:
+        cluster = Cluster(bench / f"cluster-{next(_numbers)}", nodes, **settings)
+        started.append(cluster)
+        cluster.start()
+        return cluster
+
+    try:
+        yield start
+    finally:
+        errors: list[AssertionError] = []
+        for cluster in started:
+            try:
+                cluster.close()
+            except AssertionError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]

@@ -1,0 +1,88 @@
+"""The whole cluster stops and starts again, gracefully or not: everything is there, and history goes on."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from harness.cluster import Cluster, elapsed_s, instance_path
+from harness.traffic import Ledger, Traffic, Writer
+from harness.waiting import wait_for
+
+from .conftest import StartCluster
+
+pytestmark = pytest.mark.integration
+
+Measured = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def three(start_cluster: StartCluster) -> Cluster:
+    return start_cluster(3, snapshot_entries=100)
+
+
+def test_after_a_stop_of_all_nodes_everything_is_there_at_no_lower_index(three: Cluster, measured: Measured):
+    """And that twice: once with the log alone, once with state files and a log behind them."""
+    for turn in range(2):
+        three.register_many(0, "kept", [f"k{turn}-{number}" for number in range(50)], tags=[f"turn-{turn}"])
+        for number in range(150 * turn):
+            three.register(1, "kept", f"single-{number}", meta={"number": str(number)})
+        if turn:
+            three.wait_everywhere(lambda i: (three.node_dir(i) / "snapshot").exists(), "a state file")
+        digest = three.wait_same()
+        index = three.view(0)["applied_index"]
+        record = three.get(0, instance_path("kept", f"k{turn}-1")).json
+
+        stop_s = elapsed_s(three.stop)
+        three.start()
+
+        measured(f"three nodes stopped by SIGTERM in {stop_s:.2f} s (turn {turn})")
+        assert stop_s < 5.0
+        for i in range(3):
+            assert three.view(i)["applied_index"] >= index
+            assert three.ids(i, "kept", min_index=index) >= {f"k{t}-{number}" for t in range(turn + 1) for number in range(50)}
+            found = three.get(i, instance_path("kept", f"k{turn}-1")).json
+            assert {**found, "lease": None} == {**record, "lease": None}
+        three.wait_same()
+        assert three.register(2, "kept", "after") > index
+        assert digest != three.wait_same()
+
+
+def test_a_stop_changes_no_digest(three: Cluster):
+    """What a new term adds to the log is no change of the state."""
+    before = three.wait_same()
+    three.stop()
+    three.start()
+
+    three.wait_same()
+
+    sha256 = {three.get(i, "/api/v1/cluster/digest").json["sha256"] for i in range(3)}
+    assert sha256 == {before}
+
+
+def test_all_nodes_killed_at_once_under_load_come_back_with_every_acknowledged_write(three: Cluster, measured: Measured):
+    ledger = Ledger()
+    with Traffic(*(Writer(three, i, ledger) for i in range(3))):
+        wait_for(lambda: len(ledger.acknowledged) > 200, "200 acknowledged writes")
+        for i in range(3):
+            three.kill(i)
+    index = max(a.index for a in ledger.acknowledged.values())
+
+    began = time.monotonic()
+    three.start()
+    three.wait_for_leader()
+
+    measured(f"all three killed, started, ready and led in {time.monotonic() - began:.2f} s; {ledger}")
+    three.wait_everywhere(lambda i: three.view(i)["applied_index"] >= index, f"index {index}")
+    three.wait_same()
+    ledger.compare(three)
+
+
+def test_one_node_alone_keeps_what_it_acknowledged(start_cluster: StartCluster):
+    one = start_cluster(1)
+    index = one.register(0, "alone", "a1")
+    one.kill(0)
+
+    one.start()
+
+    assert one.view(0)["applied_index"] >= index
+    assert one.ids(0, "alone") == {"a1"}

@@ -1,0 +1,56 @@
+"""The built wheel in an environment of its own: what people get who do not have this repository."""
+
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOMS = ("replication", "cluster", "node")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: a build leaves files behind that a later one would pick up."""
+    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    for room in ROOMS:
+        shutil.copytree(REPOSITORY / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel")
+    run(*pip, "--no-deps", "--no-build-isolation", "-w", made, ".", cwd=source)
+    return next(made.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    sources = (path for room in ROOMS for kind in ("*.py", "py.typed") for path in (REPOSITORY / room).rglob(kind))
+
+    assert names == {f"rollcall/{path.relative_to(REPOSITORY)}" for path in sources}
+
+
+def test_the_node_and_the_commands_run_from_the_wheel(wheel: Path, tmp_path: Path):
+    """With the extra [node] alone: nothing of the development tools may be needed."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    bin = tmp_path / "venv" / "bin"
+    pip = (bin / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q")
+    run(*pip, "-c", REPOSITORY / "requirements.lock", f"{wheel}[node]", cwd=tmp_path)
+
+    assert "--write-timeout-s" in run(bin / "rollcall-node", "--help", cwd=tmp_path)
+    assert "rollcall-node 0." in run(bin / "rollcall-node", "--version", cwd=tmp_path)
+    assert "instances" in run(bin / "rollcall", "--help", cwd=tmp_path)
+    assert "rollcall, version 0." in run(bin / "rollcall", "--version", cwd=tmp_path)

@@ -1,0 +1,328 @@
+"""The SDK against nodes that answer, refuse, break off and fall behind. No socket is opened."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from harness.fakes import FakeSession, problem, response
+from requests import exceptions
+from rollcall.cluster.client import Client, Snapshot
+from rollcall.replication.errors import (
+    AlreadyRegistered,
+    Gone,
+    Invalid,
+    NoLeader,
+    NotCaughtUp,
+    NotDone,
+    NotFound,
+    Unknown,
+)
+from rollcall.replication.records import Event, Instance
+from urllib3 import exceptions as lower
+
+NODES = ("http://a:1", "http://b:1", "http://c:1")
+
+REFUSED = exceptions.ConnectionError(lower.NewConnectionError(None, "refused"))  # type: ignore[arg-type]
+BROKEN_OFF = exceptions.ConnectionError("Connection reset")
+
+
+def instance(id: str = "cart-1", *, service: str = "cart", index: int = 1) -> dict[str, Any]:
+    times = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), index)
+    indexes = dict.fromkeys(("create_index", "reg_index", "modify_index"), index)
+    return {"env": "default", "service": service, "id": id, "lease": None, "checks": [], **times, **indexes}
+
+
+def client(answers: Callable[[str, str, dict[str, Any]], Any], **options: Any) -> tuple[Client, FakeSession]:
+    session = FakeSession(answers)
+    return Client(NODES, session=session, **{"timeout_s": 2.0, **options}), session
+
+
+def hosts(session: FakeSession) -> list[str]:
+    return [url.removeprefix("http://")[0] for _, url, _ in session.asked]
+
+
+def script(*answers: Any) -> Callable[..., Any]:
+    """One answer after the other, whoever is asked; the last one for ever."""
+    left = list(answers)
+    return lambda *_: left.pop(0) if len(left) > 1 else left[0]
+
+
+# Whom it asks, and how often
+
+
+def test_a_node_that_is_gone_is_left_for_the_next_and_not_asked_again_at_once():
+    sdk, session = client(lambda _, url, __: REFUSED if "//a" in url else response(200, {"services": []}))
+
+    sdk.services()
+    sdk.services()
+
+    assert hosts(session) == ["a", "b", "b"]
+
+
+def test_a_write_that_was_certainly_not_done_is_sent_again():
+    sdk, session = client(script(problem(NoLeader("no leader")), response(201, instance())))
+
+    made = sdk.register("cart", address="10.0.0.1", port=80)
+
+    assert made.id == "cart-1"
+    assert hosts(session) == ["a", "b"]
+
+
+def test_a_write_that_was_perhaps_done_is_sent_again_under_the_same_key():
+    sdk, session = client(script(BROKEN_OFF, problem(Unknown("who knows")), response(200, instance())))
+
+    sdk.register("cart", id="cart-1")
+
+    keys = {options["headers"]["Idempotency-Key"] for _, _, options in session.asked}
+    assert len(session.asked) == 3
+    assert len(keys) == 1
+
+
+def test_two_writes_have_different_keys():
+    sdk, session = client(lambda *_: response(200, instance()))
+
+    sdk.register("cart", id="cart-1")
+    sdk.register("cart", id="cart-1")
+
+    assert len({options["headers"]["Idempotency-Key"] for _, _, options in session.asked}) == 2
+
+
+@pytest.mark.parametrize("error", [AlreadyRegistered("exists"), Invalid("port: wrong", field="port"), NotFound("none")])
+def test_an_error_that_would_be_the_same_elsewhere_is_raised_at_once(error: Exception):
+    sdk, session = client(lambda *_: problem(error))
+
+    with pytest.raises(type(error)):
+        sdk.register("cart", id="cart-1", if_absent=True)
+
+    assert len(session.asked) == 1
+
+
+def test_at_the_deadline_the_last_reason_is_raised_with_those_who_were_asked():
+    sdk, session = client(lambda *_: REFUSED, timeout_s=0.2)
+
+    with pytest.raises(NotDone, match=r"refused .asked in turn: http://a:1, http://b:1, http://c:1"):
+        sdk.services()
+
+    assert set(hosts(session)) == {"a", "b", "c"}
+
+
+def test_a_write_that_was_once_perhaps_done_never_ends_as_not_done():
+    sdk, _ = client(script(BROKEN_OFF, REFUSED), timeout_s=0.2)
+
+    with pytest.raises(Unknown):
+        sdk.register("cart", id="cart-1")
+
+
+def test_an_instance_missing_after_a_deregistration_that_was_perhaps_done_is_success():
+    sdk, _ = client(script(BROKEN_OFF, problem(NotFound("none"))))
+
+    sdk.deregister("cart", "cart-1")
+
+
+def test_an_instance_missing_at_the_first_attempt_is_not_found():
+    sdk, _ = client(lambda *_: problem(NotFound("none")))
+
+    with pytest.raises(NotFound):
+        sdk.deregister("cart", "cart-1")
+
+
+def test_what_the_cluster_says_of_itself_is_used_for_later_calls():
+    members = [
+        {"id": id, "http": f"http://{id}:1", "raft": "h:1", "role": "follower", "reachable": True} for id in "abcd"
+    ]
+    view = {"node": "a", "leader": "d", "term": 3, "applied_index": 9, "commit_index": 9, "members": members}
+
+    def answers(_: str, url: str, __: dict[str, Any]) -> Any:
+        if url.endswith("/cluster"):
+            return response(200, view)
+        return response(200, {"services": []}) if "//d" in url else REFUSED
+
+    sdk, session = client(answers)
+
+    assert sdk.cluster().leader == "d"
+    sdk.services()
+
+    assert hosts(session) == ["a", "a", "d"]
+
+
+# What it sends
+
+
+def test_the_default_id_names_the_service_and_its_address():
+    sdk, session = client(lambda *_: response(201, instance()))
+
+    sdk.register("cart", address="10.0.0.1", port=80, tags=["x"])
+
+    method, url, options = session.asked[0]
+    assert (method, url) == ("PUT", "http://a:1/api/v1/services/cart/instances/cart-10.0.0.1%3A80")
+    assert msgspec.json.decode(options["data"]) == {"address": "10.0.0.1", "port": 80, "tags": ["x"]}
+
+
+def test_the_lease_is_the_clusters_default_or_none_or_so_long():
+    sdk, session = client(lambda *_: response(201, instance()))
+
+    sdk.register("cart", id="x")
+    sdk.register("cart", id="x", ttl_s=None)
+    sdk.register("cart", id="x", ttl_s=30)
+
+    sent = [msgspec.json.decode(options["data"]).get("ttl_s", "absent") for _, _, options in session.asked]
+    assert sent == ["absent", None, 30]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"port": 70_000}, {"tags": [""]}, {"colour": "red"}, {"ttl_s": 0.5}, {"id": "x" * 513}, {"env": "a/b"}]
+)
+def test_a_registration_that_cannot_be_is_refused_before_it_is_sent(wrong: dict[str, Any]):
+    sdk, session = client(lambda *_: response(201, instance()))
+
+    with pytest.raises(Invalid):
+        sdk.register("cart", **{"id": "x", **wrong})
+
+    assert session.asked == []
+
+
+def test_ids_are_encoded_whole():
+    sdk, session = client(lambda *_: response(200, {"ttl_s": 30.0, "next_heartbeat_ms": 10_000}))
+
+    renewal = sdk.heartbeat("cart", "a/b ü?")
+
+    assert session.asked[0][1] == "http://a:1/api/v1/services/cart/instances/a%2Fb%20%C3%BC%3F/heartbeat"
+    assert (renewal.ttl_s, renewal.next_heartbeat_ms) == (30.0, 10_000)
+
+
+def test_filters_travel_as_parameters():
+    sdk, session = client(lambda *_: response(200, {"service": "cart", "env": "e", "index": 3, "instances": []}))
+
+    sdk.instances("cart", env="e", tags=["x", "y"], zone="z", meta={"k": "v"}, limit=2, near="z")
+
+    assert session.asked[0][2]["params"] == {
+        "env": "e", "tag": ["x", "y"], "zone": "z", "meta.k": "v", "limit": 2, "near": "z",
+    }  # fmt: skip
+
+
+# What it reads
+
+
+def test_an_empty_list_is_marked_complete_only_if_the_node_said_so():
+    listing = {"service": "cart", "env": "default", "index": 3, "instances": []}
+    sdk, _ = client(script(response(200, listing, X_Rollcall_Complete="true"), response(200, listing)))
+
+    assert sdk.instances("cart").complete
+    assert not sdk.instances("cart").complete
+
+
+def test_a_read_asks_for_what_this_client_wrote_or_saw_before():
+    listing = {"service": "cart", "env": "default", "index": 3, "instances": []}
+
+    def answers(method: str, *_: Any) -> Any:
+        return response(201, instance(), X_Rollcall_Index=7) if method == "PUT" else response(
+            200, listing, X_Rollcall_Index=9
+        )  # fmt: skip
+
+    sdk, session = client(answers)
+
+    sdk.instances("cart")
+    sdk.register("cart", id="cart-1")
+    sdk.instances("cart")
+
+    wanted = [options["params"].get("min_index") for method, _, options in session.asked if method == "GET"]
+    assert wanted == [None, 9]
+
+
+def test_a_node_that_lags_behind_is_left_for_one_that_does_not():
+    sdk, session = client(script(problem(NotCaughtUp("at 5", applied_index=5)), response(200, {"services": []})))
+
+    sdk.services()
+
+    assert hosts(session) == ["a", "b"]
+
+
+# Watching
+
+
+def event(kind: str, index: int, *, id: str = "cart-1", service: str = "cart") -> dict[str, Any]:
+    return {"kind": kind, "index": index, "instance": instance(id, service=service, index=index)}
+
+
+def watched(sdk: Client, count: int, *services: str, **options: Any) -> list[Any]:
+    changes = sdk.watch(*services, wait_s=1.0, **options)
+    return [next(changes) for _ in range(count)]
+
+
+def shown(changes: list[Any]) -> list[Any]:
+    return [(c.kind, c.index) if isinstance(c, Event) else [i.id for i in c.instances] for c in changes]
+
+
+def test_a_watch_goes_on_where_it_was_on_the_next_node():
+    def answers(_: str, url: str, options: dict[str, Any]) -> Any:
+        index = options["params"]["index"]
+        if index == 5:
+            return response(200, {"events": [event("REGISTER", 6), event("UPDATE", 6)]}, X_Rollcall_Index=8)
+        if "//a" in url:
+            return BROKEN_OFF
+        return response(200, {"events": [event("EVICT", 10)]}, X_Rollcall_Index=10)
+
+    sdk, session = client(answers)
+
+    assert shown(watched(sdk, 3, index=5)) == [("REGISTER", 6), ("UPDATE", 6), ("EVICT", 10)]
+    assert [(host, o["params"]["index"]) for host, (_, _, o) in zip(hosts(session), session.asked, strict=True)] == [
+        ("a", 5),
+        ("a", 8),
+        ("b", 8),
+    ]
+
+
+def test_a_poll_without_news_moves_the_watch_on():
+    sdk, session = client(
+        script(response(304, X_Rollcall_Index=20), response(200, {"events": [event("REGISTER", 21)]}))
+    )
+
+    watched(sdk, 1, index=5)
+
+    assert [options["params"]["index"] for _, _, options in session.asked] == [5, 20]
+
+
+def registry_with(*polls: Any, listing_index: int = 7) -> Callable[..., Any]:
+    """A node that knows one service of one instance, and answers polls in turn."""
+    left = list(polls)
+
+    def answers(_: str, url: str, __: dict[str, Any]) -> Any:
+        if url.endswith("/watch"):
+            return left.pop(0)
+        if url.endswith("/services"):
+            return response(200, {"services": [{"name": "cart"}]}, X_Rollcall_Index=5)
+        listing = {"service": "cart", "env": "default", "index": listing_index, "instances": [instance()]}
+        return response(200, listing, X_Rollcall_Index=listing_index)
+
+    return answers
+
+
+def test_a_watch_begins_with_what_is_there_and_skips_what_that_contained():
+    polls = response(200, {"events": [event("REGISTER", 6), event("UPDATE", 8)]}, X_Rollcall_Index=8)
+    sdk, session = client(registry_with(polls))
+
+    changes = watched(sdk, 2)
+
+    assert isinstance(changes[0], Snapshot)
+    assert isinstance(changes[0].instances[0], Instance)
+    assert shown(changes) == [["cart-1"], ("UPDATE", 8)]
+    assert session.asked[-1][2]["params"]["index"] == 5
+
+
+def test_a_watcher_that_fell_too_far_behind_gets_everything_afresh():
+    sdk, _ = client(registry_with(problem(Gone("too old", floor=6)), response(200, {"events": [event("EVICT", 9)]})))
+
+    assert shown(watched(sdk, 3, "cart")) == [["cart-1"], ["cart-1"], ("EVICT", 9)]
+
+
+def test_a_watch_gives_up_when_nobody_answers_for_too_long():
+    sdk, _ = client(lambda *_: REFUSED)
+
+    with pytest.raises(NotDone):
+        next(sdk.watch(index=1, wait_s=0.1, patience_s=0.1))
+
+
+def test_a_client_needs_nodes_that_are_urls():
+    with pytest.raises(Invalid):
+        Client("nonsense://")

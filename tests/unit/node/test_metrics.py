@@ -1,0 +1,40 @@
+"""What the node counts."""
+
+from harness.api import FakeService
+from rollcall.node.metrics import Metrics
+
+
+def test_each_node_counts_for_itself() -> None:
+    one, other = Metrics(), Metrics()
+    one.evicted(3)
+    one.renewed(5)
+
+    assert b"rollcall_evictions_total 3.0" in one.render()
+    assert b"rollcall_renewals_total 5.0" in one.render()
+    assert b"rollcall_evictions_total 0.0" in other.render()
+
+
+def test_requests_are_counted_by_class_of_status_and_timed() -> None:
+    metrics = Metrics()
+    metrics.meter("/a", "GET", 200).answered(0.002)
+    metrics.meter("/a", "GET", 204).answered(0.002)
+    metrics.meter("/a", "GET", 503).answered(9)
+
+    value = metrics.registry.get_sample_value
+    route = {"route": "/a", "method": "GET"}
+    assert value("rollcall_http_requests_total", {**route, "status": "2xx"}) == 2
+    assert value("rollcall_http_requests_total", {**route, "status": "5xx"}) == 1
+    assert value("rollcall_http_request_seconds_bucket", {**route, "le": "0.0025"}) == 2
+    assert value("rollcall_http_request_seconds_count", route) == 3
+
+
+def test_gauges_are_read_when_asked() -> None:
+    metrics, service = Metrics(), FakeService(budget=8)
+    metrics.watch(service)
+    with service.budget.slot("watch"):
+        text = metrics.render().decode()
+        assert "rollcall_watchers 1.0" in text
+        assert 'rollcall_budget_in_use{kind="watch"} 1.0' in text
+
+    assert "rollcall_watchers 0.0" in metrics.render().decode()
+    assert "rollcall_budget_total 8.0" in metrics.render().decode()

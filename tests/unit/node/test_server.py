@@ -1,0 +1,268 @@
+"""waitress as the node runs it, on real sockets of this machine."""
+
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from harness.api import Api, FakeService, wait_for
+from rollcall.node.api import create_app
+from rollcall.node.server import Server
+
+ORDERS = "/api/v1/services/orders/instances"
+
+
+class Running:
+    """A server over a fake node, and ways to speak to it."""
+
+    def __init__(self, service: FakeService, threads: int, **options: Any) -> None:
+        self.service = service
+        self.app = create_app(service)
+        self.server = Server(self.app, "127.0.0.1", 0, threads, **options)
+        self.server.start()
+        self._open: list[socket.socket] = []
+
+    def ask(self, method: str, path: str, body: object = None, timeout: float = 5) -> tuple[int, Any, dict[str, str]]:
+        """One exchange on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request(method, path, body=None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            data = answer.read()
+            return answer.status, json.loads(data) if data else None, dict(answer.getheaders())
+
+    def send(self, text: str) -> socket.socket:
+        """Sends a request and leaves it to itself."""
+        connection = socket.create_connection(("127.0.0.1", self.server.port), timeout=5)
+        self._open.append(connection)
+        connection.sendall(text.encode())
+        return connection
+
+    def park(self, count: int = 1) -> list[socket.socket]:
+        """Long polls that wait."""
+        before = self.service.budget.by_kind()["watch"]
+        polls = [self.send("GET /api/v1/watch?wait=60 HTTP/1.1\r\nHost: n\r\n\r\n") for _ in range(count)]
+        wait_for(lambda: self.service.budget.by_kind()["watch"] == before + count, f"{count} parked polls")
+        return polls
+
+    def end(self) -> None:
+        self.service.draining = True
+        self.service.changes.close()
+        for connection in self._open:
+            connection.close()
+        self.server.stop(2)
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Running]]:
+    runs: list[Running] = []
+
+    def start(*, budget: int = 8, threads: int = 12, **options: Any) -> Running:
+        runs.append(Running(FakeService(budget=budget), threads, **options))
+        return runs[-1]
+
+    yield start
+    for running in runs:
+        running.end()
+    wait_for(lambda: not _http_threads(), "the servers' threads to end")
+
+
+def _http_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("http-")]
+
+
+def test_it_serves_on_a_port_of_its_own_choosing(run: Callable[..., Running]) -> None:
+    running = run()
+
+    status, body, headers = running.ask("PUT", f"{ORDERS}/a%2Fb", {"address": "10.0.0.1", "port": 80})
+    assert (status, body["id"]) == (201, "a/b")
+    assert running.ask("GET", ORDERS)[1]["instances"][0]["id"] == "a/b"
+    assert "Server" not in headers
+
+
+def test_an_address_in_use_is_said_clearly_and_leaves_nothing_behind(run: Callable[..., Running]) -> None:
+    running = run()
+    before = threading.active_count()
+
+    with pytest.raises(OSError, match=rf"address 127\.0\.0\.1:{running.server.port} is in use"):
+        Server(running.app, "127.0.0.1", running.server.port, 4).start()
+    with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:1"):
+        Server(running.app, "192.0.2.1", 1, 4).start()
+    assert threading.active_count() == before
+
+
+def test_a_poll_whose_client_leaves_gives_its_thread_back(run: Callable[..., Running]) -> None:
+    running = run()
+    poll = running.park()[0]
+    poll.close()
+
+    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back", deadline_s=2.5)
+
+
+def test_a_stream_whose_client_leaves_gives_its_thread_back(run: Callable[..., Running]) -> None:
+    running = run()
+    stream = running.send("GET /api/v1/watch HTTP/1.1\r\nHost: n\r\nAccept: text/event-stream\r\n\r\n")
+    received = b""
+    while b"event: progress" not in received:
+        received += stream.recv(4096)
+    assert running.service.budget.in_use == 1
+    stream.close()
+
+    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back", deadline_s=2.5)
+
+
+def test_a_stream_passes_changes_on_as_they_happen(run: Callable[..., Running]) -> None:
+    running = run()
+    stream = running.send("GET /api/v1/watch HTTP/1.1\r\nHost: n\r\nAccept: text/event-stream\r\n\r\n")
+    received = stream.recv(4096)
+    Api(running.app).register()
+
+    while b'"REGISTER"' not in received:
+        received += stream.recv(4096)
+    assert b"id: 1\n" in received
+
+
+def test_with_the_budget_full_of_polls_plain_reads_go_on_and_more_polls_are_refused_at_once(
+    run: Callable[..., Running],
+) -> None:
+    running = run(budget=8, threads=10)
+    Api(running.app).register()
+    running.park(running.service.budget.watch_max)
+    with running.service.budget.slot("write"):
+        began = time.monotonic()
+        for _ in range(50):
+            assert running.ask("GET", ORDERS)[0] == 200
+        for path in ("/api/v1/watch", f"{ORDERS}?min_index=99"):
+            status, body, headers = running.ask("GET", path)
+            assert (status, body["code"], body["outcome"]) == (503, "Overloaded", "not_done")
+            assert headers["Retry-After"] == "1"
+
+    assert time.monotonic() - began < 2
+
+
+def test_a_write_in_flight_gets_its_answer_when_the_server_stops(run: Callable[..., Running]) -> None:
+    running = run()
+    gate = running.service.submit_gate = threading.Event()
+    answers: list[tuple[int, Any, dict[str, str]]] = []
+    writer = threading.Thread(target=lambda: answers.append(running.ask("PUT", f"{ORDERS}/o1", {})))
+    writer.start()
+    wait_for(lambda: running.service.budget.by_kind()["write"] == 1, "the write to be under way")
+    stopper = threading.Thread(target=running.server.stop, args=(5,))
+    stopper.start()
+    wait_for(lambda: not _accepts(running.server.port), "the listener to close")
+    gate.set()
+    stopper.join(5)
+    writer.join(5)
+
+    assert [(status, headers["Connection"]) for status, _, headers in answers] == [(201, "close")]
+    assert not stopper.is_alive()
+    assert not _http_threads()
+
+
+def test_stopping_closes_idle_connections_and_ends_in_time(run: Callable[..., Running]) -> None:
+    running = run()
+    idle = running.send("GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n")
+    received = b""
+    while not received.endswith(b"}\n"):
+        received += idle.recv(4096)
+    began = time.monotonic()
+    running.server.stop(5)
+
+    assert time.monotonic() - began < 2
+    assert idle.recv(4096) == b""
+    running.server.stop(5)  # again is without effect
+
+
+def test_what_outlasts_the_deadline_is_cut_off(run: Callable[..., Running], caplog: pytest.LogCaptureFixture) -> None:
+    running = run()
+    running.service.submit_gate = threading.Event()
+    writer = running.send(f"PUT {ORDERS}/o1 HTTP/1.1\r\nHost: n\r\nContent-Length: 2\r\n\r\n{{}}")
+    wait_for(lambda: running.service.budget.in_use == 1, "the write to be under way")
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        running.server.stop(0.3)
+
+    assert time.monotonic() - began < 2
+    assert writer.recv(4096) == b""
+    assert "requests still running are cut off" in caplog.text
+    running.service.submit_gate.set()
+    wait_for(lambda: not _http_threads(), "the stuck thread to end")
+
+
+def test_a_body_over_the_limit_is_answered_on_a_connection_that_lives_on(run: Callable[..., Running]) -> None:
+    running = run()
+    connection = http.client.HTTPConnection("127.0.0.1", running.server.port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request("PUT", f"{ORDERS}/o1", body=b"x" * 300_000)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["limit"]) == (413, 262_144)
+        connection.request("PUT", f"{ORDERS}/o1", body=iter([b"x" * 200_000] * 2), encode_chunked=True)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["limit"]) == (413, 262_144)
+        connection.request("PUT", f"{ORDERS}/o1", body=iter([b'{"version"', b': "1"}']), encode_chunked=True)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["version"]) == (201, "1")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ("BROKEN\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nBad Header\r\n\r\n", 400),
+        ("PUT / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400),
+        ("PUT / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", 413),
+        (f"GET / HTTP/1.1\r\nX: {'x' * 70_000}\r\n\r\n", 431),
+    ],
+)
+def test_what_waitress_refuses_by_itself_is_a_problem_too(
+    run: Callable[..., Running], request_: str, status: int
+) -> None:
+    answer = http.client.HTTPResponse(run().send(request_))
+    with contextlib.closing(answer):
+        answer.begin()
+        assert answer.status == status
+        assert answer.getheader("Content-Type") == "application/problem+json"
+        told = json.loads(answer.read())
+    assert told["status"] == status
+    assert told["title"] and told["detail"]
+
+
+def test_a_reader_that_stops_reading_does_not_hold_its_thread_for_ever(run: Callable[..., Running]) -> None:
+    running = run(stalled_s=0.5)
+    api = Api(running.app)
+    stream = running.send("GET /api/v1/watch?index=0 HTTP/1.1\r\nHost: n\r\nAccept: text/event-stream\r\n\r\n")
+    wait_for(lambda: running.service.budget.in_use == 1, "the stream to start")
+    meta = {str(n): "x" * 500 for n in range(16)}
+    operations = [{"op": "register", "service": "orders", "id": str(n), "meta": meta} for n in range(100)]
+    for _ in range(12):  # about a megabyte of events each, and nobody reads them
+        assert api.post("/api/v1/batch", {"operations": operations}).status_code == 200
+
+    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back", deadline_s=8)
+    stream.close()
+
+
+def test_a_loop_that_ends_unasked_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    failures: list[BaseException] = []
+    service = FakeService()
+    server = Server(create_app(service), "127.0.0.1", 0, 2, on_failure=failures.append)
+    server.start()
+    with caplog.at_level(logging.CRITICAL):
+        server._in_loop(server._close)
+        wait_for(lambda: failures, "the report")
+
+    assert "no longer served" in caplog.text
+    server._pool.end(time.monotonic() + 1)  # type: ignore[union-attr]
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

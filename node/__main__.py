@@ -34,6 +34,10 @@ USAGE, FAILED = 2, 70
 """Exit codes: wrong settings (as with any command); a failure to be restarted from (sysexits.h)."""
 
 TRANSFER_S = 2.0
+REPLAY_S = 60.0
+
+_COMPARED = frozenset({"cluster_id", "members"})
+"""Settings that the nodes' greeting compares by itself, and refuses instead of warning."""
 
 
 class Node:
@@ -49,7 +53,7 @@ class Node:
             raft,
             cluster=settings.cluster_id,
             listen=Endpoint(settings.raft_host, settings.raft_port),
-            agreement={name: str(value) for name, value in settings.agreement().items()},
+            agreement={name: str(value) for name, value in settings.agreement().items() if name not in _COMPARED},
         )
         self.metrics: Metrics = Metrics()
         self.engine: Engine = Engine(
@@ -111,10 +115,16 @@ class Node:
         )
 
     def start(self) -> None:
-        """Serves. Raises ``OSError`` if the HTTP port is taken."""
-        self.server.start()
+        """Serves. Raises ``OSError`` if the HTTP port is taken.
+
+        Clients come in last, so that what they read is not older than what this
+        node served before it was stopped.
+        """
+        known = self.engine.status().commit_index
         self.engine.start()
+        self.engine.wait_applied(known, time.monotonic() + REPLAY_S)
         self.duties.start()
+        self.server.start()
         # What was read from disk lives as long as the process: no collection need look at it again.
         gc.collect()
         gc.freeze()

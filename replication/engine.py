@@ -830,7 +830,8 @@ class Engine(SyncObj):
         super()._SyncObj__setState(newState)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _role_changed(self, old: int, new: int) -> None:
-        logger.info("%s in term %d (was %s)", _ROLES[new], self._term, _ROLES[old])
+        # A candidate counts its term up right after this call.
+        logger.info("%s in term %d (was %s)", _ROLES[new], self._term + (new == CANDIDATE), _ROLES[old])
         if old == LEADER:
             self._leader_heard_at = time.monotonic()
             # The library leaves a deposed leader's timer where it was, long past.
@@ -887,8 +888,7 @@ class Engine(SyncObj):
 
     def _flush(self) -> None:
         """Makes the log durable, then lets go what was held for it. Before and after each poll."""
-        if self._journal.dirty:
-            self._journal.sync()
+        self._journal.sync()
         if not self._held:
             return
         held, self._held = self._held, []

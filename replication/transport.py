@@ -114,7 +114,7 @@ class _Peer:
         self.heard_at: float | None = None
         self.down: bool = False
         self.draining: bool = False
-        self.warned: str = ""
+        self.looking_up: bool = False
 
 
 class _Pending:
@@ -388,7 +388,9 @@ class Transport:
             if self._resolver is None:
                 self._resolver = threading.Thread(target=self._resolve, name="resolver", daemon=True)
                 self._resolver.start()
-            self._lookups.put(peer)
+            if not peer.looking_up:
+                peer.looking_up = True
+                self._lookups.put(peer)
             return peer.addresses or []
         return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
 
@@ -396,10 +398,11 @@ class Transport:
         while (peer := self._lookups.get()) is not None:
             try:
                 found = socket.getaddrinfo(peer.endpoint.host, peer.endpoint.port, type=socket.SOCK_STREAM)
-            except OSError as error:
+                peer.addresses = [(family, (str(at[0]), int(at[1]))) for family, _, _, _, at in found]
+            except (OSError, UnicodeError) as error:
                 self._say(peer.node.id, f"could not look up {peer.endpoint.host}: {error}")
-                continue
-            peer.addresses = [(family, (str(at[0]), int(at[1]))) for family, _, _, _, at in found]
+            finally:
+                peer.looking_up = False
 
     def _on_event(self, connection: _Connection, events: int) -> None:
         if connection.closed:
@@ -434,11 +437,10 @@ class Transport:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._close(connection, f"the connection broke: {error.strerror}")
+                self._hung_up(connection, f"the connection broke: {error.strerror}")
                 return
             if not data:
-                # A stranger that hangs up before its hello is usually a peer's probe.
-                self._close(connection, "the peer closed the connection", quiet=connection.peer is None)
+                self._hung_up(connection, "the peer closed the connection")
                 return
             connection.heard_at = time.monotonic()
             try:
@@ -451,6 +453,10 @@ class Transport:
                 return
             if len(data) < READ_BYTES:
                 return
+
+    def _hung_up(self, connection: _Connection, why: str) -> None:
+        # A stranger that hangs up before its hello is usually a peer's probe.
+        self._close(connection, why, quiet=connection.peer is None)
 
     def _received(self, connection: _Connection, message: Message) -> None:
         if connection.peer is None:

@@ -65,19 +65,20 @@ class Reader:
         with requests.Session() as session:
             session.trust_env = False
             while not self._ended.wait(READ_PAUSE_S):
-                expected = self.expected
+                # What is true before and after the read held throughout.
+                expected, excused = self.expected, self.excused
                 try:
                     found = [self._read(session, service) for service in SERVICES]
                 except RollcallError as error:
                     self.answers = False
-                    if not self.excused:
+                    if not (excused or self.excused):
                         self.failures.append(error.message)
                     continue
                 self.answers = True
                 self.reads += len(found)
                 self.addresses = {each["id"]: f"{each['address']}:{each['port']}" for each in itertools.chain(*found)}
                 self.ids = frozenset(self.addresses)
-                if not self.excused:
+                if not (excused or self.excused):
                     self.missing |= expected & self.expected - self.ids
 
     def _read(self, session: requests.Session, service: str) -> list[dict[str, Any]]:

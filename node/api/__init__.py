@@ -6,6 +6,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -46,7 +47,9 @@ def create_app(
 
 
 def _flask(context: Context) -> Flask:
-    app = Flask(__name__, static_folder=None, template_folder=None)
+    # Told where it lives, Flask does not search: ``rollcall`` is a namespace, which it cannot place.
+    here = str(Path(__file__).parent)
+    app = Flask(__name__, static_folder=None, template_folder=None, root_path=here, instance_path=here)
     app.url_map.converters["segment"] = Segment
     app.url_map.merge_slashes = False  # an answer that redirects is one more thing for a client to get wrong
     for face in (Native(context), Watch(context), Health(context), Simple(context), Discovery(context)):

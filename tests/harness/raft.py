@@ -299,14 +299,12 @@ class Bench:
         """As SIGKILL: nothing is flushed, everything is closed."""
         self.network.leave(self.node)
         self.disk.close_all()
-        self.engine._journal._descriptor = self.engine._journal._mark = -1
         self.engine.close()
 
     def cut_power(self, chance: random.Random) -> None:
         """As ``kill``, and what was not synced may be lost or torn."""
         self.network.leave(self.node)
         self.disk.cut_power(chance)
-        self.engine._journal._descriptor = self.engine._journal._mark = -1
         self.engine.close()
 
 

@@ -106,8 +106,9 @@ class SimDisk(Disk):
         return descriptor
 
     def close(self, descriptor: int) -> None:
-        self._open.pop(descriptor)
-        super().close(descriptor)
+        # What ``close_all`` closed must not be closed again: the number may be another file's.
+        if self._open.pop(descriptor, None) is not None:
+            super().close(descriptor)
 
     def write(self, descriptor: int, data: bytes, offset: int) -> None:
         path = self._open[descriptor]

@@ -9,17 +9,31 @@ lies in a directory that is gone afterwards, and no process stays behind.
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import pluggy
 import pytest
 from harness.cluster import Cluster
 
 _figures = pytest.StashKey[list[str]]()
+_clusters = pytest.StashKey[list[Cluster]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_figures] = []
+    config.stash[_clusters] = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Result[pytest.TestReport]]:
+    """A failure shows what the nodes wrote."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for cluster in item.config.stash[_clusters]:
+            for i in range(cluster.nodes):
+                report.sections.append((f"log of {cluster.node_dir(i)}", cluster.log_tail(i, 40)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -60,9 +74,9 @@ StartCluster = Callable[..., Cluster]
 
 
 @pytest.fixture(scope="module")
-def start_cluster(bench: Path) -> Iterator[StartCluster]:
+def start_cluster(bench: Path, pytestconfig: pytest.Config) -> Iterator[StartCluster]:
     """Starts a cluster (``start_cluster(5, lease_ttl_s=3)``) that ends with the module."""
-    started: list[Cluster] = []
+    started = pytestconfig.stash[_clusters]
 
     def start(nodes: int = 3, **settings: object) -> Cluster:
         cluster = Cluster(bench / f"cluster-{next(_numbers)}", nodes, **settings)
@@ -74,9 +88,9 @@ def start_cluster(bench: Path) -> Iterator[StartCluster]:
         yield start
     finally:
         errors: list[AssertionError] = []
-        for cluster in started:
+        while started:
             try:
-                cluster.close()
+                started.pop().close()
             except AssertionError as error:
                 errors.append(error)
         if errors:

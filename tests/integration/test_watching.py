@@ -103,8 +103,10 @@ class Streamer(Watcher):
     def leave(self) -> None:
         """Hangs up: a quiet stream would keep the thread for long."""
         super().leave()
-        with contextlib.suppress(OSError, AttributeError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        connected = self._socket
+        if connected is not None:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
 
 
 def stream(connection: http.client.HTTPConnection, path: str, index: int) -> Iterator[tuple[int, str, Any]]:

@@ -90,8 +90,12 @@ def test_a_process_id_that_is_no_node_of_this_directory_is_left_alone(tmp_path: 
 
 
 def sleeper(*words: str) -> "subprocess.Popen[bytes]":
-    """A process that only sleeps, started with these words in its command line."""
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+    """A process that only sleeps, started with these words in its command line, once it really runs."""
+    program = "import time; print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
 
 
 def test_only_the_node_of_this_very_directory_is_ended(tmp_path: Path):

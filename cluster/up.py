@@ -101,17 +101,15 @@ def _run(cluster: LocalCluster, *, detach: bool) -> None:
 
 
 def _greet(cluster: LocalCluster, *, detach: bool) -> None:
-    first, last = cluster.url(0), cluster.url(cluster.nodes - 1)
+    first, middle, last = (cluster.url(i) for i in (0, cluster.nodes // 2, cluster.nodes - 1))
+    instances = "/api/v1/services/cart/instances"
     click.echo("cluster ready")
     for i in range(cluster.nodes):
         click.echo(f"  {cluster.node_id(i)}  {cluster.url(i)}")
     click.echo("try:")
-    click.echo(
-        f"  curl -X PUT {first}/api/v1/services/cart/instances/cart-1 "
-        """-H 'Content-Type: application/json' -d '{"address": "10.0.0.7", "port": 8080, "ttl_s": 90}'"""
-    )
-    click.echo(f"  curl {last}/api/v1/services/cart/instances")
-    click.echo(f"  curl {first}/api/v1/cluster")
+    click.echo(f"""  curl -X PUT {first}{instances}/cart-1 -d '{{"address":"10.0.0.1","port":8080}}'""")
+    click.echo(f"  curl {middle}{instances}")
+    click.echo(f"  curl -X DELETE {last}{instances}/cart-1")
     if detach:
         click.echo(f"stop with: --stop --data-dir {cluster.data_dir}")
     else:

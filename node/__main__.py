@@ -13,6 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from importlib import util
+
+if missing := [
+    name for name in ("flask", "prometheus_client", "pysyncobj", "waitress") if util.find_spec(name) is None
+]:
+    sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
 from ..replication.changes import Changes
 from ..replication.engine import Engine, EngineConfig
@@ -33,6 +39,7 @@ logger = logging.getLogger("rollcall.node")
 USAGE, FAILED = 2, 70
 """Exit codes: wrong settings (as with any command); a failure to be restarted from (sysexits.h)."""
 
+WAKE_S = 0.2
 TRANSFER_S = 2.0
 REPLAY_S = 60.0
 
@@ -193,7 +200,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         node.start()
         logger.info("%s serves %s", settings.node_id, settings.http_advertise)
-        stopping.wait()
+        # Not without a limit: the kernel may hand the signal to any thread, and the
+        # handler runs only when this one, the main thread, comes round.
+        while not stopping.wait(WAKE_S):
+            pass
         logger.info("shutting down")
         node.drain()
     except OSError as error:

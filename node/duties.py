@@ -23,7 +23,7 @@ from ..replication.commands import Evict, Judgement
 from ..replication.errors import NotLeader, RollcallError
 from ..replication.log import Leadership, Log, LogStatus, Proposal
 from ..replication.records import Event, Key
-from .eviction import Pace, ProtectionView, allowed, choose, protection
+from .eviction import Pace, ProtectionView, choose, protection
 from .forward import PROTECTION
 from .leases import Leases
 from .values import LeaseView, Renewal, Renewed
@@ -36,7 +36,8 @@ LOOK_S = 0.1
 PAUSED_S = 1.0
 """A look that comes so much too late means that this process was paused."""
 
-ASK_S = 1.0
+VIEW_S = 1.0
+"""How often the leader counts who is late, and the others ask it."""
 
 
 class DutySettings(Struct, frozen=True, kw_only=True):
@@ -61,7 +62,6 @@ class _Tenure:
         self.early: list[tuple[Event, ...]] = []
         self.pace: Pace = Pace()
         self.view: ProtectionView = NOT_KNOWN
-        self.sweep_at: float = 0.0
 
 
 class Duties:
@@ -169,7 +169,7 @@ class Duties:
                 leadership = self._log.wait_leadership(leadership, time.monotonic() + LOOK_S)
                 if leadership.serving:
                     self._lead(leadership)
-                elif leadership.leader is not None and time.monotonic() - asked_at > ASK_S:
+                elif leadership.leader is not None and time.monotonic() - asked_at > VIEW_S:
                     asked_at = time.monotonic()
                     self._ask(leadership.leader)
             except Exception:
@@ -182,7 +182,7 @@ class Duties:
         if leader == self._log.node_id:
             return
         try:
-            answer = self._log.request(leader, PROTECTION, b"", time.monotonic() + ASK_S)
+            answer = self._log.request(leader, PROTECTION, b"", time.monotonic() + VIEW_S)
             self._view = msgspec.msgpack.decode(answer, type=ProtectionView)
         except (RollcallError, msgspec.DecodeError) as error:
             logger.debug("could not ask %s whether evictions are held: %s", leader, error)
@@ -201,7 +201,8 @@ class Duties:
             tenure.leases = leases
         logger.info("keeping %d leases in term %d", len(leases), tenure.term)
         looked_at = time.monotonic()
-        tenure.sweep_at = looked_at + leases.sweep_interval_s()
+        viewed_at = 0.0
+        swept_at = looked_at
         while not self._stop.is_set():
             if self._log.wait_leadership(leadership, time.monotonic() + LOOK_S) != leadership:
                 return
@@ -210,11 +211,12 @@ class Duties:
             with tenure.lock:
                 self._look(leases, status, now, paused=now - looked_at > LOOK_S + PAUSED_S)
             looked_at = now
-            due = min(tenure.sweep_at, now + leases.sweep_interval_s())
-            tenure.sweep_at = due
-            if now >= due:
+            if now - viewed_at > VIEW_S:
+                self._view_now(tenure, leases, now)
+                viewed_at = now
+            if now - swept_at > leases.sweep_interval_s():
                 self._sweep(tenure, leases, now)
-                tenure.sweep_at = now + leases.sweep_interval_s()
+                swept_at = now
 
     def _look(self, leases: Leases, status: LogStatus, now: float, *, paused: bool) -> None:
         """Whether this node could listen, and which nodes are in contact (design section 4)."""
@@ -228,20 +230,25 @@ class Duties:
             else:
                 leases.lost(peer.id, now, down=peer.down)
 
-    def _sweep(self, tenure: _Tenure, leases: Leases, now: float) -> None:
-        """Proposes the evictions that are due, within what protection and pace allow."""
-        threshold = self._settings.protection_threshold
+    def _view_now(self, tenure: _Tenure, leases: Leases, now: float) -> None:
+        """Counts who is late, and says so when that starts or stops holding evictions."""
         with tenure.lock:
             leased, late = leases.count(now)
-            view = protection(leased, late, threshold)
-            room = tenure.pace.room(allowed(leased, threshold), now)
+        view = protection(leased, late, self._settings.protection_threshold)
+        if view.active != tenure.view.active:
+            logger.warning("self-protection %s: %s", "holds evictions" if view.active else "ended", view.reason)
+        tenure.view = view
+
+    def _sweep(self, tenure: _Tenure, leases: Leases, now: float) -> None:
+        """Proposes the evictions that are due, within what protection and pace allow."""
+        self._view_now(tenure, leases, now)
+        view = tenure.view
+        with tenure.lock:
+            room = tenure.pace.room(view.allowed_late, now)
             groups = choose(leases.overdue(now), view, room=room, seed=time.time_ns())
             for judged in groups:
                 leases.mark_evicting(judged)
                 tenure.pace.evicted(len(judged), now)
-        if view.active != tenure.view.active:
-            logger.warning("self-protection %s: %s", "holds evictions" if view.active else "ended", view.reason)
-        tenure.view = view
         for judged in groups:
             self._evict(tenure, leases, judged)
 

@@ -44,7 +44,6 @@ class _Asked(Generic[T, R]):
         self.answer: R | None = None
         self.error: RollcallError | None = None
         self.leads: bool = False
-        self.left: bool = False
 
 
 class Rounds(Generic[T, R]):
@@ -71,7 +70,6 @@ class Rounds(Generic[T, R]):
                 asked.leads = True
         if not asked.leads and not asked.answered.wait(max(0.0, deadline - time.monotonic())):
             with self._lock:
-                asked.left = True
                 if asked in self._waiting:
                     self._waiting.remove(asked)
         if asked.leads:

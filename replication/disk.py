@@ -6,7 +6,6 @@ disk, or make an fsync fail, and so that the order of the steps can be read
 from one trace. Paths are absolute; sizes and offsets are bytes.
 """
 
-import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -49,18 +48,16 @@ class Disk:
 
     def replace(self, source: Path, target: Path) -> None:
         """Renames ``source`` over ``target``, durably."""
-        os.replace(source, target)
+        source.replace(target)
         self.sync_directory(target.parent)
 
     def link(self, source: Path, target: Path) -> None:
         """Keeps ``source`` under a second name, in place of what had that name."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(target)
-        os.link(source, target)
+        target.unlink(missing_ok=True)
+        target.hardlink_to(source)
 
     def unlink(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        path.unlink(missing_ok=True)
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

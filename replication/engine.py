@@ -92,6 +92,9 @@ DRAIN_BYTES = 1024 * 1024
 """Of proposals taken up in one tick."""
 APPLY_S = 0.02
 """Spent on applying in one tick, so that a long backlog does not stop heartbeats."""
+LOG_BYTES_MAX = 64 * 1024 * 1024
+"""A log file of this size is cut even if its entries are few."""
+SAVE_AGAIN_S = 5.0
 KEEP_ENTRIES = 2_000
 KEEP_BYTES = 4 * 1024 * 1024
 """Kept behind a state file, so that a follower that was briefly away needs no file."""
@@ -742,9 +745,7 @@ class Engine(SyncObj):
         self._leader_heard_at = time.monotonic()
         return True
 
-    def _check_entries(
-        self, node: Node, message: wire.Append, previous: int, entries: tuple[Entry, ...]
-    ) -> None:
+    def _check_entries(self, node: Node, message: wire.Append, previous: int, entries: tuple[Entry, ...]) -> None:
         expected, term = previous + 1, 0
         for _, index, entry_term in entries:
             if index != expected or entry_term < term or entry_term > message.term:
@@ -970,8 +971,10 @@ class Engine(SyncObj):
         if self._installing is not None or self._receiving is not None:
             return
         entries = self._applied - (self._saved.index if self._saved else 1)
-        old = time.monotonic() - self._saved_at > self._config.snapshot_interval_s
-        if entries >= self._config.snapshot_entries or (old and entries):
+        age_s = time.monotonic() - self._saved_at
+        large = self._journal.size > LOG_BYTES_MAX and age_s > SAVE_AGAIN_S
+        old = age_s > self._config.snapshot_interval_s
+        if entries >= self._config.snapshot_entries or (entries and (large or old)):
             self._saving = self._snapshots.save(self.registry.root())
             self._saved_at = time.monotonic()
 
@@ -1013,9 +1016,7 @@ class Engine(SyncObj):
             sending.progress_at = now
         while sending.sent < min(sending.total, sending.acknowledged + INSTALL_WINDOW_BYTES):
             data = os.pread(sending.descriptor, INSTALL_BYTES, sending.sent)
-            self._wire.send(
-                node, wire.Install(self._term, sending.header.index, sending.sent, sending.total, data)
-            )
+            self._wire.send(node, wire.Install(self._term, sending.header.index, sending.sent, sending.total, data))
             sending.sent += len(data)
 
     def _stop_sending(self, follower: _Follower) -> None:

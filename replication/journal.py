@@ -221,6 +221,11 @@ class Journal(LibraryJournal):
         return self._unsynced
 
     @property
+    def size(self) -> int:
+        """Bytes of the file in use, what is not written yet included."""
+        return self._end + self._buffered
+
+    @property
     def base_index(self) -> int:
         return self._entries[0][1]
 
@@ -471,5 +476,3 @@ def _synced_behind(data: bytes, offset: int) -> int:
                 highest = max(highest, vouched)
         at = data.find(_MAGIC, at + 1)
     return highest
-
-

@@ -694,5 +694,6 @@ def _listening_socket(listen: Endpoint) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen for peers on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}") from None
+        why = os.strerror(error.errno or 0)
+        raise OSError(error.errno, f"cannot listen for peers on {listen.host}:{listen.port}: {why}") from None
     return sock

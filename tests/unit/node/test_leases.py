@@ -42,7 +42,9 @@ def overdue(leases: Leases, now: float) -> list[str]:
 
 
 def forced(leases: Leases, now: float) -> list[str]:
-    return sorted(judged.key.id for judged in leases.overdue(now).forced)
+    found = leases.overdue(now)
+    assert set(found.forced) <= set(found.judged)
+    return sorted(judged.key.id for judged in found.forced)
 
 
 # -- a lease

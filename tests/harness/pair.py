@@ -1,0 +1,137 @@
+"""Two nodes in one process, without a network: a leader and a follower that asks it.
+
+Both see one registry, as if the follower applied everything at once. What goes
+wrong on the way between them is a switch.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from rollcall.node.budget import Budget
+from rollcall.node.duties import Duties, DutySettings
+from rollcall.node.service import Service, ServiceSettings
+from rollcall.replication.commands import Command
+from rollcall.replication.errors import NotDone, NotLeader, RollcallError
+from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
+
+
+class LeaderLog(LocalLog):
+    """A log of one node whose leadership can be taken away and given back."""
+
+    def __init__(self) -> None:
+        super().__init__("leader")
+        self.handlers: dict[str, Handler] = {}
+        self.leads = True
+        self.leader: str | None = "leader"
+        self.contact_s = 0.0
+        self.hold: list[Proposal] | None = None
+        """Where proposals are kept unsettled, when that is what a test wants."""
+
+    def serve(self, kind: str, handler: Handler) -> None:
+        self.handlers[kind] = handler
+
+    def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
+        if not self.leads:
+            proposal = Proposal(b"")
+            proposal.resolve(None, NotLeader("leader does not lead"))
+            return proposal
+        if self.hold is not None:
+            proposal = Proposal(b"")
+            proposal.take()
+            self.hold.append(proposal)
+            return proposal
+        return super().propose(command, time_ns=time_ns, request_id=request_id)
+
+    def status(self) -> LogStatus:
+        index = self.registry.applied_index
+        return LogStatus(
+            node=self.node_id,
+            leader=self.leader,
+            role="leader" if self.leads else "follower",
+            term=self.term,
+            commit_index=index,
+            applied_index=index,
+            leader_contact_s=self.contact_s,
+            serving_term=self.leads,
+            caught_up=True,
+            peers=(),
+        )
+
+    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
+        while True:
+            leadership = Leadership(self.term, self.leader, self.leads)
+            if leadership != seen or time.monotonic() >= deadline:
+                return leadership
+            time.sleep(0.001)
+
+
+class FollowerLog(LocalLog):
+    """A log that follows ``leader``: the same registry, and requests by calling its handlers."""
+
+    def __init__(self, leader: LeaderLog) -> None:
+        super().__init__("follower", changes=leader.changes)
+        self.registry = leader.registry
+        self._leader = leader
+        self.leader: str | None = "leader"
+        self.asked: list[str] = []
+        self.fault: Callable[[str], RollcallError | None] = lambda kind: None
+
+    def status(self) -> LogStatus:
+        index = self.registry.applied_index
+        return LogStatus(
+            node=self.node_id,
+            leader=self.leader,
+            role="follower",
+            term=1,
+            commit_index=index,
+            applied_index=index,
+            leader_contact_s=0.0,
+            serving_term=False,
+            caught_up=True,
+            peers=(),
+        )
+
+    def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
+        raise AssertionError("a follower proposes nothing")
+
+    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
+        while True:
+            leadership = Leadership(1, self.leader, False)
+            if leadership != seen or time.monotonic() >= deadline:
+                return leadership
+            time.sleep(0.001)
+
+    def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        self.asked.append(kind)
+        error = self.fault(kind)
+        if error is not None:
+            raise error
+        answered = threading.Event()
+        answer: list[bytes] = []
+
+        def reply(data: bytes) -> None:
+            answer.append(data)
+            answered.set()
+
+        self._leader.handlers[kind](self.node_id, payload, reply)
+        if not answered.wait(max(0.0, deadline - time.monotonic())):
+            raise NotDone("no answer")
+        return answer[0]
+
+
+class Pair:
+    """The services of both, with the leader's duties running."""
+
+    def __init__(self, *, write_timeout_s: float = 1.0) -> None:
+        self.leader_log = LeaderLog()
+        self.follower_log = FollowerLog(self.leader_log)
+        self.duties = Duties(self.leader_log, DutySettings(sweep_s_max=0.2))
+        self.follower_duties = Duties(self.follower_log, DutySettings())
+        settings = ServiceSettings(cluster_id="pair", write_timeout_s=write_timeout_s)
+        self.leader = Service(self.leader_log, self.duties, Budget(64), settings)
+        self.follower = Service(self.follower_log, self.follower_duties, Budget(64), settings)
+        self.duties.start()
+
+    def close(self) -> None:
+        self.duties.stop()

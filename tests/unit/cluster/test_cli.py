@@ -1,0 +1,135 @@
+"""The commands: what they print, and the exit code that says how it ended."""
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from harness.fakes import FakeSession, problem, response
+from rollcall.cluster import cli
+from rollcall.cluster.client import Client
+from rollcall.replication.errors import Invalid, NoLeader, NotFound, Unknown
+
+TIMES = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 10**18)
+INDEXES = dict.fromkeys(("create_index", "reg_index", "modify_index"), 3)
+CART = {
+    "env": "default", "service": "cart", "id": "cart-[red]1", "address": "10.0.0.1", "port": 80, "tags": ["[bold]"],
+    "ttl_s": 30.0, **TIMES, **INDEXES,
+}  # fmt: skip
+LISTING = {"service": "cart", "env": "default", "index": 3, "instances": [CART]}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``asked(answer, *words)`` runs ``rollcall`` with these words against a node that answers so."""
+
+    def run(answer: Any, *words: str) -> tuple[Result, FakeSession]:
+        session = FakeSession(lambda *_: answer() if callable(answer) else answer)
+        monkeypatch.setattr(cli, "Client", lambda nodes, **options: Client(nodes, session=session, **options))
+        return CliRunner().invoke(cli.main, ["--timeout", "0.2", *words]), session
+
+    return run
+
+
+def test_instances_are_listed_as_they_are_spelt(asked: Any):
+    result, _ = asked(response(200, LISTING, X_Rollcall_Complete="true"), "instances", "cart")
+
+    assert result.exit_code == 0
+    for text in ("cart-[red]1", "10.0.0.1:80", "[bold]", "30 s", "2001-09-09 01:46:40Z"):
+        assert text in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_list_that_may_lack_something_says_so(asked: Any):
+    result, _ = asked(response(200, LISTING), "instances", "cart")
+
+    assert "may not be complete" in result.stderr
+
+
+def test_json_is_the_answer_itself(asked: Any):
+    result, _ = asked(response(200, LISTING), "--json", "instances", "cart")
+
+    assert json.loads(result.stdout)["instances"][0]["id"] == "cart-[red]1"
+
+
+def test_registering_sends_what_was_said(asked: Any):
+    words = ["register", "cart", "--address", "10.0.0.1", "--port", "80", "--ttl", "30"]
+    words += ["--tag", "x", "--meta", "a=b=c", "--zone", "z"]
+    result, session = asked(response(201, CART), *words)
+
+    assert result.exit_code == 0
+    method, url, options = session.asked[0]
+    assert (method, url.rpartition("/")[2]) == ("PUT", "cart-10.0.0.1%3A80")
+    assert json.loads(options["data"]) == {
+        "address": "10.0.0.1", "port": 80, "ttl_s": 30, "tags": ["x"], "meta": {"a": "b=c"}, "zone": "z", "version": "",
+    }  # fmt: skip
+
+
+def test_the_word_none_removes_an_override(asked: Any):
+    result, session = asked(response(200, CART), "status", "cart", "cart-1", "none")
+
+    assert result.exit_code == 0
+    assert session.asked[0][0] == "DELETE"
+
+
+def test_the_members_are_shown_with_their_leader_and_why_evictions_are_held(asked: Any):
+    member = {"id": "n1", "http": "http://h:1", "raft": "h:2", "role": "leader", "reachable": False}
+    view = {
+        "node": "n1", "cluster": "c", "leader": "n1", "term": 4, "applied_index": 9, "commit_index": 9,
+        "members": [member], "protection": {"active": True, "reason": "3 of 4 are late"}, "disk_error": "no room",
+    }  # fmt: skip
+    result, _ = asked(response(200, view), "members")
+
+    for text in ("as seen by n1: n1 leads, term 4, index 9", "evictions are held: 3 of 4 are late", "no room", "no "):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotFound("no such instance"), 1),
+        (Invalid("id: wrong"), 1),
+        (NoLeader("no leader"), 3),
+        (Unknown("perhaps"), 4),
+    ],
+)
+def test_the_exit_code_says_how_it_ended(asked: Any, error: Any, code: int):
+    result, _ = asked(lambda: problem(error), "deregister", "cart", "cart-1")
+
+    assert result.exit_code == code
+    assert f"error: {error.message}" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("register cart", "give --address and --port, or --id"),
+        ("register cart --id x --ttl 3 --no-lease", "exclude each other"),
+        ("register cart --id x --meta novalue", "expects KEY=VALUE"),
+        ("status cart x sleeping", "is not one of"),
+        ("--nodes ftp://x services", "expected URLs such as"),
+        ("instances", "Missing argument"),
+        ("no-such-command", "No such command"),
+    ],
+)
+def test_wrong_use_ends_with_code_2_and_the_reason(asked: Any, words: str, said: str):
+    result = CliRunner().invoke(cli.main, words.split())
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_nodes_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    given: list[str] = []
+    session = FakeSession(lambda *_: response(200, {"services": []}))
+
+    def made(nodes: str, **options: Any) -> Client:
+        given.append(nodes)
+        return Client(nodes, session=session, **options)
+
+    monkeypatch.setattr(cli, "Client", made)
+    result = CliRunner().invoke(cli.main, ["services"], env={"ROLLCALL_NODES": "http://h:1,2"})
+
+    assert result.exit_code == 0
+    assert given == ["http://h:1,2"]

@@ -1,0 +1,147 @@
+"""The leader's duties, on a log in memory: evict the dead, spare the living."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness.pair import Pair
+from harness.waiting import wait_for
+from rollcall.node import duties as duties_module
+from rollcall.node.values import Renewal
+from rollcall.replication.commands import Deregister, Register
+from rollcall.replication.errors import NotLeader
+from rollcall.replication.records import Key, Registration
+
+
+def key(number: int) -> Key:
+    return Key("default", "cart", f"c{number}")
+
+
+def register(pair: Pair, number: int, ttl_s: float = 2) -> None:
+    pair.leader.submit(Register(Registration(service="cart", id=f"c{number}", ttl_s=ttl_s)))
+
+
+def there(pair: Pair) -> set[str]:
+    view = pair.leader.registry.service("default", "cart")
+    return set() if view is None else {instance.id for instance in view.instances}
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    wait_for(lambda: pair.duties._tenure is not None and pair.duties._tenure.leases is not None, "the leader's duties")
+    yield pair
+    pair.close()
+
+
+class Renewing:
+    """Renews instances at a third of two seconds, through the follower, until it is left."""
+
+    def __init__(self, pair: Pair, numbers: range) -> None:
+        self._pair = pair
+        self._numbers = numbers
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.answers: set[str] = set()
+
+    def __enter__(self) -> "Renewing":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.3):
+            renewed = self._pair.follower.renew([Renewal(key(number)) for number in self._numbers])
+            self.answers |= {answer.status for answer in renewed}
+
+
+def test_who_stops_renewing_is_evicted_and_the_others_stay(pair: Pair) -> None:
+    for number in range(3):
+        register(pair, number)
+
+    with Renewing(pair, range(2)) as renewing:
+        wait_for(lambda: there(pair) == {"c0", "c1"}, "c2 to be evicted", 5)
+
+    assert renewing.answers == {"ok"}
+
+
+def test_an_evicted_instance_is_told_to_register_again(pair: Pair) -> None:
+    register(pair, 1)
+    wait_for(lambda: not there(pair), "c1 to be evicted", 5)
+
+    assert pair.follower.renew([Renewal(key(1))])[0].status == "unknown"
+
+
+def test_most_of_them_silent_at_once_are_protected_and_it_ends_by_itself(pair: Pair) -> None:
+    for number in range(12):
+        register(pair, number)
+
+    wait_for(lambda: pair.leader.protection().active, "protection to begin", 5)
+    with Renewing(pair, range(3)):
+        time.sleep(1.5)  # well past every lease: what must not happen has had its time
+        assert len(there(pair)) == 12
+        assert "12" in pair.leader.protection().reason
+        for number in range(3, 12):
+            pair.leader.submit(Deregister(key(number)))
+        wait_for(lambda: not pair.leader.protection().active, "protection to end", 5)
+
+    assert there(pair) >= {"c0", "c1", "c2"}
+
+
+def test_a_new_leader_starts_every_lease_at_full_length(pair: Pair) -> None:
+    register(pair, 1)
+    lease = pair.leader.lease(key(1))
+    wait_for(lambda: (pair.leader.lease(key(1)) or lease).renewed_ms_ago > 1000, "the lease to age")
+    pair.leader_log.leads, pair.leader_log.leader = False, None
+    wait_for(lambda: pair.duties._tenure is None, "the duties to end")
+    with pytest.raises(NotLeader):
+        pair.duties.renew([Renewal(key(1))], "follower")
+    pair.leader_log.leads, pair.leader_log.leader = True, "leader"
+    pair.leader_log.term += 1
+    wait_for(lambda: pair.leader.lease(key(1)) is not None and pair.duties._tenure is not None, "the duties to begin")
+
+    aged = wait_for(lambda: pair.duties.lease(key(1)), "the lease")
+    assert aged.renewed_ms_ago < 1000
+
+
+def test_a_renewal_during_an_eviction_waits_for_its_outcome(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eviction is proposed but not settled; meanwhile nobody is told that it was renewed."""
+    register(pair, 1)
+    pair.leader_log.hold = []
+    wait_for(lambda: pair.leader_log.hold, "the eviction to be proposed", 5)
+
+    assert pair.duties.renew([Renewal(key(1))], "leader") == [None]
+
+    held, pair.leader_log.hold = pair.leader_log.hold, None
+    assert held is not None
+    held[0].give_up("it was lost on the way")
+    assert pair.duties.renew([Renewal(key(1))], "leader")[0] is not None
+
+
+def test_a_pause_of_the_leader_evicts_nobody(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that comes late stands for a process that was stopped: everybody gets a full lease."""
+    register(pair, 1)
+    monkeypatch.setattr(duties_module, "PAUSED_S", -1.0)  # every look comes late
+    time.sleep(3)  # past the lease and a sweep: what must not happen has had its time
+    assert there(pair) == {"c1"}
+    monkeypatch.undo()
+    resumed = time.monotonic()
+    wait_for(lambda: not there(pair), "c1 to be evicted after all", 6)
+
+    assert time.monotonic() - resumed > 1.5
+
+
+def test_the_follower_learns_from_the_leader_whether_evictions_are_held(pair: Pair) -> None:
+    for number in range(10):
+        register(pair, number)
+    pair.follower_duties.start()
+    try:
+        wait_for(lambda: pair.follower.protection().active, "the follower to know", 6)
+    finally:
+        pair.follower_duties.stop()
+
+    assert pair.follower.protection().leased == 10

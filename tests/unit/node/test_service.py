@@ -1,0 +1,230 @@
+"""The verbs: here if we lead, else one hop, and always an honest word on what became of it."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness.pair import Pair
+from harness.waiting import wait_for
+from rollcall.node.forward import BARRIER, RENEW, SUBMIT
+from rollcall.node.values import Renewal
+from rollcall.replication.commands import Batch, Deregister, Register, SetStatus
+from rollcall.replication.errors import (
+    AlreadyRegistered,
+    Draining,
+    Invalid,
+    NoLeader,
+    NotCaughtUp,
+    NotDone,
+    NotFound,
+    Unknown,
+)
+from rollcall.replication.records import Key, Registration
+
+CART = Key("default", "cart", "c1")
+
+
+def registration(**more: object) -> Registration:
+    return Registration(service="cart", id="c1", ttl_s=30, **more)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair(write_timeout_s=0.4)
+    wait_for(lambda: pair.duties._tenure is not None and pair.duties._tenure.leases is not None, "the leader's duties")
+    yield pair
+    pair.close()
+
+
+def test_a_write_at_a_follower_is_one_hop(pair: Pair) -> None:
+    outcome = pair.follower.submit(Register(registration()))
+
+    assert outcome.kinds == ("created",)
+    assert pair.follower_log.asked == [SUBMIT]
+    assert pair.leader.registry.instance(CART) is not None
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_what_apply_objects_is_said_by_either_node(pair: Pair, where: str) -> None:
+    service = getattr(pair, where)
+    service.submit(Register(registration()))
+
+    with pytest.raises(AlreadyRegistered):
+        service.submit(Register(registration(), if_absent=True))
+    with pytest.raises(NotFound):
+        service.submit(Deregister(Key("default", "cart", "nobody")))
+    with pytest.raises(NotFound):
+        service.submit(SetStatus("default", "cart", "nobody", "down"))
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_a_dirty_timestamp_from_the_future_is_refused(pair: Pair, where: str) -> None:
+    soon = registration(dirty_timestamp=time.time_ns() + 1800 * 10**9)
+    far = registration(dirty_timestamp=time.time_ns() + 7200 * 10**9)
+    service = getattr(pair, where)
+    service.submit(Register(soon))
+
+    for command in (Register(far), Batch((Register(far),))):
+        with pytest.raises(Invalid, match="dirty_timestamp"):
+            service.submit(command)
+
+
+def test_a_lease_below_the_settings_minimum_is_refused(pair: Pair) -> None:
+    short = Registration(service="cart", id="c1", ttl_s=1)
+
+    with pytest.raises(Invalid, match="lease_ttl_s_min"):
+        pair.follower.submit(Register(short))
+
+
+def test_a_write_waits_for_a_leader_and_is_not_done_without_one(pair: Pair) -> None:
+    pair.follower_log.leader = None
+    began = time.monotonic()
+
+    with pytest.raises(NoLeader):
+        pair.follower.submit(Register(registration()))
+
+    assert time.monotonic() - began >= 0.3
+
+
+def test_a_write_that_waited_for_the_election_is_done(pair: Pair) -> None:
+    pair.follower_log.leader = None
+    threading.Timer(0.1, lambda: setattr(pair.follower_log, "leader", "leader")).start()
+
+    assert pair.follower.submit(Register(registration())).kinds == ("created",)
+
+
+def test_a_leader_that_does_not_lead_any_more_is_asked_again_not_believed(pair: Pair) -> None:
+    pair.leader_log.leads = False
+    threading.Timer(0.1, lambda: setattr(pair.leader_log, "leads", True)).start()
+
+    assert pair.follower.submit(Register(registration())).kinds == ("created",)
+    assert len(pair.follower_log.asked) > 1
+
+
+def test_nothing_bounces_the_leader_proposes_or_refuses(pair: Pair) -> None:
+    """A deposed leader that believes somebody else leads does not pass a forwarded write on."""
+    pair.leader_log.leads = False
+    pair.leader_log.leader = "somebody else"
+
+    with pytest.raises(NotDone):
+        pair.follower.submit(Register(registration()))
+
+    assert pair.leader.registry.instance(CART) is None
+
+
+def test_an_answer_that_never_came_is_unknown_and_not_repeated(pair: Pair) -> None:
+    pair.follower_log.fault = lambda kind: Unknown("the connection was lost") if kind == SUBMIT else None
+
+    with pytest.raises(Unknown):
+        pair.follower.submit(Register(registration()))
+
+    assert pair.follower_log.asked == [SUBMIT]
+
+
+def test_a_proposal_under_way_at_the_deadline_is_unknown(pair: Pair) -> None:
+    pair.leader_log.hold = []
+
+    with pytest.raises(Unknown):
+        pair.leader.submit(Register(registration()))
+
+    assert len(pair.leader_log.hold) == 1
+
+
+def test_a_repeat_with_the_same_idempotency_key_changes_nothing(pair: Pair) -> None:
+    first = pair.follower.submit(Register(registration(version="1")), request_id="k")
+    again = pair.leader.submit(Register(registration(version="2")), request_id="k")
+    instance = pair.leader.registry.instance(CART)
+
+    assert (again.index, again.kinds) == (first.index, first.kinds)
+    assert instance is not None and instance.version == "1"
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_renewals_get_the_leaders_word(pair: Pair, where: str) -> None:
+    pair.leader.submit(Register(registration(dirty_timestamp=100)))
+    pair.leader.submit(Register(Registration(service="cart", id="forever")))
+    service = getattr(pair, where)
+    asked = [
+        Renewal(CART),
+        Renewal(Key("default", "cart", "nobody")),
+        Renewal(CART, dirty_timestamp=101),
+        Renewal(CART, dirty_timestamp=99),
+        Renewal(Key("default", "cart", "forever")),
+    ]
+
+    answers = service.renew(asked)
+
+    assert [answer.status for answer in answers] == ["ok", "unknown", "ahead", "behind", "ok"]
+    assert answers[0].ttl_s == 30
+    assert 9_000 <= answers[0].next_heartbeat_ms <= 10_000
+    assert answers[4].ttl_s is None
+
+
+def test_a_renewal_is_refused_by_a_leader_that_has_not_heard_a_quorum(pair: Pair) -> None:
+    pair.leader.submit(Register(registration()))
+    pair.leader_log.contact_s = 0.5
+
+    with pytest.raises(NotDone):
+        pair.follower.renew([Renewal(CART)])
+
+
+def test_a_lost_renewal_is_said_again(pair: Pair) -> None:
+    pair.leader.submit(Register(registration()))
+    lost = iter([Unknown("lost"), NotDone("nobody there")])
+    pair.follower_log.fault = lambda kind: next(lost, None)
+
+    assert pair.follower.renew([Renewal(CART)])[0].status == "ok"
+    assert pair.follower_log.asked == [RENEW] * 3
+
+
+def test_a_linearizable_read_passes_a_barrier_through_the_log(pair: Pair) -> None:
+    before = pair.leader.registry.applied_index
+
+    assert pair.follower.linearize()
+    assert pair.leader.linearize()
+    assert pair.follower_log.asked == [BARRIER]
+    assert pair.leader.registry.applied_index == before + 2
+
+
+def test_without_a_leader_a_read_is_not_linearizable(pair: Pair) -> None:
+    pair.follower_log.leader = None
+
+    assert not pair.follower.linearize()
+
+
+def test_catching_up_says_how_far_this_node_is(pair: Pair) -> None:
+    applied = pair.leader.registry.applied_index
+
+    with pytest.raises(NotCaughtUp) as caught:
+        pair.leader.catch_up(applied + 1, 0.01)
+
+    assert caught.value.facts["applied_index"] == applied
+
+
+def test_a_draining_node_takes_nothing_new(pair: Pair) -> None:
+    pair.follower.drain()
+
+    assert pair.follower.ready(write=False) == (False, "shutting down")
+    with pytest.raises(Draining):
+        pair.follower.submit(Register(registration()))
+    with pytest.raises(Draining):
+        pair.follower.renew([Renewal(CART)])
+
+
+def test_readiness_names_its_reason(pair: Pair) -> None:
+    assert pair.leader.ready(write=True) == (True, "")
+    pair.leader_log.contact_s = 11.0
+
+    ready, why = pair.leader.ready(write=False)
+    assert not ready
+    assert "no leader" in why
+
+
+def test_only_the_leader_knows_when_a_lease_was_renewed(pair: Pair) -> None:
+    pair.leader.submit(Register(registration()))
+    exact, roughly = pair.leader.lease(CART), pair.follower.lease(CART)
+
+    assert exact is not None and exact.renewed_ms_ago is not None
+    assert roughly is not None and roughly.renewed_ms_ago is None
+    assert pair.leader.lease(Key("default", "cart", "nobody")) is None

@@ -111,7 +111,7 @@ def _greet(cluster: LocalCluster, *, detach: bool) -> None:
     click.echo(f"  curl {middle}{instances}")
     click.echo(f"  curl -X DELETE {last}{instances}/cart-1")
     if detach:
-        click.echo(f"stop with: --stop --data-dir {cluster.data_dir}")
+        click.echo(f"stop with: ./scripts/up --stop --data-dir {cluster.data_dir}")
     else:
         click.echo("Ctrl-C stops all of them")
 

@@ -49,7 +49,6 @@ from .errors import (
     DiskUnavailable,
     Fatal,
     Invalid,
-    NotDone,
     NotLeader,
     Overloaded,
     Overwritten,
@@ -86,6 +85,8 @@ WINDOW_BYTES = 4 * 1024 * 1024
 INSTALL_BYTES = 256 * 1024
 INSTALL_WINDOW_BYTES = 2 * 1024 * 1024
 INSTALL_RETRY_S = 2.0
+INSTALL_AGAIN_S = 15.0
+"""A follower that has the whole state file and does not say that it runs on it gets it again."""
 PROPOSALS_MAX = 20_000
 """Waiting to be taken up; past that a proposal is refused at once."""
 DRAIN_BYTES = 1024 * 1024
@@ -210,14 +211,15 @@ class Engine(SyncObj):
         self._saving: Future[SnapshotHeader] | None = None
         self._saved: SnapshotHeader | None = None
         self._saved_at: float = time.monotonic()
+        self._save_failed: bool = False
         self._transfer: tuple[Node, float] | None = None
         self._transfer_asked: bool = False
-        self._refusing: NotDone | None = None
         self._disk_error: str = ""
         self._disk_retry_at: float = 0.0
         self._leader_heard_at: float | None = None
         self._applied_term: int = 0
         self._caught_up: bool = False
+        self._joined_at: int | None = None
         self._listeners: list[Listener] = []
         self._leadership = Leadership(0, None, False)
         self._leadership_changed = threading.Condition()
@@ -233,12 +235,16 @@ class Engine(SyncObj):
             opened.callback(self._close_pipe)
             opened.callback(transport.close)
             opened.callback(DirectoryLock(config.directory).release)
-            self._journal: Journal = Journal(
-                config.directory / "journal", cluster=config.cluster, node=node_id, disk=self._disk
-            )
-            opened.callback(self._journal._destroy)
             self._snapshots: Snapshots = Snapshots(config.directory, cluster=config.cluster, disk=self._disk)
             opened.callback(self._snapshots.close)
+            self._journal: Journal = Journal(
+                config.directory / "journal",
+                cluster=config.cluster,
+                node=node_id,
+                disk=self._disk,
+                may_be_new=not self._snapshots.path.exists(),
+            )
+            opened.callback(self._journal._destroy)
             super().__init__(
                 Node(node_id),
                 transport.nodes(),
@@ -351,6 +357,10 @@ class Engine(SyncObj):
         leader = self._SyncObj__raftLeader
         serving = self._role == LEADER and self._applied_term == self._term
         found = Leadership(self._term, leader.id if leader is not None else None, serving)
+        former = self._leadership.leader
+        if former is not None and former not in (found.leader, self.node_id):
+            # Nobody should wait for a leader that was given up. One that hands over in order still answers.
+            self._wire.abandon(former, self._config.election_timeout_s_min / 2)
         if found != self._leadership:
             with self._leadership_changed:
                 self._leadership = found
@@ -400,8 +410,8 @@ class Engine(SyncObj):
         proposal = Proposal(encode(Envelope(FORMAT, time_ns, command, request_id)))
         if self._role != LEADER:
             proposal.resolve(None, NotLeader(f"{self.node_id} does not lead"))
-        elif self._refusing is not None:
-            proposal.resolve(None, self._refusing)
+        elif self._disk_error:
+            proposal.resolve(None, DiskUnavailable(self._disk_error))
         elif len(self._proposals) >= PROPOSALS_MAX:
             proposal.resolve(None, Overloaded(f"{PROPOSALS_MAX} writes wait already", limit=PROPOSALS_MAX))
         else:
@@ -521,6 +531,11 @@ class Engine(SyncObj):
                     f"ends at {header.index}: put the newer state file back"
                 )
             if journal.term_at(header.index) != header.term:
+                if journal.getRaftCommitIndex() >= header.index:
+                    raise Damaged(
+                        f"the state file in {self._config.directory} ends at entry {header.index} of term "
+                        f"{header.term}, which contradicts the entry that the log holds there for committed"
+                    )
                 journal.reset((NO_OP, header.index, header.term))
             self.registry.replace(state)
             self._saved = header
@@ -559,13 +574,20 @@ class Engine(SyncObj):
                 continue
             index = self._journal.last_index + 1
             self._journal.add(REGULAR + proposal.data, index, self._term)
-            self._waiting[index] = (self._term, proposal)
+            self._expect(index, proposal)
             taken += len(proposal.data)
             self._send_now = True
         if self._role == LEADER and (self._send_now or self._commit_moved):
             self._replicate(heartbeat=False)
         self._send_now = False
         self._commit_moved = False
+
+    def _expect(self, index: int, proposal: Proposal) -> None:
+        before = self._waiting.pop(index, None)
+        if before is not None:
+            # Of an earlier leadership: gone from this log, but another node may hold and commit it.
+            before[1].resolve(None, Unknown("leadership was lost before the write was committed"))
+        self._waiting[index] = (self._term, proposal)
 
     # -- sending entries (figure 2, AppendEntries) ---------------------------------
 
@@ -700,6 +722,8 @@ class Engine(SyncObj):
         """
         if not self._hear_leader(node, message.term):
             return
+        if self._joined_at is None:
+            self._joined_at = message.commit_index
         if self._receiving is not None or self._installing is not None or not message.previous_index:
             self._answer(node, alive=True)
             return
@@ -740,6 +764,9 @@ class Engine(SyncObj):
             return False
         if self._role == LEADER and term == self._term:
             raise Fatal(f"two leaders in term {term}: {node.id} and {self.node_id}")
+        if term > self._term or self._SyncObj__raftLeader != node:
+            # The rest of a state file would have come from the leader before.
+            self._abort_receiving()
         heartbeat = {"type": "append_entries", "term": term, "commit_index": self._commit_index}
         self._pass_on(node, heartbeat)
         self._leader_heard_at = time.monotonic()
@@ -916,10 +943,13 @@ class Engine(SyncObj):
         return False
 
     def _note_caught_up(self) -> None:
-        """True for good once an entry of a leader's own term was applied here: all that
-        was committed when this node joined lies before it (Leader Completeness)."""
-        if not self._caught_up and self._applied_term == self._term:
-            self._caught_up = self._SyncObj__raftLeader is not None
+        """True for good once an entry of a leader's own term was applied here, and everything up
+        to the commit index that the first leader named: what was committed when this node
+        joined lies before the one (Leader Completeness) or before the other."""
+        if self._caught_up or self._applied_term != self._term:
+            return
+        joined_at = self._joined_at
+        self._caught_up = self._role == LEADER or (joined_at is not None and self._applied >= joined_at)
 
     def _apply(self, index: int, term: int, command: bytes) -> None:
         waiting = self._waiting.pop(index, None)
@@ -944,7 +974,13 @@ class Engine(SyncObj):
         self._applied_term = term
         self.changes.publish(index, events)
         for listener in self._listeners:
-            listener(index, events)
+            try:
+                listener(index, events)
+            except (MemoryError, Fatal):
+                raise
+            except Exception:
+                # The entry is applied, and its proposer is to be told, whoever fails to listen (D12).
+                logger.exception("a listener failed at entry %d", index)
         if waiting is not None:
             proposed_term, proposal = waiting
             if proposed_term == term:
@@ -972,6 +1008,8 @@ class Engine(SyncObj):
             return
         entries = self._applied - (self._saved.index if self._saved else 1)
         age_s = time.monotonic() - self._saved_at
+        if self._save_failed and age_s < SAVE_AGAIN_S:
+            return
         large = self._journal.size > LOG_BYTES_MAX and age_s > SAVE_AGAIN_S
         old = age_s > self._config.snapshot_interval_s
         if entries >= self._config.snapshot_entries or (entries and (large or old)):
@@ -983,7 +1021,9 @@ class Engine(SyncObj):
             header = saving.result()
         except OSError as error:
             logger.warning("could not write a state file: %s; trying again later", error.strerror)
+            self._save_failed = True
             return
+        self._save_failed = False
         if header.index <= self._journal.base_index:
             return
         self._saved = header
@@ -1011,8 +1051,12 @@ class Engine(SyncObj):
             descriptor = os.open(self._snapshots.path, os.O_RDONLY | os.O_CLOEXEC)
             sending = follower.sending = _Sending(self._saved, descriptor, now)
             logger.info("sending the state file at entry %d to %s", sending.header.index, node.id)
-        if sending.acknowledged < sending.sent and now - sending.progress_at > INSTALL_RETRY_S:
+        silent_s = now - sending.progress_at
+        if sending.acknowledged < sending.sent and silent_s > INSTALL_RETRY_S:
             sending.sent = sending.acknowledged
+            sending.progress_at = now
+        elif sending.acknowledged >= sending.total and silent_s > INSTALL_AGAIN_S:
+            sending.sent = sending.acknowledged = 0
             sending.progress_at = now
         while sending.sent < min(sending.total, sending.acknowledged + INSTALL_WINDOW_BYTES):
             data = os.pread(sending.descriptor, INSTALL_BYTES, sending.sent)
@@ -1038,8 +1082,12 @@ class Engine(SyncObj):
         if message.offset == 0 and (receiving is None or receiving.received):
             self._abort_receiving()
             path = self._config.directory / "snapshot-received.tmp"
-            self._disk.unlink(path)
-            receiving = self._receiving = _Receiving(message.index, path, self._disk.open(path))
+            try:
+                self._disk.unlink(path)
+                receiving = self._receiving = _Receiving(message.index, path, self._disk.open(path))
+            except OSError as error:
+                self._disk_failed(DiskUnavailable(f"no room for a state file: {error.strerror}"))
+                return
         if receiving is None or receiving.index != message.index or receiving.received != message.offset:
             wanted = receiving.received if receiving and receiving.index == message.index else 0
             self._wire.send(node, wire.Installed(self._term, message.index, wanted))
@@ -1092,10 +1140,14 @@ class Engine(SyncObj):
         if header.index <= self._applied:
             return
         journal = self._journal
-        if journal.term_at(header.index) == header.term:
-            journal.deleteEntriesTo(header.index - journal.base_index)
-        else:
-            journal.reset((NO_OP, header.index, header.term))
+        try:
+            if journal.term_at(header.index) == header.term:
+                journal.deleteEntriesTo(header.index - journal.base_index)
+            else:
+                journal.reset((NO_OP, header.index, header.term))
+        except DiskUnavailable as error:
+            self._disk_failed(error)
+            return
         self.registry.replace(state)
         self._saved = header
         self._saved_at = time.monotonic()
@@ -1146,7 +1198,6 @@ class Engine(SyncObj):
         if not self._disk_error:
             logger.error("%s; this node neither leads nor acknowledges until there is room", error.message)
         self._disk_error = error.message
-        self._refusing = error
         self._disk_retry_at = time.monotonic() + DISK_RETRY_S
         self._begin_transfer()
 
@@ -1165,7 +1216,6 @@ class Engine(SyncObj):
             return
         logger.info("there is room on disk again")
         self._disk_error = ""
-        self._refusing = None
 
 
 class _LibraryPort(LibraryTransport):

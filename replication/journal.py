@@ -82,13 +82,17 @@ def _record(kind: int, body: bytes) -> bytes:
 class Journal(LibraryJournal):
     """The log of one node. All methods belong to the tick thread.
 
+    A file that is missing is made, unless something says that there was one:
+    the mark beside it, or the caller (``may_be_new`` False).
     Raises ``Damaged`` or ``WrongDirectory`` when opened on what it must not
     use; ``DiskUnavailable`` from ``add`` when there is no room (nothing has
     changed then); ``Fatal`` when the disk fails in a way that leaves the state
     of the file unknown.
     """
 
-    def __init__(self, path: Path, *, cluster: str, node: str, disk: Disk | None = None) -> None:
+    def __init__(
+        self, path: Path, *, cluster: str, node: str, disk: Disk | None = None, may_be_new: bool = True
+    ) -> None:
         self._path: Path = path
         self._disk: Disk = disk or Disk()
         self._identity: dict[str, str | int] = {"format": _FORMAT, "cluster": cluster, "node": node, "generation": 1}
@@ -109,6 +113,8 @@ class Journal(LibraryJournal):
         self._mark: int = self._disk.open(path.with_suffix(".synced"))
         try:
             if new:
+                if not may_be_new or self._last_mark() is not None:
+                    raise self._damaged(0, "it is missing or empty, but a log was here before")
                 self._create()
             else:
                 self._load(self._disk.read(path))
@@ -194,8 +200,8 @@ class Journal(LibraryJournal):
             raise Fatal(f"refused a second vote in term {term}")
         if (term, votedForNodeId) == (self._term, self._vote):
             return
-        self._term, self._vote = term, votedForNodeId
         self._put(_STATE_KIND, msgspec.msgpack.encode((term, votedForNodeId)), urgent=True)
+        self._term, self._vote = term, votedForNodeId
         self._unsynced = True
 
     def getCurrentTerm(self) -> int:
@@ -335,6 +341,8 @@ class Journal(LibraryJournal):
                 _record(_COMMIT_KIND, _INDEX.pack(commit)),
             ]
         )
+        # True as soon as the file has its name, so it vouches for itself.
+        data += _record(_SYNCED_KIND, _SYNCED.pack(_MAGIC, len(data)))
         path = self._path.with_suffix(".new")
         descriptor = self._disk.open(path)
         try:
@@ -383,7 +391,9 @@ class Journal(LibraryJournal):
         rest = len(data) - offset
         if rest and any(data[offset : offset + RECORD_BYTES_MAX]):
             logger.warning("cut a torn tail off %s at byte %d (a write was under way at a crash)", self._path, offset)
-        self._term = max(self._term, self._entries[-1][2])
+        if self._entries[-1][2] > self._term:
+            # A vote of the term noted says nothing about the later one.
+            self._term, self._vote = self._entries[-1][2], None
         # A commit record stands behind the entries that it covers, so D8 (a
         # commit index beyond the log) would mean that the file is not ours.
         if self._commit > self._entries[-1][1]:
@@ -432,13 +442,16 @@ class Journal(LibraryJournal):
             raise self._damaged(offset, f"a record of unknown kind {kind}")
 
     def _read_mark(self) -> int:
+        mark = self._last_mark()
+        return mark[1] if mark is not None and mark[0] == self._identity["generation"] else 0
+
+    def _last_mark(self) -> tuple[int, int] | None:
+        """The file's generation and how far it was synced, as noted last; None if nothing was ever noted."""
         data = self._disk.read(self._path.with_suffix(".synced"))
         if len(data) < _MARK.size:
-            return 0
+            return None
         generation, offset, checksum = _MARK.unpack_from(data)
-        if checksum != zlib.crc32(data[:16]) or generation != self._identity["generation"]:
-            return 0
-        return offset
+        return (generation, offset) if checksum == zlib.crc32(data[:16]) else None
 
     def _damaged(self, offset: int, what: str) -> Damaged:
         return Damaged(

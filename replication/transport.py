@@ -34,7 +34,7 @@ from msgspec import Struct
 from pysyncobj.node import Node
 from pysyncobj.poller import POLL_EVENT_TYPE, Poller
 
-from .errors import Invalid, NotDone, Overloaded, Unknown
+from .errors import Fatal, Invalid, NotDone, Overloaded, Unknown
 from .log import Handler, PeerStatus
 from .wire import (
     FRAME_BYTES_MAX,
@@ -167,6 +167,7 @@ class Transport:
         self._handlers: dict[str, Handler] = {}
         self._posted: deque[Callable[[], None]] = deque()
         self._pending: dict[int, _Pending] = {}
+        self._giving_up = threading.Lock()
         self._request_ids = itertools.count(secrets.randbits(48))
         self._draining: bool = False
         self._accept_after: float = 0.0
@@ -256,6 +257,18 @@ class Transport:
         if connection is not None:
             self._close(connection, why)
 
+    def abandon(self, peer_id: str, silent_s: float) -> None:
+        """Ends the wait for answers of a peer that was not heard for ``silent_s``: what became of them is unknown.
+
+        The connection stays: the peer may only be paused.
+        """
+        connection = self._peers[peer_id].connection
+        if connection is None or time.monotonic() - connection.heard_at < silent_s:
+            return
+        for pending in list(self._pending.values()):
+            if pending.connection is connection:
+                _fail(pending, Unknown(f"{peer_id} fell silent before it answered"))
+
     def set_draining(self) -> None:
         """Tells all peers that this node is about to stop."""
         self._draining = True
@@ -316,8 +329,11 @@ class Transport:
         try:
             self.post(lambda: self._send_request(request.id, peer, frame))
             if not pending.done.wait(max(0.0, deadline - time.monotonic())):
-                self._pending.pop(request.id, None)
-                if pending.connection is None:
+                # Under one lock with ``_send_request``: what is called not done is not sent after.
+                with self._giving_up:
+                    self._pending.pop(request.id, None)
+                    sent = pending.connection is not None
+                if not sent:
                     raise NotDone(f"{peer} could not be reached in time")
                 raise Unknown(f"{peer} did not answer in time")
         finally:
@@ -345,11 +361,21 @@ class Transport:
             self._accepting = False
             self._accept_after = time.monotonic() + 1.0
             return
-        if len(self._connections) >= CONNECTIONS_MAX:
-            self._say("full", f"refused a connection: {CONNECTIONS_MAX} are open already")
+        try:
+            connection = _Connection(_prepared(sock), time.monotonic())
+        except OSError:
+            # It broke while it waited to be accepted.
             sock.close()
             return
-        self._adopt(_Connection(_prepared(sock), time.monotonic()))
+        if len(self._connections) >= CONNECTIONS_MAX:
+            # A peer greets at once, so it is a stranger that has waited longest.
+            strangers = [held for held in self._connections.values() if held.peer is None and held.dialed is None]
+            if not strangers:
+                sock.close()
+                return
+            self._say("full", f"closed the oldest stranger: {CONNECTIONS_MAX} connections are open already")
+            self._close(min(strangers, key=lambda held: held.opened_at), "", quiet=True)
+        self._adopt(connection)
 
     def _adopt(self, connection: _Connection) -> None:
         self._connections[connection.descriptor] = connection
@@ -470,7 +496,7 @@ class Transport:
             self._take_request(connection, message)
         elif isinstance(message, Answer):
             pending = self._pending.get(message.id)
-            if pending is not None:
+            if pending is not None and pending.connection is connection:
                 pending.payload = message.payload
                 pending.error = NotDone(message.refused) if message.refused else None
                 pending.done.set()
@@ -643,15 +669,16 @@ class Transport:
     # -- requests ------------------------------------------------------------------
 
     def _send_request(self, request_id: int, peer_id: str, frame: bytes) -> None:
-        pending = self._pending.get(request_id)
-        if pending is None:
-            return
         connection = self._peers[peer_id].connection
+        with self._giving_up:
+            pending = self._pending.get(request_id)
+            if pending is None:
+                return
+            pending.connection = connection
         if connection is None:
             _fail(pending, NotDone(f"there is no connection to {peer_id}"))
-            return
-        pending.connection = connection
-        self._write(connection, frame)
+        else:
+            self._write(connection, frame)
 
     def _take_request(self, connection: _Connection, request: Request) -> None:
         handler = self._handlers.get(request.kind)
@@ -666,12 +693,20 @@ class Transport:
             else:
                 self.post(lambda: self._write(connection, frame))
 
-        handler(connection.peer or "", request.payload, reply)
+        try:
+            handler(connection.peer or "", request.payload, reply)
+        except (MemoryError, Fatal):
+            raise
+        except Exception:
+            # Perhaps it did something first: no answer says just that. And what
+            # a peer can send must not end this node.
+            logger.exception("the handler of %r requests failed", request.kind)
 
 
 def _fail(pending: _Pending, error: NotDone | Unknown) -> None:
-    pending.error = error
-    pending.done.set()
+    if not pending.done.is_set():
+        pending.error = error
+        pending.done.set()
 
 
 def _lost() -> Unknown:

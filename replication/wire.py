@@ -180,7 +180,7 @@ class FrameReader:
                 start = end
                 try:
                     message = _decoder.decode(body)
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise Invalid(f"a frame that is no message: {error}") from None
                 yield message
         finally:

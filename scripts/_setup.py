@@ -21,6 +21,8 @@ STAMP = VENV / ".rollcall-stamp"
 LOCK = ROOT / "requirements.lock"
 EXTRAS = ".[node,dev]"
 INSTALL_S_MAX = 900
+OLD_LIBRARY = "pysyncobj==0.3.14"
+"""Beside the environment, for tests that show what this version did wrong. No node ever imports it."""
 
 
 def main() -> None:
@@ -33,12 +35,13 @@ def main() -> None:
         say(f"setting up {VENV} with Python {sys.version.split()[0]} (once; the next run re-uses it)")
         make_venv()
         install()
+        install_old_library()
         STAMP.write_text(fingerprint)
         say(f"ready after {time.monotonic() - started:.0f} s")
 
 
 def fingerprint_of_inputs() -> str:
-    digest = hashlib.sha256(f"{sys.version}{ROOT}".encode())
+    digest = hashlib.sha256(f"{sys.version}{ROOT}{OLD_LIBRARY}".encode())
     for path in (ROOT / "pyproject.toml", LOCK):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -49,7 +52,7 @@ def is_current(fingerprint: str) -> bool:
 
 
 def make_venv() -> None:
-    say("1/2 creating the environment")
+    say("1/3 creating the environment")
     shutil.rmtree(VENV, ignore_errors=True)
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
     if made.returncode:
@@ -58,7 +61,7 @@ def make_venv() -> None:
 
 def install() -> None:
     total = sum(1 for line in LOCK.read_text().splitlines() if "==" in line)
-    say(f"2/2 installing {total} packages")
+    say(f"2/3 installing {total} packages")
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar", "off"]
     command = [*pip, "-c", str(LOCK), "-e", EXTRAS]
     output: list[str] = []
@@ -78,6 +81,19 @@ def install() -> None:
         too_long.cancel()
     if process.returncode:
         fail("pip could not install the packages; is a package index within reach?", "".join(output[-30:]))
+
+
+def install_old_library() -> None:
+    say(f"3/3 installing {OLD_LIBRARY} beside them, for a few tests to compare with")
+    target = VENV / OLD_LIBRARY.replace("==", "-")
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar", "off"]
+    command = [*pip, "--no-deps", "--no-build-isolation", "--target", str(target), OLD_LIBRARY]
+    made = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=INSTALL_S_MAX
+    )
+    if made.returncode:
+        # A cluster runs without it, and the tests that want it say so.
+        say(f"{made.stdout.rstrip()}\n[setup] {OLD_LIBRARY} could not be installed; a few tests will fail")
 
 
 def say(text: str) -> None:

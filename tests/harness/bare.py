@@ -1,12 +1,4 @@
-"""The other side of the scenarios: pysyncobj as it is shipped.
-
-Run as a program, it plays one scenario on the version that is first on the
-path, in a process of its own:
-
-    python -m harness.bare FILE SCENARIO DIRECTORY
-
-and ends with 0 if the promise was kept, with 3 and a sentence if it was not.
-"""
+"""The other side of the scenarios: pysyncobj as it is shipped."""
 
 import contextlib
 import gzip
@@ -14,50 +6,24 @@ import io
 import logging
 import os
 import pickle
-import runpy
-import sys
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pysyncobj
 import pysyncobj.journal
 import pysyncobj.syncobj
-from harness.members import NODE, Answer, Broken, LogFile, Member, Placed
-from harness.raft import Clock
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, replicated
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
-from pysyncobj.version import VERSION
+
+from harness.members import Answer, LogFile, Member, Placed, Refused
+from harness.raft import Clock
 
 logger = logging.getLogger(__name__)
 
 Replace = Callable[[Any, str, Any], None]
-BROKEN = 3
-
-
-class BareSide:
-    """Makes members and logs of the library's make."""
-
-    def __init__(self, directory: Path, clock: Clock, replace: Replace) -> None:
-        self._directory: Path = directory
-        self._clock: Clock = clock
-        self._replace: Replace = replace
-        self._made: list[BareMember | BareLog] = []
-
-    def member(self, peers: Sequence[str] = ("b", "c"), *, poison: str = "", state_files: bool = True) -> Member:
-        member = BareMember(self._directory, self._clock, tuple(peers), poison, state_files, self._replace)
-        self._made.append(member)
-        return member
-
-    def log(self) -> LogFile:
-        log = BareLog(self._directory / "journal")
-        self._made.append(log)
-        return log
-
-    def close(self) -> None:
-        for made in self._made:
-            made.close()
 
 
 class Recorder(Transport):
@@ -115,14 +81,22 @@ class BareMember(Member):
     """A SyncObj on its own journal and state file."""
 
     def __init__(
-        self, directory: Path, clock: Clock, peers: tuple[str, ...], poison: str, state_files: bool, replace: Replace
+        self,
+        directory: Path,
+        clock: Clock,
+        node: str,
+        members: Sequence[str],
+        poison: str,
+        options: dict[str, Any],
+        replace: Replace,
     ) -> None:
-        self.peers = peers
+        self.node = node
+        self.peers = tuple(member for member in members if member != node)
         self.trace = []
         self._directory: Path = directory
         self._clock: Clock = clock
         self._poison: str = poison
-        self._state_files: bool = state_files
+        self._options: dict[str, Any] = options
         for function in ("fsync", "fdatasync"):
             replace(os, function, lambda descriptor: self.trace.append("sync"))
         self._start()
@@ -131,17 +105,17 @@ class BareMember(Member):
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.transport = Recorder(self.sent, self.trace)
         self.object = Store(
-            Node(NODE),
+            Node(self.node),
             [Node(peer) for peer in self.peers],
             SyncObjConf(
                 autoTick=False,
                 journalFile=str(self._directory / "journal"),
-                fullDumpFile=str(self._directory / "dump") if self._state_files else None,
                 useFork=False,
                 raftMaxTimeout=1.0,
                 commandsWaitLeader=False,
                 logCompactionMinEntries=1_000_000,
                 logCompactionMinTime=1_000_000_000,
+                **self._options,
             ),
             transport=self.transport,
             poison=self._poison,
@@ -170,13 +144,13 @@ class BareMember(Member):
         self.object._doDestroy()
         self._start()
 
-    def _receive(self, peer: str, message: dict[str, Any]) -> None:
+    def receive(self, peer: str, message: dict[str, Any]) -> None:
         self._run(lambda: self.transport._onMessageReceived(Node(peer), message))
 
     def append(
         self, leader: str, term: int, previous: tuple[int, int], entries: Sequence[Any] = (), commit: int = 1
     ) -> None:
-        self._receive(
+        self.receive(
             leader,
             {
                 "type": "append_entries",
@@ -187,11 +161,9 @@ class BareMember(Member):
                 "entries": [(raw(value), index, entry_term) for index, entry_term, value in entries],
             },
         )
-        self.tick()
 
     def claim(self, leader: str, term: int, commit: int) -> None:
-        self._receive(leader, {"type": "append_entries", "term": term, "commit_index": commit, "serialized": None})
-        self.tick()
+        self.receive(leader, {"type": "append_entries", "term": term, "commit_index": commit, "serialized": None})
 
     def install(self, leader: str, term: int, last: tuple[int, int], values: Sequence[str], *, damaged: bool) -> None:
         index, last_term = last
@@ -203,23 +175,22 @@ class BareMember(Member):
         if damaged:
             data[len(data) // 2] ^= 1
         for piece in ((bytes(data), True, False), (b"", False, True)):
-            self._receive(
+            self.receive(
                 leader,
                 {"type": "append_entries", "term": term, "commit_index": 1, "serialized": piece},
             )
 
     def ask_vote(self, candidate: str, term: int, last: tuple[int, int]) -> None:
         message = {"type": "request_vote", "term": term, "last_log_index": last[0], "last_log_term": last[1]}
-        self._receive(candidate, message)
+        self.receive(candidate, message)
 
     def grant_vote(self, voter: str, term: int) -> None:
-        self._receive(voter, {"type": "response_vote", "term": term})
+        self.receive(voter, {"type": "response_vote", "term": term})
 
     def acknowledge(self, follower: str, term: int, next_index: int) -> None:
         # The library's acknowledgement says nothing of its term.
         message = {"type": "next_node_idx", "next_node_idx": next_index, "reset": False, "success": True}
-        self._receive(follower, message)
-        self.tick()
+        self.receive(follower, message)
 
     def propose(self, value: str, *, raising: bool = False) -> Answer:
         answer = Answer()
@@ -243,6 +214,32 @@ class BareMember(Member):
         with contextlib.suppress(FileNotFoundError):
             (self._directory / "dump").unlink()
 
+    def damage_state_file(self) -> None:
+        path = self._directory / "dump"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def restarts_after_power_cuts(self) -> Iterator[None]:
+        # One of them will do: the small file with the commit index reached the disk, the log's last page did not.
+        self.tick(2.0)
+        journal = self._directory / "journal"
+        self.object._doDestroy()
+        content = journal.read_bytes()
+        entries = len(self.object._SyncObj__raftLog)
+        end = pysyncobj.journal.FIRST_RECORD_OFFSET
+        for _ in range(entries // 2):
+            end += struct.unpack_from("<I", content, end)[0] + 8
+        offset = pysyncobj.journal.LAST_RECORD_OFFSET_OFFSET
+        journal.write_bytes(content[:offset] + struct.pack("<I", end) + content[offset + 4 :])
+        self._start()
+        yield
+
+    def take(self, peer: str) -> list[dict[str, Any]]:
+        taken = [message for to, message in self.sent if to == peer]
+        self.sent[:] = [sent for sent in self.sent if sent[0] != peer]
+        return taken
+
     @property
     def term(self) -> int:
         return self.object.raftCurrentTerm
@@ -258,6 +255,9 @@ class BareMember(Member):
     @property
     def members(self) -> set[str]:
         return {node.id for node in self.object.otherNodes}
+
+    def state(self) -> set[str]:
+        return set(self.object.stored)
 
     def entries(self) -> list[Placed]:
         log = self.object._SyncObj__raftLog
@@ -289,7 +289,7 @@ class BareLog(LogFile):
 
     def __init__(self, path: Path) -> None:
         self.path: Path = path
-        self.journal = pysyncobj.journal.FileJournal(str(path))
+        self.journal: Any = pysyncobj.journal.FileJournal(str(path))
         self.journal.add(raw(None), 1, 0)
 
     def add(self, *entries: Placed) -> None:
@@ -316,8 +316,12 @@ class BareLog(LogFile):
         return True
 
     def reopen(self) -> None:
-        self.journal._destroy()
-        self.journal = pysyncobj.journal.FileJournal(str(self.path))
+        self.close()
+        self.journal = None
+        try:
+            self.journal = pysyncobj.journal.FileJournal(str(self.path))
+        except (struct.error, IndexError) as error:
+            raise Refused(f"it fails: {error}") from error
 
     def entries(self) -> list[Placed]:
         return [(index, term, value_of(command)) for command, index, term in self.journal[:]]
@@ -330,36 +334,15 @@ class BareLog(LogFile):
         with self.path.open("r+b") as file:
             file.write(content + data[len(content) :])
 
-    def allocated(self) -> tuple[int, int]:
-        for index in range(self.journal[-1][1] + 1, self.journal[-1][1] + 13):
-            self.journal.add(raw("x" * 400), index, 1)
-        self.journal._FileJournal__journalFile.write(40_000, b"x")
+    def room(self) -> tuple[int, int]:
         self.journal.flush()
         status = os.stat(self.path)
         return status.st_size, status.st_blocks * 512
 
     def close(self) -> None:
-        self.journal._destroy()
+        if self.journal is not None:
+            self.journal._destroy()
 
 
 class _Died(Exception):
     """The process was killed here."""
-
-
-def main() -> None:
-    file, scenario, directory = sys.argv[1:]
-    logging.disable(logging.CRITICAL)
-    clock = Clock().install(setattr)
-    side = BareSide(Path(directory), clock, setattr)
-    print(f"pysyncobj {VERSION}")
-    try:
-        runpy.run_path(file)[scenario](side)
-    except Broken as broken:
-        print(f"broken: {broken}")
-        sys.exit(BROKEN)
-    finally:
-        side.close()
-
-
-if __name__ == "__main__":
-    main()

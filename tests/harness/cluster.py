@@ -29,6 +29,14 @@ FAULTS = ("Traceback (most recent call last)", " critical ", "Exception ignored"
 FAULT_LINES = 25
 
 
+ALONE: Mapping[str, object] = {
+    "heartbeat_period_s": 0.04,
+    "election_timeout_s_min": 0.15,
+    "election_timeout_s_max": 0.2,
+}
+"""Settings for a node that is a cluster of its own and need not wait for others to speak first."""
+
+
 class Answer(NamedTuple):
     """What a node answered."""
 
@@ -106,7 +114,8 @@ class Cluster(LocalCluster):
     def start(self, *, wait: bool = True) -> None:
         for attempt in range(1, STARTS_MAX + 1):
             try:
-                return super().start(wait=wait)
+                super().start(wait=wait)
+                return
             except LocalError as error:
                 # Another program took a port between the look and the start.
                 if attempt == STARTS_MAX or not ("is taken" in str(error) or "is in use" in str(error)):

@@ -42,6 +42,8 @@ class FakeSocket:
         return self.error
 
     def bind(self, address: tuple[str, int]) -> None:
+        if address[1] in self.net.listeners:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         self.port = address[1]
 
     def listen(self, backlog: int) -> None:
@@ -97,6 +99,8 @@ class FakeSocket:
         self.net.sockets.pop(self.descriptor, None)
         if self.backlog is not None:
             self.net.listeners.pop(self.port, None)
+            for waiting in self.backlog:
+                waiting.close()
 
     def events(self) -> int:
         """What a poll would say of this socket now."""

@@ -7,14 +7,19 @@ bare library must not, or the scenario would prove nothing.
 """
 
 import functools
+import os
+import subprocess
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-NODE = "a"
-"""The member itself; its peers are called b, c, …"""
+OLD = Path(sys.prefix) / "pysyncobj-0.3.14"
+BROKEN = 3
+"""How a process says that the scenario it played was ``Broken``."""
 
 Placed = tuple[int, int, str | None]
 """An entry: index, term, and the value that it writes (None: a no-op)."""
@@ -31,6 +36,17 @@ class Refused(Exception):
 def require(kept: object, what: str) -> None:
     if not kept:
         raise Broken(what)
+
+
+def run(first: int, last: int, term: int = 1) -> list[Placed]:
+    """Entries ``first`` to ``last`` of one term, each with a value of its own."""
+    return [(index, term, f"v{index}.{term}") for index in range(first, last + 1)]
+
+
+def keeps(held: list[Placed], wanted: list[Placed], why: str) -> None:
+    """``Broken`` unless all that is wanted is held."""
+    missing = [entry for entry in wanted if entry not in held]
+    require(not missing, f"{why}, and now the log lacks {missing}")
 
 
 class Answer:
@@ -95,6 +111,21 @@ class Member(ABC):
     @abstractmethod
     def lose_state_file(self) -> None: ...
 
+    @abstractmethod
+    def damage_state_file(self) -> None: ...
+
+    @abstractmethod
+    def restarts_after_power_cuts(self) -> Iterator[None]:
+        """Restarts the node on what each of many power cuts may leave, and comes back where it starts."""
+
+    @abstractmethod
+    def take(self, peer: str) -> list[Any]:
+        """What the node has sent to a peer since this was asked last, for that peer's ``receive``."""
+
+    @abstractmethod
+    def receive(self, peer: str, message: Any) -> None:
+        """A message from a peer, and what follows at once from it."""
+
     def elect(self) -> int:
         """Makes the node the leader of the next term, with the votes of all peers."""
         self.tick(2.0)
@@ -105,6 +136,7 @@ class Member(ABC):
 
     # -- what is seen of it
 
+    node: str
     peers: tuple[str, ...]
 
     @property
@@ -123,6 +155,10 @@ class Member(ABC):
     @abstractmethod
     def members(self) -> set[str]:
         """The peers that count for a quorum."""
+
+    @abstractmethod
+    def state(self) -> set[str]:
+        """The values that the state machine holds."""
 
     @abstractmethod
     def entries(self) -> list[Placed]:
@@ -178,7 +214,7 @@ class LogFile(ABC):
         """Changes the file behind the log's back; ``reopen`` comes next."""
 
     @abstractmethod
-    def allocated(self) -> tuple[int, int]:
+    def room(self) -> tuple[int, int]:
         """Bytes that the file claims to have room for, and bytes that the disk gave it."""
 
     @abstractmethod
@@ -186,10 +222,7 @@ class LogFile(ABC):
 
 
 def proves(scenario: Callable[[Any], None]) -> Callable[..., None]:
-    """A scenario as a test of both sides: ours keeps the promise, the bare library breaks it.
-
-    The test's argument is one of the fixtures below ``sides``, by its name.
-    """
+    """A scenario as a test of both sides: ours keeps the promise, the bare library breaks it."""
 
     def test(request: pytest.FixtureRequest, side: str) -> None:
         bench = request.getfixturevalue(side)
@@ -199,7 +232,43 @@ def proves(scenario: Callable[[Any], None]) -> Callable[..., None]:
             with pytest.raises(Broken):
                 scenario(bench)
 
+    # The library leaves open files to the collector.
+    bare = pytest.param("bare", marks=pytest.mark.filterwarnings("ignore::ResourceWarning"))
+    return pytest.mark.parametrize("side", ["ours", bare])(_named(test, scenario))
+
+
+def proves_on_0_3_14(scenario: Callable[[Any], None]) -> Callable[..., None]:
+    """The same for what version 0.3.16 of the library mended: there, bare means 0.3.14, in its own process."""
+
+    def test(request: pytest.FixtureRequest, tmp_path: Path, side: str) -> None:
+        if side == "ours":
+            scenario(request.getfixturevalue(side))
+            return
+        played = play_on_0_3_14(Path(request.node.path), scenario.__name__, tmp_path)
+        assert "pysyncobj 0.3.14" in played.stdout, played.stderr
+        assert played.returncode == BROKEN, f"0.3.14 kept the promise?\n{played.stdout}{played.stderr}"
+
+    found = pytest.mark.parametrize("side", ["ours", "0.3.14"])(_named(test, scenario))
+    found.scenario = scenario
+    return found
+
+
+def play_on_0_3_14(file: Path, scenario: str, directory: Path) -> "subprocess.CompletedProcess[str]":
+    """Plays one scenario of a test file on pysyncobj 0.3.14; see ``sides.py``."""
+    assert (OLD / "pysyncobj").is_dir(), f"{OLD} is missing: scripts/test makes it (pysyncobj 0.3.14, to compare with)"
+    tests = Path(__file__).resolve().parent.parent
+    path = os.pathsep.join(part for part in (str(OLD), str(tests), os.environ.get("PYTHONPATH", "")) if part)
+    return subprocess.run(
+        [sys.executable, "-m", "harness.sides", str(file), scenario, str(directory)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def _named(test: Callable[..., None], scenario: Callable[[Any], None]) -> Callable[..., None]:
     functools.update_wrapper(test, scenario)
-    del test.__wrapped__  # pytest would read the arguments of the scenario
-    ignored = pytest.mark.filterwarnings("ignore::ResourceWarning")  # the library leaves files to the collector
-    return pytest.mark.parametrize("side", ["ours", pytest.param("bare", marks=ignored)])(test)
+    del test.__wrapped__  # pytest would take the scenario's arguments for the test's
+    return test

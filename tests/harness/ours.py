@@ -1,15 +1,13 @@
 """Our side of the scenarios: the engine and its journal."""
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.members import NODE, Answer, LogFile, Member, Placed, Refused
-from harness.raft import Bench, Clock, Network, command, entry, value_of
-from harness.sim_disk import PowerCut, SimDisk
-from pysyncobj.node import Node
+from rollcall.replication import journal as journal_module
 from rollcall.replication import wire
 from rollcall.replication.commands import FORMAT, Envelope
 from rollcall.replication.disk import Disk
@@ -20,35 +18,19 @@ from rollcall.replication.log import Proposal
 from rollcall.replication.registry import Applied, Registry
 from rollcall.replication.snapshot import Snapshots
 
+from harness.members import Answer, LogFile, Member, Placed, Refused
+from harness.raft import Bench, Clock, Network, command, entry, value_of
+from harness.sim_disk import PowerCut, SimDisk
 
-class OurSide:
-    """Makes members and logs of our make."""
-
-    def __init__(self, directory: Path, clock: Clock) -> None:
-        self._directory: Path = directory
-        self._clock: Clock = clock
-        self._made: list[EngineMember | OurLog] = []
-
-    def member(self, peers: Sequence[str] = ("b", "c"), *, poison: str = "", state_files: bool = True) -> Member:
-        member = EngineMember(self._directory, self._clock, tuple(peers), poison)
-        self._made.append(member)
-        return member
-
-    def log(self) -> LogFile:
-        log = OurLog(self._directory / "journal")
-        self._made.append(log)
-        return log
-
-    def close(self) -> None:
-        for made in self._made:
-            made.close()
+logger = logging.getLogger(__name__)
 
 
 class EngineMember(Member):
     """An engine on a simulated disk."""
 
-    def __init__(self, directory: Path, clock: Clock, peers: tuple[str, ...], poison: str = "") -> None:
-        self.peers = peers
+    def __init__(self, directory: Path, clock: Clock, node: str, members: Sequence[str], poison: str = "") -> None:
+        self.node = node
+        self.peers = tuple(member for member in members if member != node)
         self.directory: Path = directory
         self.clock: Clock = clock
         self.disk: SimDisk = SimDisk()
@@ -63,8 +45,8 @@ class EngineMember(Member):
         self.bench: Bench | None = None
         try:
             self.bench = Bench(
-                NODE,
-                (NODE, *self.peers),
+                self.node,
+                (self.node, *self.peers),
                 self.directory,
                 self.network,
                 self.disk,
@@ -79,7 +61,7 @@ class EngineMember(Member):
         if self._poison:
             _poison(self.engine.registry, self._poison)
         for peer in self.peers:
-            self.network.connect(NODE, peer)
+            self.network.connect(self.node, peer)
 
     def _trace_step(self, step: str, name: str) -> None:
         if step in ("write", "sync") and name == "journal":
@@ -90,12 +72,13 @@ class EngineMember(Member):
         self._run(self.engine.tick)
 
     def _run(self, act: Callable[[], None]) -> None:
+        """As the loop does: some failures end the node, after odd ones it goes on."""
         try:
             act()
-        except Fatal as error:
+        except (Fatal, OSError, MemoryError) as error:
             raise Refused(str(error)) from error
-        except (ValueError, KeyError) as error:
-            # As the loop does with an odd failure: on to the next round.
+        except Exception as error:
+            logger.exception("a round failed")
             self.trace.append(f"failed: {error}")
 
     def restart(self) -> None:
@@ -103,8 +86,8 @@ class EngineMember(Member):
             self.bench.kill()
         self._start()
 
-    def _receive(self, peer: str, message: wire.Message) -> None:
-        self.network.inject(peer, NODE, message)
+    def receive(self, peer: str, message: wire.Message) -> None:
+        self.network.inject(peer, self.node, message)
         self._run(lambda: self.engine._poller.poll(0))
 
     def append(
@@ -114,12 +97,10 @@ class EngineMember(Member):
             (value if isinstance(value, bytes) else entry(value), index, entry_term)
             for index, entry_term, value in entries
         )
-        self._receive(leader, wire.Append(term, commit, previous[0], previous[1], placed))
-        self.tick()
+        self.receive(leader, wire.Append(term, commit, previous[0], previous[1], placed))
 
     def claim(self, leader: str, term: int, commit: int) -> None:
-        self._receive(leader, wire.Append(term, commit, 0, 0, ()))
-        self.tick()
+        self.receive(leader, wire.Append(term, commit, 0, 0, ()))
 
     def install(self, leader: str, term: int, last: tuple[int, int], values: Sequence[str], *, damaged: bool) -> None:
         data = bytearray(state_file(self.directory / "made", last, values))
@@ -128,17 +109,16 @@ class EngineMember(Member):
         half = len(data) // 2
         for offset in (0, half):
             part = bytes(data[offset : offset + half] if offset == 0 else data[offset:])
-            self._receive(leader, wire.Install(term, last[0], offset, len(data), part))
+            self.receive(leader, wire.Install(term, last[0], offset, len(data), part))
 
     def ask_vote(self, candidate: str, term: int, last: tuple[int, int]) -> None:
-        self._receive(candidate, wire.RequestVote(term, *last))
+        self.receive(candidate, wire.RequestVote(term, *last))
 
     def grant_vote(self, voter: str, term: int) -> None:
-        self._receive(voter, wire.GrantVote(term))
+        self.receive(voter, wire.GrantVote(term))
 
     def acknowledge(self, follower: str, term: int, next_index: int) -> None:
-        self._receive(follower, wire.Progress(term, next_index, True, False))
-        self.tick()
+        self.receive(follower, wire.Progress(term, next_index, True, False))
 
     def propose(self, value: str, *, raising: bool = False) -> Answer:
         answer = Answer()
@@ -161,6 +141,29 @@ class EngineMember(Member):
         for path in self.directory.glob("snapshot*"):
             path.unlink()
 
+    def damage_state_file(self) -> None:
+        path = self.directory / "snapshot"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def restarts_after_power_cuts(self) -> Iterator[None]:
+        journal = self.engine._journal
+        content = (self.directory / "journal").read_bytes()[: journal._end]
+        cuts = set()
+        offset = 0
+        while (record := journal_module._read_record(content, offset)) is not None:
+            cuts |= {offset - 1, offset, offset + 1}
+            offset = record[2]
+        for cut in sorted(cuts, reverse=True):
+            self.close()
+            # Of the mark beside the log a power cut may leave nothing.
+            (self.directory / "journal.synced").write_bytes(b"")
+            (self.directory / "journal").write_bytes(content[: max(0, cut)])
+            with contextlib.suppress(Refused):
+                self._start()
+                yield
+
     @property
     def term(self) -> int:
         return self.engine._term
@@ -176,6 +179,10 @@ class EngineMember(Member):
     @property
     def members(self) -> set[str]:
         return {node.id for node in self.engine.otherNodes}
+
+    def state(self) -> set[str]:
+        service = self.engine.registry.service("default", "s")
+        return {instance.id for instance in service.instances} if service else set()
 
     def entries(self) -> list[Placed]:
         return _placed(self.engine._journal)
@@ -198,21 +205,19 @@ class EngineMember(Member):
         return [(to, message.term) for _, to, message in self.network.sent if isinstance(message, wire.GrantVote)]
 
     def connect(self, peer: str) -> None:
-        self.network.connect(NODE, peer)
+        self.network.connect(self.node, peer)
 
     def disconnect(self, peer: str) -> None:
-        self.network.disconnect(NODE, peer)
+        self.network.disconnect(self.node, peer)
 
     def sent(self, kind: type[wire.Message]) -> list[Any]:
         """Messages of one kind sent so far."""
         return [message for _, _, message in self.network.sent if isinstance(message, kind)]
 
-    def forget_sent(self) -> None:
-        self.network.sent.clear()
-
-    def receive(self, peer: str, message: wire.Message) -> None:
-        """``message`` from a peer, and what follows at once from it."""
-        self._receive(peer, message)
+    def take(self, peer: str) -> list[wire.Message]:
+        taken = [message for _, to, message in self.network.sent if to == peer]
+        self.network.sent = [sent for sent in self.network.sent if sent[1] != peer]
+        return taken
 
     def close(self) -> None:
         if self.bench is not None:
@@ -243,10 +248,10 @@ def state_file(directory: Path, last: tuple[int, int], values: Sequence[str]) ->
     registry = Registry()
     registry.skip(1, 0)
     index, term = last
+    for position in range(2, index + 1 - len(values)):
+        registry.skip(position, term)
     for position, value in enumerate(values, start=index - len(values) + 1):
         registry.apply(position, term, Envelope(FORMAT, position, command(value)))
-    if registry.applied_index < index or registry.applied_term != term:
-        registry.skip(index, term)
     directory.mkdir(exist_ok=True)
     snapshots = Snapshots(directory, cluster="test", disk=SimDisk())
     snapshots._save(registry.root())
@@ -257,14 +262,14 @@ def state_file(directory: Path, last: tuple[int, int], values: Sequence[str]) ->
 class OurLog(LogFile):
     """A journal on a disk whose steps can be made to fail."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk) -> None:
         self.path: Path = path
-        self.disk: SimDisk = SimDisk()
+        self.disk: Disk = disk
         self.journal: Journal = self._open()
 
-    def _open(self, disk: Disk | None = None) -> Journal:
+    def _open(self) -> Journal:
         try:
-            return Journal(self.path, cluster="test", node=NODE, disk=disk or self.disk)
+            return Journal(self.path, cluster="test", node="a", disk=self.disk)
         except Damaged as error:
             raise Refused(str(error)) from error
 
@@ -274,17 +279,20 @@ class OurLog(LogFile):
         self.journal.sync()
 
     def compact(self, index: int, cut_at: int | None = None) -> bool:
-        if cut_at is not None:
-            self.disk.cut_at = self.disk.steps + cut_at
-        with contextlib.suppress(PowerCut):
+        assert isinstance(self.disk, SimDisk)
+        self.disk.cut_at = None if cut_at is None else self.disk.steps + cut_at
+        try:
             self.journal.deleteEntriesTo(index - self.journal.base_index)
+        except PowerCut:
+            return False
+        finally:
             self.disk.cut_at = None
-            return True
-        self.disk.cut_at = None
-        return False
+        return True
 
     def reopen(self) -> None:
-        self.disk.close_all()
+        self.journal._destroy()
+        if isinstance(self.disk, SimDisk):
+            self.disk.close_all()
         self.journal = self._open()
 
     def entries(self) -> list[Placed]:
@@ -297,20 +305,11 @@ class OurLog(LogFile):
         data = self.path.read_bytes()
         self.path.write_bytes(content + data[len(content) :])
 
-    def allocated(self) -> tuple[int, int]:
-        journal = self._open(Disk())
-        try:
-            for index in range(journal.last_index + 1, journal.last_index + 13):
-                journal.add(entry("x" * 400), index, 1)
-            journal.sync()
-            status = os.stat(self.path)
-            return status.st_size, status.st_blocks * 512
-        finally:
-            journal._destroy()
+    def room(self) -> tuple[int, int]:
+        status = os.stat(self.path)
+        return status.st_size, status.st_blocks * 512
 
     def close(self) -> None:
-        self.disk.close_all()
-
-
-def node(name: str) -> Node:
-    return Node(name)
+        self.journal._destroy()
+        if isinstance(self.disk, SimDisk):
+            self.disk.close_all()

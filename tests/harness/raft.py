@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pysyncobj.syncobj
-from harness.sim_disk import SimDisk
 from pysyncobj.node import Node
 from pysyncobj.poller import Poller
 from rollcall.replication import engine as engine_module
@@ -23,9 +22,12 @@ from rollcall.replication import transport as transport_module
 from rollcall.replication import wire
 from rollcall.replication.commands import FORMAT, Command, Envelope, Register, decode, encode
 from rollcall.replication.engine import LEADER, Engine, EngineConfig
+from rollcall.replication.errors import Invalid
 from rollcall.replication.journal import REGULAR
 from rollcall.replication.log import Proposal
 from rollcall.replication.records import Registration
+
+from harness.sim_disk import PowerCut, SimDisk
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Clock:
 
 def command(value: str) -> Command:
     """A registration whose id is ``value``: what tests write."""
-    return Register(Registration(service="s", id=value))
+    return Register(Registration(service="s", id=value[:64], meta={"more": value[64:]} if value[64:] else {}))
 
 
 def entry(value: str | None) -> bytes:
@@ -70,7 +72,7 @@ def value_of(data: bytes) -> str | None:
         return None
     registered = decode(data[1:]).command
     assert isinstance(registered, Register)
-    return registered.registration.id
+    return registered.registration.id + registered.registration.meta.get("more", "")
 
 
 class Network:
@@ -89,15 +91,17 @@ class Network:
         self._up: set[frozenset[str]] = set()
         self.muted: set[tuple[str, str]] = set()
         """Directions in which everything is lost and nobody is told."""
+        self.delayed: set[tuple[str, str]] = set()
+        """Directions in which everything waits, and arrives later if the connection lasts."""
 
     def join(self, transport: "MemoryTransport") -> None:
         self._joined[transport.id] = transport
 
     def leave(self, node: str) -> None:
         """The node's process is gone: its peers see their connections end."""
+        self._joined.pop(node, None)
         for other in list(self._peers(node)):
             self.disconnect(node, other)
-        self._joined.pop(node, None)
 
     def _peers(self, node: str) -> Iterable[str]:
         return [next(iter(pair - {node})) for pair in self._up if node in pair]
@@ -142,7 +146,7 @@ class Network:
         """What has arrived at a node, and takes it off the network."""
         arrived = []
         for (source, to), frames in list(self._links.items()):
-            if to == target:
+            if to == target and (source, to) not in self.delayed:
                 while frames:
                     arrived.append((source, _decoded(frames.popleft())))
         return arrived
@@ -184,8 +188,11 @@ class MemoryTransport:
             source, message = self._waiting.popleft()
             if isinstance(message, wire.Ping):
                 self._draining.add(source)
-            else:
+                continue
+            try:
                 self.on_message(Node(source), message)
+            except Invalid as error:
+                self.drop(Node(source), f"sent {error.message}")
 
     def tick(self) -> None:
         while self._posted:
@@ -211,6 +218,9 @@ class MemoryTransport:
     def drop(self, node: Node, why: str) -> None:
         logger.info("%s drops %s, which %s", self.id, node.id, why)
         self._network.disconnect(self.id, node.id)
+
+    def abandon(self, peer_id: str, silent_s: float) -> None:
+        pass
 
     def draining(self, node: Node) -> bool:
         return node.id in self._draining
@@ -258,7 +268,7 @@ class HandWorker:
             future, job = self._jobs.popleft()
             try:
                 future.set_result(job())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is for whoever waits
                 future.set_exception(error)
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
@@ -297,14 +307,15 @@ class Bench:
 
     def kill(self) -> None:
         """As SIGKILL: nothing is flushed, everything is closed."""
-        self.network.leave(self.node)
+        self.disk.cut_at = None
         self.disk.close_all()
+        self.network.leave(self.node)
         self.engine.close()
 
     def cut_power(self, chance: random.Random) -> None:
         """As ``kill``, and what was not synced may be lost or torn."""
-        self.network.leave(self.node)
         self.disk.cut_power(chance)
+        self.network.leave(self.node)
         self.engine.close()
 
 
@@ -317,6 +328,8 @@ class Cluster:
         self.clock: Clock = clock
         self.benches: dict[str, Bench] = {}
         self.disks: dict[str, SimDisk] = {name: SimDisk() for name in self.names}
+        self.chance: random.Random = random.Random(0)
+        """Decides what is left of a disk whose power goes in the middle of a step."""
         self.leaders: dict[int, str] = {}
         """Who led which term: two in one would be the end of everything."""
         self._directory: Path = directory
@@ -359,7 +372,10 @@ class Cluster:
                     self.network.disconnect(one, other)
 
     def heal(self) -> None:
+        """Every node hears every other again."""
         self._cuts.clear()
+        self.network.muted.clear()
+        self.network.delayed.clear()
         self._connect()
 
     def round(self) -> None:
@@ -367,8 +383,12 @@ class Cluster:
         self.clock.now += ROUND_S
         self._connect()
         for name, bench in list(self.benches.items()):
-            bench.engine.tick()
             engine = bench.engine
+            try:
+                engine.tick()
+            except PowerCut:
+                self.cut_power(self.chance, name)
+                continue
             if engine._role == LEADER:
                 other = self.leaders.setdefault(engine._term, name)
                 assert other == name, f"{name} and {other} both led term {engine._term}"
@@ -412,12 +432,14 @@ class Cluster:
 
     def settle(self) -> None:
         """Lets rounds pass until every node has applied the same."""
-        self.until(
-            lambda: len({bench.engine.registry.digest() for bench in self.benches.values()}) == 1
-            and self.serving() is not None
-            and len({bench.engine._journal.last_index for bench in self.benches.values()}) == 1,
-            "agreement of all nodes",
-        )
+
+        def agreed() -> bool:
+            engines = [bench.engine for bench in self.benches.values()]
+            digests = {engine.registry.digest() for engine in engines}
+            ends = {engine._journal.last_index for engine in engines}
+            return len(digests) == len(ends) == 1 and self.serving() is not None
+
+        self.until(agreed, "agreement of all nodes")
 
     def values(self, name: str) -> set[str]:
         """The values that a node's registry holds."""

@@ -8,6 +8,7 @@ part. It never calls fsync, so tests on it are fast.
 import errno
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from rollcall.replication.disk import Disk
@@ -69,6 +70,7 @@ class SimDisk(Disk):
         self.cut_at_step: str = ""
         """Cut the power before the next step of that name."""
         self.full: bool = False
+        self.on_step: Callable[[str, str], None] = lambda step, name: None
         self._files: dict[Path, _File] = {}
         self._open: dict[int, Path] = {}
         self._renamed: tuple[Path, Path, _File | None, _File] | None = None
@@ -140,7 +142,9 @@ class SimDisk(Disk):
 
     def replace(self, source: Path, target: Path) -> None:
         self._step("rename", source)
-        before, after = self._files.get(target), self._files.pop(source)
+        after, before = self._files.pop(source), self._files.get(target)
+        if before is None and target.exists():
+            before = _File(target.read_bytes())
         os.replace(source, target)
         self._files[target] = after
         for descriptor, path in self._open.items():
@@ -165,3 +169,4 @@ class SimDisk(Disk):
             raise PowerCut(f"before step {self.steps}, {name} of {path.name}")
         self.steps += 1
         self.trace.append((name, path.name))
+        self.on_step(name, path.name)

@@ -7,6 +7,7 @@ and what it called not done must be on none.
 """
 
 import http.client
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -79,7 +80,7 @@ class Ledger:
 def longest_gap_s(moments: Iterable[float], since: float, until: float) -> float:
     """The longest time between two of ``moments`` (and the two ends)."""
     marks = [since, *sorted(moment for moment in moments if since <= moment <= until), until]
-    return max(after - before for before, after in zip(marks, marks[1:], strict=False))
+    return max(after - before for before, after in itertools.pairwise(marks))
 
 
 class Client(threading.Thread):

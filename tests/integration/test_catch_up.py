@@ -40,7 +40,9 @@ def write_past_the_log(cluster: Cluster, through: int, service: str) -> int:
     return index
 
 
-def test_a_node_that_was_away_too_long_is_filled_from_a_state_file_while_writes_go_on(three: Cluster, measured: Measured):
+def test_a_node_that_was_away_too_long_is_filled_from_a_state_file_while_writes_go_on(
+    three: Cluster, measured: Measured
+):
     away = three.followers()[0]
     old_index = three.view(away)["applied_index"]
     three.kill(away)
@@ -50,7 +52,8 @@ def test_a_node_that_was_away_too_long_is_filled_from_a_state_file_while_writes_
     ledger = Ledger()
     others = three.running()
 
-    with Traffic(*(Writer(three, i, ledger) for i in others), *(Reader(three, i, {"p1", "p2"}) for i in others)) as traffic:
+    readers = [Reader(three, i, {"p1", "p2"}) for i in others]
+    with Traffic(*readers, *(Writer(three, i, ledger) for i in others)):
         began = time.monotonic()
         three.restart(away)
         ready_s = time.monotonic() - began
@@ -58,7 +61,6 @@ def test_a_node_that_was_away_too_long_is_filled_from_a_state_file_while_writes_
         wait_for(lambda: three.view(away)["applied_index"] >= index, f"node {away} to reach {index}", 20.0)
         written = len(ledger.acknowledged)
         wait_for(lambda: len(ledger.acknowledged) > written + 20, "writes to go on")
-    readers = [client for client in traffic.clients if isinstance(client, Reader)]
 
     measured(
         f"caught up by state file and ready {ready_s:.2f} s after its start; longest read gap elsewhere "
@@ -98,10 +100,11 @@ def test_a_node_killed_while_it_takes_a_state_file_is_none_the_worse(three: Clus
     write_past_the_log(three, three.wait_for_leader(), "bulk-again")
     installed = three.log(away).count(INSTALLED)
 
+    arriving = three.node_dir(away) / "snapshot-received.tmp"
     for _ in range(3):
         three.start_node(away)
         wait_for(
-            lambda: (three.node_dir(away) / "snapshot-received.tmp").exists() or three.log(away).count(INSTALLED) > installed,
+            lambda: arriving.exists() or three.log(away).count(INSTALLED) > installed,
             "a state file to arrive",
             every_s=0.001,
         )

@@ -28,7 +28,7 @@ def test_an_instance_registered_through_any_node_is_seen_on_every_node(three: Cl
         answer = three.get(i, f"{instance_path(service, 'c1')}?min_index={index}")
         assert answer.status == 200
         assert answer.index >= index
-        assert (answer.json["version"], answer.json["meta"], answer.json["reg_timestamp"] > 0) == ("7", {"rack": "r1"}, True)
+        assert (answer.json["version"], answer.json["meta"]) == ("7", {"rack": "r1"})
 
 
 @pytest.mark.parametrize("through", NODES)
@@ -160,7 +160,8 @@ def test_a_thousand_registrations_in_one_batch_are_one_commit_or_none(three: Clu
     ]
     assert three.ask(through, "POST", "/api/v1/batch", {"operations": operations}).status == 409
     for i in NODES:
-        assert three.get(i, f"/api/v1/services/none-{through}/instances?consistency=linearizable").json["instances"] == []
+        listed = three.get(i, f"/api/v1/services/none-{through}/instances?consistency=linearizable")
+        assert listed.json["instances"] == []
 
 
 def test_a_read_at_an_index_that_nobody_has_reached_waits_and_then_says_where_the_node_is(three: Cluster):

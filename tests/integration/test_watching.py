@@ -19,6 +19,7 @@ pytestmark = pytest.mark.integration
 FEED_EVENTS = 2000
 MARKER = "marker"
 """A service of which each test registers one instance, to see that watchers have come so far."""
+FOLLOWED = f"service={LEDGER}&service={MARKER}"
 Measured = Callable[[str], None]
 
 
@@ -30,7 +31,7 @@ def three(start_cluster: StartCluster) -> Cluster:
 class Watcher(Client):
     """Follows a service from an index on, at one node until that fails, then at the next."""
 
-    def __init__(self, cluster: Cluster, first: int, index: int, query: str = f"service={LEDGER}&service={MARKER}") -> None:
+    def __init__(self, cluster: Cluster, first: int, index: int, query: str = FOLLOWED) -> None:
         super().__init__(f"{type(self).__name__}-{first}")
         self._cluster = cluster
         self._at = first
@@ -49,7 +50,7 @@ class Watcher(Client):
 class Poller(Watcher):
     """By long poll."""
 
-    def __init__(self, cluster: Cluster, first: int, index: int, query: str = f"service={LEDGER}&service={MARKER}") -> None:
+    def __init__(self, cluster: Cluster, first: int, index: int, query: str = FOLLOWED) -> None:
         super().__init__(cluster, first, index, query)
         self._line = Line(cluster.url(first))
 

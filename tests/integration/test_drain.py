@@ -1,0 +1,186 @@
+"""SIGTERM: a node leaves so that no client loses an answer, and leadership with it."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from harness.cluster import ALONE, Cluster, Line, ask, elapsed_s
+from harness.traffic import LEDGER, NO_ANSWER, PLAIN, Client, Ledger, Reader, Traffic, Writer
+from harness.waiting import wait_for
+from rollcall.cluster.client import Client as Sdk
+from rollcall.replication.errors import RollcallError
+
+from .conftest import StartCluster
+
+pytestmark = pytest.mark.integration
+
+STOP_S_MAX = 5.0
+TRANSFER_S_MAX = 1.5
+"""Without an election it takes milliseconds; an election would take this long on a busy machine."""
+
+Measured = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def three(start_cluster: StartCluster) -> Cluster:
+    cluster = start_cluster(3)
+    cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
+    cluster.wait_same()
+    return cluster
+
+
+def test_the_leader_told_to_stop_under_load_finishes_what_it_began_and_hands_over(three: Cluster, measured: Measured):
+    leader = three.wait_for_leader()
+    term = three.view(leader)["term"]
+    others = [i for i in range(3) if i != leader]
+    ledger = Ledger()
+    readers = [Reader(three, i, {"p1", "p2", "p3"}) for i in others]
+    with Traffic(*readers, *(Writer(three, i, ledger) for i in (0, 1, 2, leader, leader))):
+        wait_for(lambda: len(ledger.acknowledged) > 200, "200 acknowledged writes")
+        began = time.monotonic()
+        code = three.terminate(leader, timeout_s=STOP_S_MAX)
+        stopped_s = time.monotonic() - began
+        wait_for(lambda: len(ledger.since(began + stopped_s)) > 50, "writes to go on elsewhere")
+        pause_s = ledger.pause_s(began)
+        over = time.monotonic()
+
+    measured(
+        f"leader stopped by SIGTERM under load: exit after {stopped_s:.2f} s, "
+        f"longest pause of all writes {pause_s * 1000:.0f} ms, "
+        f"longest read gap elsewhere {max(reader.gap_s(began, over) for reader in readers) * 1000:.0f} ms; {ledger}"
+    )
+    assert code == 0
+    assert stopped_s < STOP_S_MAX
+    assert pause_s < TRANSFER_S_MAX, "leadership should be handed over, not waited for"
+    assert not [failure for reader in readers for failure in reader.failures]
+    assert three.view(others[0])["term"] == term + 1, "one election, and no second one"
+    ledger.compare(three)
+    three.restart(leader)
+    three.wait_same()
+    ledger.compare(three)
+
+
+def test_a_draining_node_says_so_and_takes_nothing_new_before_it_closes(three: Cluster):
+    """A write that cannot end (the others are frozen) keeps the door open long enough to look."""
+    leader = three.wait_for_leader()
+    others = [i for i in range(3) if i != leader]
+    watching, writing = Line(three.url(leader)), Writer(three, leader, Ledger(), rest_s=10.0)
+    try:
+        assert watching.ask("GET", "/readyz").status == 200
+        for i in others:
+            three.pause(i)
+        with Traffic(writing):
+            wait_for(lambda: three.gauge(leader, 'rollcall_budget_in_use{kind="write"}') >= 1, "a write under way")
+            began = time.monotonic()
+            ended: list[int] = []
+            stopper = threading.Thread(target=lambda: ended.append(three.terminate(leader, timeout_s=10.0)))
+            stopper.start()
+
+            wait_for(lambda: watching.ask("GET", "/readyz").status == 503, "/readyz to say 503", 2.0, every_s=0.001)
+            assert "shutting down" in watching.ask("GET", "/readyz").json["detail"]
+            refused = watching.ask("PUT", "/api/v1/services/late/instances/l1", {"address": "10.0.0.1", "port": 80})
+            assert (refused.status, refused.json["outcome"]) == (503, "not_done")
+            assert watching.ask("GET", "/api/v1/watch?index=1&wait=5s").status in (410, 503)
+            assert watching.ask("GET", f"/api/v1/services/{PLAIN}/instances").status == 200, "reads go on to the end"
+            assert watching.ask("GET", "/healthz").status == 200
+
+            stopper.join(10.0)
+            assert ended == [0]
+            assert time.monotonic() - began < STOP_S_MAX, "even with a write that cannot end"
+    finally:
+        watching.close()
+        for i in others:
+            three.resume(i)
+    three.restart(leader)
+    held = three.get(leader, "/api/v1/services/late/instances?health=any&consistency=linearizable")
+    assert held.json["instances"] == []
+    three.wait_same()
+
+
+def test_a_node_alone_and_a_follower_stop_fast(three: Cluster, start_cluster: StartCluster):
+    follower = three.followers()[0]
+    assert elapsed_s(lambda: three.terminate(follower, timeout_s=STOP_S_MAX)) < 2.0
+    three.restart(follower)
+
+    one = start_cluster(1, **ALONE)
+    assert elapsed_s(lambda: one.terminate(0, timeout_s=STOP_S_MAX)) < 2.0
+
+
+class SdkWriter(Client):
+    """Registers through the SDK, which goes to another node by itself: nothing may reach its caller."""
+
+    def __init__(self, sdk: Sdk, number: int) -> None:
+        super().__init__(f"sdk-{number}")
+        self.rest_s = 0.005
+        self._sdk = sdk
+        self.acknowledged: list[str] = []
+        self.slowest_s = 0.0
+        self.errors: list[str] = []
+
+    def turn(self) -> None:
+        id = f"{self.name}-{len(self.acknowledged)}-{len(self.errors)}"
+        began = time.monotonic()
+        try:
+            self._sdk.register(LEDGER, id=id, address="10.0.0.1", port=80, ttl_s=None)
+            assert self._sdk.instance(LEDGER, id).id == id, "its own write is visible to it"
+        except RollcallError as error:
+            self.errors.append(repr(error))
+        else:
+            self.acknowledged.append(id)
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+
+
+def test_a_rolling_restart_is_not_noticed_by_clients_that_try_other_nodes(three: Cluster, measured: Measured):
+    with three.client() as first, three.client() as second:
+        writers = [SdkWriter(first, 1), SdkWriter(second, 2)]
+        with Traffic(*writers):
+            for i in range(3):
+                done = sum(len(writer.acknowledged) for writer in writers)
+                three.restart(i)
+                wait_for(
+                    lambda done=done: sum(len(writer.acknowledged) for writer in writers) > done + 40,
+                    f"writes to go on after the restart of node {i}",
+                )
+
+    errors = [error for writer in writers for error in writer.errors]
+    acknowledged = {id for writer in writers for id in writer.acknowledged}
+    measured(
+        f"rolling restart of three under two SDK clients: {len(acknowledged)} registrations, {len(errors)} errors, "
+        f"slowest registration {max(writer.slowest_s for writer in writers):.2f} s"
+    )
+    assert not errors, errors[:3]
+    three.wait_same()
+    for i in range(3):
+        assert three.ids(i, LEDGER) >= acknowledged
+
+
+def test_a_second_signal_ends_a_draining_node_at_once(three: Cluster):
+    """For an operator who will not wait. The others go on, and the node comes back."""
+    leader = three.wait_for_leader()
+    others = [i for i in range(3) if i != leader]
+    with Traffic(Writer(three, leader, Ledger(), rest_s=10.0)):
+        for i in others:
+            three.pause(i)
+        try:
+            ask_drain = threading.Thread(target=lambda: three.terminate(leader, timeout_s=10.0))
+            ask_drain.start()
+            wait_for(lambda: _refuses(three.url(leader)), "the node to drain", every_s=0.002)
+            pid = three.pid(leader)
+            assert pid is not None, "the drain was over too soon to be interrupted"
+            began = time.monotonic()
+            three._signal(leader, 15)
+            ask_drain.join(10.0)
+            assert time.monotonic() - began < 1.0
+        finally:
+            for i in others:
+                three.resume(i)
+    three.restart(leader)
+    three.wait_same()
+
+
+def _refuses(url: str) -> bool:
+    try:
+        return ask(url, "GET", "/readyz", timeout_s=1.0).status == 503
+    except NO_ANSWER:
+        return True

@@ -1,0 +1,86 @@
+"""The README's examples, run in their order against a cluster of three."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from harness.cluster import Cluster
+
+README = Path(__file__).parents[2] / "README.md"
+ANY = "..."
+
+
+def examples() -> list[tuple[str, int, Any]]:
+    """(command, status, body) of each example; ``...`` in a body stands for whatever is there."""
+    block = README.read_text(encoding="utf-8").partition("<!-- examples -->")[2].partition("<!-- /examples -->")[0]
+    found = re.findall(r"^\$ (curl .+)\n(\d{3}) (.+)$", block, re.MULTILINE)
+    return [(command, int(status), _pattern(body)) for command, status, body in found]
+
+
+def _pattern(text: str) -> Any:
+    text = re.sub(r"(?<=[{,] )\.\.\.(?=})", f'"{ANY}": 0', text)
+    text = re.sub(r"{\.\.\.}", f'{{"{ANY}": 0}}', text)
+    text = re.sub(r"(?<=[:,\[ ])\.\.\.(?=[,\]}])", f'"{ANY}"', text)
+    return json.loads(text)
+
+
+def matches(pattern: Any, found: Any) -> bool:
+    """Whether ``found`` is what the example shows."""
+    if pattern == ANY:
+        return True
+    if isinstance(pattern, dict) and isinstance(found, dict):
+        if ANY not in pattern and pattern.keys() != found.keys():
+            return False
+        return all(key in found and matches(value, found[key]) for key, value in pattern.items() if key != ANY)
+    if isinstance(pattern, list) and isinstance(found, list):
+        if pattern[-1:] == [ANY]:
+            pattern, found = pattern[:-1], found[: len(pattern) - 1]
+        return len(pattern) == len(found) and all(map(matches, pattern, found))
+    return pattern == found
+
+
+def test_the_patterns_tell_right_from_wrong() -> None:
+    pattern = _pattern('{"a": 1, "b": ..., "c": [{"d": 2, ...}, ...], ...}')
+
+    assert matches(pattern, {"a": 1, "b": None, "c": [{"d": 2, "e": 3}, 4], "f": 5})
+    assert not matches(pattern, {"a": 2, "b": None, "c": [{"d": 2}]})
+    assert not matches(pattern, {"a": 1, "c": [{"d": 2}]})
+    assert not matches(pattern, {"a": 1, "b": 0, "c": [{"d": 3}]})
+    assert not matches(_pattern('{"a": 1}'), {"a": 1, "b": 2})
+
+
+@pytest.mark.integration
+def test_every_example_of_the_readme_does_what_it_shows(start_cluster: Callable[..., Cluster]) -> None:
+    three, shown = start_cluster(3), examples()
+    assert len(shown) >= 12
+    nodes = {"$NODE": three.url(0), "$OTHER": three.url(1)}
+    for command, status, pattern in shown:
+        words = shlex.split(command)[1:]
+        method = words[words.index("-X") + 1] if "-X" in words else "GET"
+        body = words[words.index("-d") + 1] if "-d" in words else None
+        url = next(word for word in words if word.startswith("$"))
+        for name, address in nodes.items():
+            url = url.replace(name, address)
+        answer = requests.request(method, url, data=body, timeout=10)
+
+        assert answer.status_code == status, f"{command}\n{answer.text}"
+        assert matches(pattern, answer.json()), f"{command}\n{answer.text}"
+
+
+@pytest.mark.integration
+def test_the_python_example_runs_as_it_stands(
+    start_cluster: Callable[..., Cluster], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = README.read_text(encoding="utf-8").partition("<!-- python -->")[2].partition("<!-- /python -->")[0]
+    code = re.sub(r"^```.*$", "", text, flags=re.MULTILINE)
+    cluster = start_cluster(3)
+
+    exec(compile(code, "README.md", "exec"), {"nodes": ",".join(cluster.url(i) for i in range(3))})
+
+    assert capsys.readouterr().out == "cart-1 10.0.0.1 8080\n"
+    assert cluster.ids(0, "cart", min_index=1) == set()

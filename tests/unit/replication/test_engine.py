@@ -1,0 +1,1085 @@
+"""The engine: what one node does with each message, and what a few of them make of any schedule.
+
+The defects of the library that it closes have their own tests, in ``test_defects_*``.
+"""
+
+import random
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pysyncobj
+import pytest
+from harness.members import Refused, run
+from harness.ours import EngineMember, state_file
+from harness.raft import Clock, Cluster, command, entry, is_done
+from harness.sim_disk import PowerCut
+from harness.waiting import wait_for
+from pysyncobj.node import Node
+from rollcall.replication import engine as engine_module
+from rollcall.replication import journal as journal_module
+from rollcall.replication import wire
+from rollcall.replication.engine import LEADER, REVIEWED, check_library
+from rollcall.replication.errors import (
+    DiskUnavailable,
+    Fatal,
+    NotDone,
+    NotLeader,
+    Overloaded,
+    Overwritten,
+    Unknown,
+)
+from rollcall.replication.log import Proposal
+
+
+@pytest.fixture
+def member(ours) -> EngineMember:
+    """A node "a" whose peers "b" and "c" the test plays."""
+    return ours.member()
+
+
+@pytest.fixture
+def cluster(tmp_path, clock, monkeypatch) -> Cluster:
+    """Three engines that keep little of their log and send in small pieces."""
+    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
+    monkeypatch.setattr(engine_module, "INSTALL_BYTES", 500)
+    monkeypatch.setattr(engine_module, "INSTALL_WINDOW_BYTES", 2000)
+    monkeypatch.setattr(engine_module, "BATCH_BYTES", 2000)
+    return Cluster(tmp_path, clock, snapshot_entries=40)
+
+
+def propose(member: EngineMember, value: str) -> Proposal:
+    """A write that the node has taken up."""
+    proposal = member.engine.propose(command(value), time_ns=1)
+    member.tick()
+    return proposal
+
+
+def error_of(proposal: Proposal) -> type[Exception] | None:
+    assert is_done(proposal)
+    return type(proposal.error) if proposal.error is not None else None
+
+
+def commit_through(member: EngineMember, *values: str) -> None:
+    """Makes the node, which leads, commit and apply these values."""
+    for value in values:
+        propose(member, value)
+    member.acknowledge("b", member.term, member.last_index + 1)
+    member.tick()
+    member.tick()
+
+
+# -- the library
+
+
+def test_the_library_that_is_installed_is_the_one_that_was_reviewed():
+    check_library()
+
+
+def test_a_library_with_a_changed_file_is_refused(tmp_path):
+    reviewed = Path(pysyncobj.__file__).parent
+    for name in REVIEWED:
+        shutil.copy(reviewed / name, tmp_path / name)
+    check_library(tmp_path)
+
+    for name in REVIEWED:
+        (tmp_path / name).write_bytes((reviewed / name).read_bytes() + b"\n")
+        with pytest.raises(Fatal, match=f"pysyncobj's {name} is not the file"):
+            check_library(tmp_path)
+        shutil.copy(reviewed / name, tmp_path / name)
+
+
+def test_membership_and_versions_of_the_library_cannot_be_changed(member):
+    with pytest.raises(Exception, match="dynamicMembershipChange is disabled"):
+        member.engine.addNodeToCluster(Node("d"))
+    with pytest.raises(Exception, match="dynamicMembershipChange is disabled"):
+        member.engine.removeNodeFromCluster(Node("c"))
+    assert member.members == {"b", "c"}
+
+
+# -- votes
+
+
+def test_a_vote_is_given_once_a_term(member):
+    member.ask_vote("b", 5, (1, 0))
+    member.ask_vote("c", 5, (1, 0))
+    member.ask_vote("b", 6, (1, 0))
+
+    assert member.votes() == [("b", 5), ("b", 6)]
+
+
+def test_no_vote_for_a_log_that_lacks_entries(member):
+    member.append("b", 2, (1, 0), [(2, 1, "x"), (3, 2, "y")])
+
+    member.ask_vote("c", 5, (2, 2))
+    member.ask_vote("c", 6, (9, 1))
+    member.ask_vote("c", 7, (3, 2))
+
+    assert member.votes() == [("c", 7)]
+
+
+def test_a_vote_counts_once_a_voter(ours):
+    member = ours.member(members=("a", "b", "c", "d", "e"))
+    member.tick(2.0)
+
+    for _ in range(3):
+        member.grant_vote("b", member.term)
+    assert not member.leads
+    member.grant_vote("c", member.term)
+
+    assert member.leads
+
+
+def test_a_vote_of_an_earlier_term_does_not_count(member):
+    member.tick(2.0)
+    earlier = member.term
+    member.tick(2.0)
+    assert member.term == earlier + 1
+
+    member.grant_vote("b", earlier)
+
+    assert not member.leads
+
+
+# -- entries
+
+
+def test_only_what_conflicts_is_replaced(member):
+    member.append("b", 1, (1, 0), run(2, 9))
+
+    member.append("c", 2, (3, 1), [(4, 1, "v4.1"), (5, 2, "new")])
+
+    assert member.entries()[1:] == [*run(2, 4), (5, 2, "new")]
+    assert member.acknowledged()[-1] == ("c", 6)
+
+
+def test_a_leader_that_contradicts_a_committed_entry_stops_the_node(member):
+    member.append("b", 1, (1, 0), run(2, 9), commit=6)
+
+    with pytest.raises(Refused, match="contradicts a committed one"):
+        member.append("c", 2, (4, 1), [(5, 2, "other")])
+
+    assert member.entries()[1:] == run(2, 9)
+
+
+def test_entries_from_before_the_start_of_the_log_are_skipped(member):
+    member.append("b", 1, (1, 0), run(2, 9), commit=9)
+    member.tick()
+    member.save_state()
+    member.tick()
+    assert member.engine._journal.base_index == 9
+
+    member.append("b", 1, (4, 1), run(5, 12), commit=12)
+    member.tick()
+
+    assert member.entries()[1:] == run(10, 12)
+    assert member.acknowledged()[-1] == ("b", 13)
+    assert member.state() == {value for _, _, value in run(2, 12)}
+
+
+def test_the_commit_index_follows_only_what_was_compared(member):
+    member.append("b", 1, (1, 0), run(2, 9))
+
+    member.append("c", 2, (4, 1), commit=8)
+
+    assert member.commit_index == 4
+
+
+def test_entries_out_of_order_end_the_connection_and_change_nothing(member):
+    before = member.entries()
+
+    for entries in (
+        [(2, 1, "x"), (4, 1, "y")],
+        [(3, 1, "x")],
+        [(2, 1, "x"), (3, 0, "y")],
+        [(2, 5, "of a later term than the leader's")],
+    ):
+        member.connect("b")
+        member.append("b", 1, (1, 0), entries)
+        assert not member.network.is_up("a", "b")
+
+    assert member.entries() == before
+
+
+def test_a_stale_leader_is_told_of_the_later_term(member):
+    member.append("b", 5, (1, 0), run(2, 3, term=5))
+
+    member.append("c", 4, (1, 0), [(2, 4, "stale")])
+
+    assert member.take("c") == [wire.Progress(5, 0, False, False)]
+    assert member.entries()[1:] == run(2, 3, term=5)
+
+
+def test_a_leader_that_hears_of_a_later_term_steps_down(member):
+    term = member.elect()
+
+    member.receive("b", wire.Progress(term + 4, 0, False, False))
+
+    assert not member.leads
+    assert member.term == term + 4
+
+
+def test_two_leaders_in_one_term_stop_the_node(member):
+    term = member.elect()
+
+    with pytest.raises(Refused, match="two leaders in term"):
+        member.append("b", term, (1, 0))
+
+
+def test_an_acknowledgement_of_what_does_not_exist_counts_for_nothing(member):
+    term = member.elect()
+
+    member.acknowledge("b", term, member.last_index + 2)
+    member.tick()
+
+    assert not member.network.is_up("a", "b")
+    assert member.commit_index == 1
+
+
+def test_a_leader_commits_nothing_of_earlier_terms_by_counting(member):
+    """Paper, figure 8: an entry of an earlier term is committed with one of the leader's own."""
+    member.append("b", 1, (1, 0), run(2, 5))
+    term = member.elect()
+
+    member.acknowledge("c", term, 6)
+    member.tick()
+    assert member.commit_index == 1
+    member.acknowledge("c", term, 7)
+    member.tick()
+
+    assert member.commit_index == 6
+
+
+def test_a_refused_leader_sends_one_message_until_it_is_agreed_with(member):
+    member.append("b", 1, (1, 0), run(2, 30))
+    term = member.elect()
+    member.take("b")
+
+    for _ in range(3):
+        member.receive("b", wire.Progress(term, 5, False, True))
+        member.tick()
+
+    probes = [message for message in member.take("b") if message.previous_index]
+    assert [probe.previous_index for probe in probes] == [4]
+    assert probes[0].entries[0][1] == 5
+
+
+def test_messages_of_the_transport_that_are_none_of_the_engines_end_the_connection(member):
+    member.receive("b", wire.Request(1, "echo", b""))
+
+    assert not member.network.is_up("a", "b")
+
+
+# -- proposals
+
+
+def test_a_follower_refuses_a_write(member):
+    assert error_of(propose(member, "x")) is NotLeader
+
+
+def test_a_write_is_settled_when_it_is_applied(member):
+    term = member.elect()
+    proposal = propose(member, "x")
+    assert not is_done(proposal)
+
+    member.acknowledge("b", term, member.last_index + 1)
+    member.tick()
+
+    assert error_of(proposal) is None
+    assert proposal.outcome.index == member.last_index
+
+
+def test_a_write_in_whose_place_another_was_committed_is_certainly_not_done(member):
+    term = member.elect()
+    proposal = propose(member, "x")
+    place = member.last_index
+
+    member.append("b", term + 1, (1, 0), run(2, place, term=term + 1), commit=place)
+    member.tick()
+
+    assert error_of(proposal) is Overwritten
+    assert issubclass(Overwritten, NotDone)
+
+
+def test_a_write_that_was_cut_off_and_not_replaced_stays_unsettled_or_unknown(member):
+    """Another node may hold it, be elected, and commit it after all."""
+    term = member.elect()
+    first, second = propose(member, "x"), propose(member, "y")
+    member.append("b", term + 1, (1, 0), [(2, term + 1, "other")])
+    assert not is_done(first)
+
+    member.elect()
+    third = propose(member, "z")
+    fourth = propose(member, "w")
+
+    assert [error_of(proposal) for proposal in (first, second) if is_done(proposal)] in ([Unknown], [Unknown, Unknown])
+    assert not is_done(third)
+    assert not is_done(fourth)
+
+
+def test_a_write_whose_place_a_state_file_took_is_unknown(member):
+    term = member.elect()
+    proposal = propose(member, "x")
+
+    member.install("b", term + 1, (50, term + 1), ["kept"], damaged=False)
+    member.tick()
+
+    assert error_of(proposal) is Unknown
+
+
+def test_what_waits_is_bounded(member, monkeypatch):
+    monkeypatch.setattr(engine_module, "PROPOSALS_MAX", 3)
+    member.elect()
+
+    proposals = [member.engine.propose(command(f"v{number}"), time_ns=1) for number in range(5)]
+
+    assert [error_of(proposal) for proposal in proposals if is_done(proposal)] == [Overloaded, Overloaded]
+
+
+def test_a_write_that_was_given_up_in_time_is_never_taken_up(member):
+    member.elect()
+    before = member.last_index
+    proposal = member.engine.propose(command("x"), time_ns=1)
+
+    proposal.give_up("the client is gone")
+    member.tick()
+
+    assert error_of(proposal) is NotDone
+    assert member.last_index == before
+
+
+def test_closing_leaves_nobody_without_an_answer(member):
+    member.elect()
+    taken = propose(member, "x")
+    waiting = member.engine.propose(command("y"), time_ns=1)
+
+    member.close()
+
+    assert (error_of(taken), error_of(waiting)) == (Unknown, NotDone)
+
+
+# -- applying
+
+
+def test_a_listener_that_raises_neither_stops_nor_doubles_anything(member):
+    seen = []
+    member.engine._listeners.insert(0, lambda index, events: 1 // 0)
+    member.engine.listen(lambda index, events: seen.append(index))
+    term = member.elect()
+    proposal = propose(member, "x")
+
+    member.acknowledge("b", term, member.last_index + 1)
+    for _ in range(3):
+        member.tick()
+
+    assert error_of(proposal) is None
+    assert member.applied == ["x"]
+    assert seen == [2, 3]
+
+
+def test_errors_that_differ_between_nodes_are_not_taken_for_results(member, monkeypatch):
+    """Out of memory is no outcome of a command: the next node may have enough."""
+    for error in (MemoryError, OSError, Fatal):
+        monkeypatch.setattr(member.engine.registry, "apply", _raising(error("here only")))
+        with pytest.raises(Refused, match="here only"):
+            member.append("b", 1, (1, 0), run(2, 2), commit=2)
+            member.tick()
+        assert member.engine.registry.applied_index == 1
+
+
+def _raising(error: Exception):
+    def apply(*arguments: object) -> None:
+        raise error
+
+    return apply
+
+
+def test_a_thread_waits_for_an_index_to_be_applied(member):
+    waited: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda index=index: waited.append(member.engine.wait_applied(index, _soon(member))))
+        for index in (4, 3)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(member.engine._applied_waiters) == 2, "both threads to wait", every_s=0.001)
+
+    member.append("b", 1, (1, 0), run(2, 4), commit=4)
+    member.tick()
+    for thread in threads:
+        thread.join(5)
+
+    assert waited == [True, True]
+    assert member.engine.wait_applied(4, 0.0)
+    assert not member.engine.wait_applied(5, 0.0)
+    assert member.engine._applied_waiters == []
+
+
+def _soon(member: EngineMember) -> float:
+    return member.clock.now + 5.0
+
+
+def test_a_node_counts_as_caught_up_once_it_applied_what_was_committed_when_it_joined(member):
+    member.append("b", 3, (1, 0), run(2, 4, term=3), commit=4)
+    member.tick()
+    member.restart()
+    assert not member.engine.status().caught_up
+
+    # Meanwhile the same leader committed a great deal more.
+    member.append("b", 3, (4, 3), run(5, 7, term=3), commit=30)
+    member.tick()
+    member.tick()
+    assert member.engine._applied == 7
+    assert not member.engine.status().caught_up
+    member.append("b", 3, (7, 3), run(8, 30, term=3), commit=30)
+    member.tick()
+    member.tick()
+
+    assert member.engine.status().caught_up
+
+
+def test_a_leader_is_caught_up_when_its_first_entry_is_applied(member):
+    term = member.elect()
+    member.tick()
+    assert not member.engine.status().caught_up
+    assert not member.engine.status().serving_term
+
+    member.acknowledge("b", term, member.last_index + 1)
+    member.tick()
+    member.tick()
+
+    assert member.engine.status().serving_term
+    assert member.engine.status().caught_up
+
+
+# -- state files
+
+
+def test_an_installed_state_file_takes_the_place_of_a_log_that_does_not_reach_it(member):
+    member.append("b", 1, (1, 0), run(2, 5))
+
+    member.install("b", 3, (50, 2), ["kept"], damaged=False)
+    member.tick()
+
+    assert member.engine._journal[:] == [(b"\x01", 50, 2)]
+    assert member.state() == {"kept"}
+    assert member.acknowledged()[-1] == ("b", 51)
+    member.restart()
+    assert member.state() == {"kept"}
+    assert member.term == 3
+
+
+def test_an_installed_state_file_leaves_entries_behind_it_that_belong_there(member):
+    member.append("b", 1, (1, 0), run(2, 60))
+
+    member.install("b", 1, (50, 1), ["kept"], damaged=False)
+    member.tick()
+
+    assert member.entries()[1:] == run(51, 60)
+
+
+def test_a_state_file_older_than_what_is_applied_is_answered_with_what_is_proven(member):
+    member.append("b", 1, (1, 0), run(2, 60), commit=60)
+    member.tick()
+
+    member.install("b", 1, (50, 1), ["kept"], damaged=False)
+    member.tick()
+
+    assert member.acknowledged()[-1] == ("b", 61)
+    assert "kept" not in member.state()
+
+
+def test_after_a_damaged_state_file_the_whole_is_asked_for_again(member):
+    member.install("b", 1, (50, 1), ["kept"], damaged=True)
+    member.tick()
+
+    assert member.sent(wire.Installed)[-1] == wire.Installed(1, 50, 0)
+    member.install("b", 1, (50, 1), ["kept"], damaged=False)
+    member.tick()
+    assert member.state() == {"kept"}
+
+
+def test_pieces_out_of_order_are_asked_for_again(member, tmp_path):
+    data = state_file(tmp_path / "made", (50, 1), ["kept"])
+
+    member.receive("b", wire.Install(1, 50, 100, len(data), data[100:]))
+    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
+    member.receive("b", wire.Install(1, 50, 120, len(data), data[120:]))
+    member.receive("b", wire.Install(1, 50, 100, len(data), data[100:]))
+    member.tick()
+
+    assert [message.offset for message in member.sent(wire.Installed)] == [0, 100, 100, len(data)]
+    assert member.state() == {"kept"}
+
+
+def test_a_transfer_begins_anew_after_a_reconnect(member, tmp_path):
+    data = state_file(tmp_path / "made", (50, 1), ["kept"])
+    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
+
+    member.disconnect("b")
+    member.connect("b")
+    member.receive("b", wire.Install(1, 50, 100, len(data), data[100:]))
+
+    assert member.sent(wire.Installed)[-1].offset == 0
+    assert member.acknowledged() == []
+
+
+def test_a_transfer_that_a_new_leader_does_not_go_on_with_is_forgotten(member, tmp_path):
+    """The new leader's log reaches back far enough, so it sends entries, and they must be taken."""
+    data = state_file(tmp_path / "made", (50, 1), ["kept"])
+    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
+
+    for _ in range(3):
+        member.append("c", 2, (1, 0), [(2, 2, "x")], commit=2)
+        member.tick()
+
+    assert member.acknowledged()[-1] == ("c", 3)
+    assert member.applied == ["x"]
+
+
+def test_two_files_of_the_same_index_are_never_mixed(member, tmp_path):
+    """A new leader has a state file of the same index; the first half came from the old one."""
+    data = state_file(tmp_path / "made", (50, 1), ["kept"])
+    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
+
+    member.receive("c", wire.Install(2, 50, 100, len(data), data[100:]))
+
+    assert member.take("c")[-1] == wire.Installed(2, 50, 0)
+
+
+def test_a_save_that_ends_after_a_newer_state_file_was_installed_cuts_nothing(member):
+    member.append("b", 1, (1, 0), run(2, 20), commit=20)
+    member.tick()
+    member.bench.worker.held = True
+    member.save_state()
+    member.install("b", 2, (50, 2), ["kept"], damaged=False)
+
+    member.bench.worker.run()
+    for _ in range(3):
+        member.tick()
+
+    assert (member.engine._journal.base_index, member.last_index) == (50, 50)
+    assert member.engine._saved.index == 50
+    assert member.state() == {"kept"}
+
+
+def test_a_state_file_that_finds_no_room_waits_for_it(member):
+    member.append("b", 1, (1, 0), run(2, 5), commit=5)
+    member.tick()
+    member.bench.worker.held = True
+    member.install("b", 1, (50, 1), ["kept"], damaged=False)
+    member.bench.worker.run()
+    member.disk.full = True
+
+    for _ in range(3):
+        member.tick(0.4)
+    assert member.engine.status().disk_error
+    assert 51 not in [point for _, point in member.acknowledged()]
+    member.disk.full = False
+    member.bench.worker.held = False
+    for _ in range(40):
+        # The leader goes on until it is told that the file is in use.
+        member.install("b", 1, (50, 1), ["kept"], damaged=False)
+        member.tick(0.4)
+
+    assert member.state() == {"kept"}
+    assert member.acknowledged()[-1] == ("b", 51)
+    assert not member.engine.status().disk_error
+
+
+def test_no_descriptor_for_a_state_file_does_not_end_the_process(member, tmp_path, monkeypatch):
+    data = state_file(tmp_path / "made", (50, 1), ["kept"])
+    monkeypatch.setattr(member.disk, "open", _raising(OSError(28, "No space left on device")))
+
+    member.receive("b", wire.Install(1, 50, 0, len(data), data))
+    member.tick()
+
+    assert member.engine.status().disk_error
+
+
+def test_a_save_that_fails_is_not_tried_again_in_every_round(member):
+    member.engine._config = engine_module.EngineConfig(
+        directory=member.directory, cluster="test", snapshot_entries=10, snapshot_interval_s=300.0
+    )
+    member.disk.full = True
+    member.append("b", 1, (1, 0), run(2, 12), commit=12)
+    member.disk.trace.clear()
+
+    for _ in range(20):
+        member.tick(0.01)
+    attempts = member.disk.trace.count(("open", "snapshot.tmp"))
+    member.disk.full = False
+    for _ in range(10):
+        member.append("b", 1, (12, 1), commit=12)
+        member.tick(2.0)
+
+    assert attempts == 1
+    assert member.engine._saved.index == 12
+
+
+def test_a_state_file_without_its_log_is_refused(member):
+    """Term, vote and what was acknowledged since are gone: such a node must not vote."""
+    member.append("b", 4, (1, 0), run(2, 9, term=4), commit=9)
+    member.tick()
+    member.save_state()
+    member.tick()
+    member.close()
+    for path in member.directory.glob("journal*"):
+        path.unlink()
+
+    with pytest.raises(Refused, match="journal"):
+        member.restart()
+
+
+def test_a_state_file_that_contradicts_what_the_log_holds_for_committed_is_refused(member, tmp_path):
+    member.append("b", 1, (1, 0), run(2, 60), commit=60)
+    member.close()
+    (member.directory / "snapshot").write_bytes(state_file(tmp_path / "made", (50, 2), ["other"]))
+
+    with pytest.raises(Refused, match="contradict"):
+        member.restart()
+
+
+def test_a_follower_behind_the_start_of_the_log_is_sent_the_state_file(member):
+    term = member.elect()
+    commit_through(member, *(f"v{number}" for number in range(10)))
+    member.save_state()
+    member.tick()
+    base = member.engine._journal.base_index
+    assert base > 2
+
+    member.receive("c", wire.Progress(term, 2, False, True))
+    member.tick(0.2)
+
+    pieces = [message for message in member.take("c") if isinstance(message, wire.Install)]
+    assert b"".join(piece.data for piece in pieces) == (member.directory / "snapshot").read_bytes()
+    assert {piece.index for piece in pieces} == {base}
+
+
+def test_a_follower_that_runs_on_the_state_file_gets_entries_again(member):
+    term = member.elect()
+    commit_through(member, *(f"v{number}" for number in range(10)))
+    member.save_state()
+    member.tick()
+    end = member.last_index
+    member.receive("c", wire.Progress(term, 2, False, True))
+    member.tick(0.2)
+    member.take("c")
+
+    member.acknowledge("c", term, member.engine._saved.index + 1)
+    propose(member, "next")
+    member.tick()
+
+    appends = [message for message in member.take("c") if isinstance(message, wire.Append) and message.entries]
+    assert appends[-1].entries[-1] == (entry("next"), end + 1, term)
+
+
+# -- a disk without room
+
+
+def full(member: EngineMember) -> Proposal:
+    """Fills the disk under a leader, up to the first write that is refused."""
+    member.disk.full = True
+    for number in range(1000):
+        proposal = propose(member, f"fill {number}")
+        if is_done(proposal):
+            return proposal
+    raise AssertionError("the disk never was full")
+
+
+def test_without_room_a_leader_refuses_writes_and_hands_over(member):
+    term = member.elect()
+    proposal = full(member)
+    end = member.last_index
+
+    assert error_of(proposal) is DiskUnavailable
+    assert error_of(propose(member, "x")) is DiskUnavailable
+    assert member.last_index == end
+    for peer in ("b", "c"):
+        member.acknowledge(peer, term, end + 1)
+    member.tick()
+    member.tick()
+    assert [message.term for message in member.sent(wire.TimeoutNow)] == [term]
+
+
+def test_refused_writes_share_no_exception(member):
+    """One that is raised in many threads would keep all their frames alive."""
+    member.elect()
+    full(member)
+
+    first, second = propose(member, "x"), propose(member, "y")
+
+    assert first.error is not second.error
+
+
+def test_without_room_a_node_does_not_campaign_but_votes(member):
+    member.elect()
+    full(member)
+    member.append("b", member.term + 1, (1, 0), [])
+    term = member.term
+
+    for _ in range(20):
+        member.tick(0.3)
+    assert member.term == term
+    member.receive("b", wire.TimeoutNow(term))
+    member.tick()
+    assert member.term == term
+    member.ask_vote("c", term + 1, (1000, term))
+
+    assert member.votes()[-1] == ("c", term + 1)
+
+
+def test_without_room_a_follower_acknowledges_nothing_new(member):
+    member.append("b", 1, (1, 0), run(2, 3))
+    member.disk.full = True
+    large = [(4, 1, entry("x" * 4000))]
+
+    member.append("b", 1, (3, 1), large, commit=3)
+    assert member.acknowledged()[-1] == ("b", 4)
+    assert member.last_index == 3
+    member.disk.full = False
+    member.tick(2.0)
+    member.append("b", 1, (3, 1), large)
+
+    assert member.acknowledged()[-1] == ("b", 5)
+    assert not member.engine.status().disk_error
+
+
+def test_with_room_again_a_node_leads_again(member):
+    member.elect()
+    full(member)
+    member.append("b", member.term + 1, (1, 0), [])
+    member.disk.full = False
+
+    member.tick(1.5)
+    member.elect()
+    proposal = propose(member, "x")
+    member.acknowledge("b", member.term, member.last_index + 1)
+    member.tick()
+
+    assert error_of(proposal) is None
+
+
+def test_a_failing_sync_stops_the_node_and_nothing_leaves(member, monkeypatch):
+    monkeypatch.setattr(member.disk, "sync", _raising(OSError(5, "Input/output error")))
+
+    with pytest.raises(Refused, match="what is on disk is unknown"):
+        member.ask_vote("b", 5, (1, 0))
+
+    assert member.votes() == []
+
+
+# -- the loop
+
+
+def loop(member: EngineMember, monkeypatch: pytest.MonkeyPatch, errors: list[Exception | None]) -> list[BaseException]:
+    """Runs the loop on rounds that fail like this; what the node gave up with."""
+    rounds = iter(errors)
+
+    def tick() -> None:
+        error = next(rounds, None)
+        if error is not None:
+            raise error
+        if rounds.__length_hint__() == 0:
+            member.engine._stopping = True
+
+    monkeypatch.setattr(member.engine, "tick", tick)
+    member.engine._run()
+    return member.bench.failures
+
+
+def test_a_node_survives_odd_failures(member, monkeypatch):
+    odd = ValueError("odd")
+
+    assert loop(member, monkeypatch, [odd, odd, None, odd, KeyError("k"), odd, None]) == []
+
+
+def test_a_node_gives_up_when_every_round_fails_the_same_way(member, monkeypatch):
+    same = [ValueError("same") for _ in range(5)]
+
+    assert loop(member, monkeypatch, same) == [same[2]]
+
+
+@pytest.mark.parametrize("error", [Fatal("fatal"), OSError(5, "I/O"), MemoryError()])
+def test_a_node_gives_up_at_once_when_going_on_is_not_safe(member, monkeypatch, error):
+    member.elect()
+    taken = propose(member, "x")
+
+    assert loop(member, monkeypatch, [error]) == [error]
+    assert error_of(taken) is Unknown
+
+
+def test_the_thread_of_the_loop_ends_with_the_node(tmp_path, clock):
+    cluster = Cluster(tmp_path, clock, nodes=1)
+    engine = cluster["n1"]
+    engine.start()
+    clock.now += 2.0
+    seen = engine.wait_leadership(None, clock.now + 10)
+    wait_for(lambda: engine.status().serving_term, "a leader of one", every_s=0.001)
+
+    proposal = engine.propose(command("x"), time_ns=1)
+    assert proposal.result(time.monotonic() + 10).kinds == ("created",)
+    engine.close()
+
+    assert not engine._thread.is_alive()
+    assert seen.leader in (None, "n1")
+
+
+# -- a few nodes together
+
+
+def test_three_nodes_elect_one_leader_and_hold_the_same(cluster):
+    leader = cluster.wait_for_leader()
+
+    cluster.write(leader, *(f"v{number}" for number in range(30)))
+    cluster.settle()
+
+    for name in cluster.names:
+        assert cluster.values(name) == {f"v{number}" for number in range(30)}
+    assert all(cluster[name].status().caught_up for name in cluster.names)
+
+
+def test_a_leader_that_is_cut_off_steps_down_and_acknowledges_nothing(cluster):
+    leader = cluster.wait_for_leader()
+    cluster.write(leader, "before")
+    others = [name for name in cluster.names if name != leader]
+    cluster.partition([leader], others)
+
+    lost = cluster.propose(leader, "lost")
+    follower = cluster.wait_for_leader(*others)
+    cluster.write(follower, "after")
+    cluster.until(lambda: cluster[leader]._role != LEADER, "the old leader to step down")
+    assert not is_done(lost)
+    cluster.heal()
+    cluster.settle()
+
+    assert error_of(lost) is Overwritten
+    for name in cluster.names:
+        assert cluster.values(name) == {"before", "after"}
+
+
+def test_a_stale_leader_that_can_still_send_harms_nothing(cluster):
+    """What it sends arrives; what is answered does not."""
+    leader = cluster.wait_for_leader()
+    others = [name for name in cluster.names if name != leader]
+    for other in others:
+        cluster.network.muted.add((other, leader))
+    stale = cluster.propose(leader, "stale")
+    cluster.until(lambda: cluster.serving() in others, "another leader")
+    cluster.write(cluster.serving(), "after")
+    cluster.network.muted.clear()
+    cluster.settle()
+
+    values = {name: cluster.values(name) for name in cluster.names}
+    assert len({frozenset(held) for held in values.values()}) == 1
+    assert ("stale" in values[leader]) == (error_of(stale) is None)
+
+
+def test_a_node_far_behind_gets_a_state_file_and_goes_on_from_there(cluster):
+    leader = cluster.wait_for_leader()
+    behind = next(name for name in cluster.names if name != leader)
+    cluster.kill(behind)
+    for number in range(0, 200, 20):
+        cluster.write(leader, *(f"v{index}" for index in range(number, number + 20)))
+    assert cluster[leader]._journal.base_index > 50
+
+    cluster.start(behind)
+    cluster.settle()
+
+    assert cluster[behind]._journal.base_index > 50
+    assert cluster.values(behind) == {f"v{number}" for number in range(200)}
+    cluster.write(leader, "next")
+    cluster.settle()
+    assert "next" in cluster.values(behind)
+
+
+def test_a_state_file_arrives_although_the_connection_keeps_breaking(cluster):
+    leader = cluster.wait_for_leader()
+    behind = next(name for name in cluster.names if name != leader)
+    cluster.kill(behind)
+    for number in range(0, 200, 20):
+        cluster.write(leader, *(f"v{index}" for index in range(number, number + 20)))
+    cluster.start(behind)
+
+    for number in range(60):
+        cluster.round()
+        if number % 7 == 0 and number < 40:
+            cluster.network.disconnect(leader, behind)
+    cluster.settle()
+
+    assert cluster.values(behind) == {f"v{number}" for number in range(200)}
+
+
+def test_a_conflict_longer_than_a_message_ends(cluster, monkeypatch):
+    monkeypatch.setattr(engine_module, "BATCH_BYTES", 150)
+    leader = cluster.wait_for_leader()
+    others = [name for name in cluster.names if name != leader]
+    cluster.partition([leader], others)
+    lost = [cluster.propose(leader, f"lost {number}") for number in range(30)]
+    follower = cluster.wait_for_leader(*others)
+    cluster.write(follower, *(f"kept {number}" for number in range(30)))
+
+    cluster.heal()
+    cluster.settle()
+
+    assert cluster.values(leader) == {f"kept {number}" for number in range(30)}
+    assert {error_of(proposal) for proposal in lost} == {Overwritten}
+
+
+def test_leadership_is_handed_over(cluster):
+    leader = cluster.wait_for_leader()
+    cluster.write(leader, "before")
+
+    cluster.benches[leader].transport.post(cluster[leader]._begin_transfer)
+    began = cluster.clock.now
+    new = cluster.wait_for_leader(*(name for name in cluster.names if name != leader))
+
+    assert cluster.clock.now - began < 0.3
+    cluster.write(new, "after")
+    cluster.settle()
+    assert cluster.values(leader) == {"before", "after"}
+
+
+def test_leadership_is_handed_over_under_a_stream_of_writes(cluster):
+    leader = cluster.wait_for_leader()
+    proposals: dict[str, Proposal] = {}
+    for number in range(100):
+        for part in range(3):
+            value = f"v{number}.{part}"
+            proposals[value] = cluster.propose(cluster.serving() or leader, value)
+        if number == 20:
+            cluster.benches[leader].transport.post(cluster[leader]._begin_transfer)
+        cluster.round()
+    new = cluster.wait_for_leader()
+    cluster.until(lambda: all(map(is_done, proposals.values())), "an answer to every write")
+    cluster.settle()
+
+    assert new != leader
+    errors = {error_of(proposal) for proposal in proposals.values()}
+    assert errors <= {None, NotLeader, Overwritten, Unknown}
+    done = {value for value, proposal in proposals.items() if proposal.error is None}
+    assert len(done) > 200
+    for name in cluster.names:
+        assert done <= cluster.values(name)
+        assert not cluster.values(name) & {v for v, p in proposals.items() if isinstance(p.error, NotDone)}
+
+
+def test_leadership_is_not_handed_to_a_node_that_is_about_to_stop(cluster):
+    leader = cluster.wait_for_leader()
+    # Of two that are equally far, the greater name would be chosen.
+    able, draining = sorted(name for name in cluster.names if name != leader)
+    cluster[draining].drain()
+    cluster.round()
+    cluster.round()
+
+    cluster.benches[leader].transport.post(cluster[leader]._begin_transfer)
+
+    assert cluster.wait_for_leader(draining, able) == able
+
+
+def test_a_leader_whose_disk_is_full_gives_way_and_takes_part_again(cluster):
+    leader = cluster.wait_for_leader()
+    cluster.disks[leader].full = True
+    journal = cluster[leader]._journal
+    journal._reserved = journal._end + journal_module.RESERVE_BYTES
+
+    refused = cluster.propose(leader, "x")
+    new = cluster.wait_for_leader(*(name for name in cluster.names if name != leader))
+    cluster.write(new, "y")
+    assert error_of(refused) is DiskUnavailable
+    cluster.disks[leader].full = False
+    cluster.settle()
+
+    for name in cluster.names:
+        assert cluster.values(name) == {"y"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_schedule_of_faults_loses_an_acknowledged_write(tmp_path, clock, monkeypatch, seed):
+    """Power cuts, kills, partitions, resets, one-way losses and delays, full disks, hand-overs: drawn from the seed."""
+    play(tmp_path, clock, monkeypatch, seed, rounds=700)
+
+
+def play(directory: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int, rounds: int) -> None:
+    chance = random.Random(seed)
+    random.seed(seed)
+    for name, size in (("KEEP_ENTRIES", 3), ("INSTALL_BYTES", 300), ("BATCH_BYTES", chance.choice([150, 2000]))):
+        monkeypatch.setattr(engine_module, name, size)
+    cluster = Cluster(directory, clock, nodes=chance.choice([3, 3, 5]), snapshot_entries=chance.choice([15, 1000]))
+    cluster.chance = chance
+    eagerness = chance.choice([0.1, 0.5, 2.0])
+    proposals: dict[str, Proposal] = {}
+
+    for number in range(rounds):
+        cluster.round()
+        for name, bench in cluster.benches.items():
+            if bench.engine._role == LEADER:
+                for part in range(int(chance.random() + eagerness)):
+                    value = f"v{number}.{name}.{part}"
+                    proposals[value] = cluster.propose(name, value)
+        if chance.random() < 0.5:
+            fault(cluster, chance)
+    mend(cluster)
+    cluster.settle()
+    cluster.write(cluster.serving(), "at last")
+    cluster.settle()
+
+    done = {value for value, proposal in proposals.items() if is_done(proposal) and proposal.error is None}
+    undone = {value for value, proposal in proposals.items() if isinstance(proposal.error, NotDone)}
+    for name in cluster.names:
+        held = cluster.values(name)
+        assert done <= held, f"{name} lost {sorted(done - held)}"
+        assert not undone & held, f"{name} holds {sorted(undone & held)}, which were called not done"
+
+
+def fault(cluster: Cluster, chance: random.Random) -> None:
+    """Perhaps something goes wrong, or is mended."""
+    one, other = chance.sample(cluster.names, 2)
+    runs = one in cluster.benches
+    dice = chance.random() * 100
+    if dice < 0.7 and runs:
+        cluster.kill(one)
+    elif dice < 1.2 and runs:
+        cluster.cut_power(chance, one)
+    elif dice < 1.5:
+        cluster.cut_power(chance)
+    elif dice < 2.0:
+        cluster.disks[one].cut_at = cluster.disks[one].steps + chance.randrange(30)
+    elif dice < 5.0:
+        start_all(cluster)
+    elif dice < 6.0:
+        cut = chance.randrange(1, len(cluster.names))
+        names = chance.sample(cluster.names, len(cluster.names))
+        cluster.partition(names[:cut], names[cut:])
+    elif dice < 8.0:
+        cluster.heal()
+    elif dice < 10.0:
+        cluster.network.disconnect(one, other)
+    elif dice < 11.0:
+        cluster.network.muted.add((one, other))
+    elif dice < 14.0:
+        cluster.network.delayed ^= {(one, other)}
+    elif dice < 14.5 and runs:
+        cluster.benches[one].transport.post(cluster[one]._begin_transfer)
+    elif dice < 15.0:
+        cluster.disks[one].full = not cluster.disks[one].full
+    elif dice < 15.5 and runs:
+        cluster[one]._SyncObj__raftElectionDeadline = 0
+
+
+def start_all(cluster: Cluster) -> None:
+    for name in cluster.names:
+        if name not in cluster.benches:
+            try:
+                cluster.start(name)
+            except (DiskUnavailable, PowerCut):
+                # It does not start on a full disk, nor without power.
+                cluster.disks[name].cut_power(cluster.chance)
+
+
+def mend(cluster: Cluster) -> None:
+    for disk in cluster.disks.values():
+        disk.full, disk.cut_at = False, None
+    cluster.heal()
+    start_all(cluster)

@@ -59,7 +59,7 @@ def test_whoever_asks_during_a_round_shares_the_next() -> None:
         assert leader.began.acquire(timeout=5)
         leader.go.release()
 
-    assert [0] == leader.rounds[0]
+    assert leader.rounds[0] == [0]
     assert sorted(leader.rounds[1]) == list(range(1, 20))
     assert answers == {number: number * 10 for number in range(20)}
 

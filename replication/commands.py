@@ -8,12 +8,13 @@ MessagePack with a version, written once here for log, wire and tests.
 leads, and takes neither from the wire (``from_peer``).
 """
 
+import contextlib
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from .errors import Invalid, TooLarge
+from .errors import Fatal, TooLarge
 from .records import Id, Key, Name, Registration, Status, Text, invalid_from
 
 FORMAT = 1
@@ -103,7 +104,14 @@ class Envelope(Struct, frozen=True, gc=False):
     request_id: str = ""
 
 
+class _Format(Struct, frozen=True):
+    """What an envelope of any format begins with."""
+
+    format: int
+
+
 _encoder = msgspec.msgpack.Encoder()
+_formats = msgspec.msgpack.Decoder(_Format)
 _envelopes = msgspec.msgpack.Decoder(Envelope)
 _submittable = msgspec.msgpack.Decoder(Submittable)
 
@@ -125,14 +133,26 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def decode(data: bytes) -> Envelope:
-    """The envelope that ``encode`` was given. Raises ``Invalid`` on anything else."""
+    """The envelope that ``encode`` was given. Raises ``Invalid`` on anything else.
+
+    Raises ``Fatal`` on one of a newer format: nodes that understand it change
+    their state by it, so a node that does not must stop rather than differ.
+    """
     try:
         envelope = _envelopes.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_format(data)
         raise invalid_from(error) from None
     if envelope.format > FORMAT:
-        raise Invalid(f"command format {envelope.format} is newer than this node's ({FORMAT}): upgrade the node")
+        _check_format(data)
     return envelope
+
+
+def _check_format(data: bytes) -> None:
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = _formats.decode(data).format
+        if found > FORMAT:
+            raise Fatal(f"a command of format {found} is in the log, this node knows {FORMAT}: upgrade this node")
 
 
 def to_peer(command: Submittable) -> bytes:
@@ -144,5 +164,5 @@ def from_peer(data: bytes) -> Submittable:
     """A command forwarded by a peer. Internal commands are ``Invalid`` here."""
     try:
         return _submittable.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_from(error) from None

@@ -55,6 +55,7 @@ from .errors import (
     RollcallError,
     Unknown,
 )
+from .install import Incoming, Outgoing
 from .journal import NO_OP, REGULAR, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
 from .records import Event
@@ -82,11 +83,6 @@ BATCH_BYTES = 1024 * 1024
 """Of entries in one message; a single larger entry travels alone."""
 WINDOW_BYTES = 4 * 1024 * 1024
 """Unsent to one follower before the leader stops adding to it."""
-INSTALL_BYTES = 256 * 1024
-INSTALL_WINDOW_BYTES = 2 * 1024 * 1024
-INSTALL_RETRY_S = 2.0
-INSTALL_AGAIN_S = 15.0
-"""A follower that has the whole state file and does not say that it runs on it gets it again."""
 PROPOSALS_MAX = 20_000
 """Waiting to be taken up; past that a proposal is refused at once."""
 DRAIN_BYTES = 1024 * 1024
@@ -118,18 +114,6 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     snapshot_interval_s: float = 300.0
 
 
-class _Sending:
-    """A state file on its way to a follower."""
-
-    def __init__(self, header: SnapshotHeader, descriptor: int, now: float) -> None:
-        self.header: SnapshotHeader = header
-        self.descriptor: int = descriptor
-        self.total: int = os.fstat(descriptor).st_size
-        self.sent: int = 0
-        self.acknowledged: int = 0
-        self.progress_at: float = now
-
-
 class _Follower:
     """What a leader knows of one follower beside the library's two indexes.
 
@@ -140,17 +124,7 @@ class _Follower:
     def __init__(self) -> None:
         self.probing: bool = True
         self.probe_sent: bool = False
-        self.sending: _Sending | None = None
-
-
-class _Receiving:
-    """A state file on its way to this node."""
-
-    def __init__(self, index: int, path: Path, descriptor: int) -> None:
-        self.index: int = index
-        self.path: Path = path
-        self.descriptor: int = descriptor
-        self.received: int = 0
+        self.sending: Outgoing | None = None
 
 
 class Engine(SyncObj):
@@ -206,8 +180,8 @@ class Engine(SyncObj):
         self._verified: tuple[int, str, int] = (0, "", 0)
         self._send_now: bool = False
         self._commit_moved: bool = False
-        self._receiving: _Receiving | None = None
-        self._installing: tuple[int, Future[tuple[SnapshotHeader, State]]] | None = None
+        self._receiving: Incoming | None = None
+        self._installing: Future[tuple[SnapshotHeader, State]] | None = None
         self._saving: Future[SnapshotHeader] | None = None
         self._saved: SnapshotHeader | None = None
         self._saved_at: float = time.monotonic()
@@ -501,7 +475,8 @@ class Engine(SyncObj):
         needed = (len(self._SyncObj__otherNodes) + 1) // 2
         if needed == 0:
             return 0.0
-        return max(0.0, ages[needed - 1]) if len(ages) >= needed else float("inf")
+        # While the library fills the table anew, a quorum has just voted for this node.
+        return max(0.0, ages[needed - 1]) if len(ages) >= needed else 0.0
 
     # -- start-up ------------------------------------------------------------------
 
@@ -737,7 +712,10 @@ class Engine(SyncObj):
             # What was compacted away was committed, so it agrees (Leader Completeness).
             entries = entries[self._journal.base_index - previous :]
             previous, previous_term = self._journal.base_index, self._journal[0][2]
-        if self._journal.term_at(previous) != previous_term:
+        held = self._journal.term_at(previous)
+        if held != previous_term:
+            if held is not None and previous <= self._commit_index:
+                raise Fatal(f"{node.id} has term {previous_term} at {previous}, where {held} is committed here")
             self._verified = (message.term, node.id, verified)
             self._answer(node, next_index=verified + 1, reset=True)
             return
@@ -821,12 +799,13 @@ class Engine(SyncObj):
             if follower.probing or self._next[node] <= self._match[node]:
                 self._next[node] = self._match[node] + 1
             follower.probing = False
-            if follower.sending is not None and self._match[node] >= follower.sending.header.index:
+            if follower.sending is not None and self._match[node] >= follower.sending.index:
                 self._stop_sending(follower)
             if self._next[node] <= self._journal.last_index:
                 self._send_now = True
         elif message.reset and follower.sending is None:
-            wanted = max(1, message.next_index)
+            # The first entry is the same everywhere.
+            wanted = max(2, message.next_index)
             # A follower that starts again has proven less than it once acknowledged;
             # counting less than it holds is always safe, the reverse never.
             self._match[node] = min(self._match[node], wanted - 1)
@@ -849,6 +828,8 @@ class Engine(SyncObj):
             self._SyncObj__setState(FOLLOWER)
             return
         self._followers = {node: _Follower() for node in self._wire.nodes()}
+        # The library does this too, but after the role shows: until then an earlier tenure's ages would stand there.
+        self._SyncObj__lastResponseTime.update(dict.fromkeys(self._wire.nodes(), time.monotonic()))
         super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
         logger.info("leading term %d from entry %d on", self._term, self._journal.last_index)
 
@@ -1048,24 +1029,14 @@ class Engine(SyncObj):
         if sending is None:
             if self._saved is None:
                 raise Fatal("the log was cut, but there is no state file")
-            descriptor = os.open(self._snapshots.path, os.O_RDONLY | os.O_CLOEXEC)
-            sending = follower.sending = _Sending(self._saved, descriptor, now)
-            logger.info("sending the state file at entry %d to %s", sending.header.index, node.id)
-        silent_s = now - sending.progress_at
-        if sending.acknowledged < sending.sent and silent_s > INSTALL_RETRY_S:
-            sending.sent = sending.acknowledged
-            sending.progress_at = now
-        elif sending.acknowledged >= sending.total and silent_s > INSTALL_AGAIN_S:
-            sending.sent = sending.acknowledged = 0
-            sending.progress_at = now
-        while sending.sent < min(sending.total, sending.acknowledged + INSTALL_WINDOW_BYTES):
-            data = os.pread(sending.descriptor, INSTALL_BYTES, sending.sent)
-            self._wire.send(node, wire.Install(self._term, sending.header.index, sending.sent, sending.total, data))
-            sending.sent += len(data)
+            sending = follower.sending = Outgoing(self._snapshots.path, self._saved.index, now)
+            logger.info("sending the state file at entry %d to %s", sending.index, node.id)
+        for offset, data in sending.pieces(now):
+            self._wire.send(node, wire.Install(self._term, sending.index, offset, sending.total, data))
 
     def _stop_sending(self, follower: _Follower) -> None:
         if follower.sending is not None:
-            os.close(follower.sending.descriptor)
+            follower.sending.close()
             follower.sending = None
 
     def _on_install(self, node: Node, message: wire.Install) -> None:
@@ -1078,64 +1049,53 @@ class Engine(SyncObj):
             self._abort_receiving()
             self._answer(node, next_index=self._commit_index + 1)
             return
-        receiving = self._receiving
-        if message.offset == 0 and (receiving is None or receiving.received):
-            self._abort_receiving()
-            path = self._config.directory / "snapshot-received.tmp"
-            try:
-                self._disk.unlink(path)
-                receiving = self._receiving = _Receiving(message.index, path, self._disk.open(path))
-            except OSError as error:
-                self._disk_failed(DiskUnavailable(f"no room for a state file: {error.strerror}"))
-                return
-        if receiving is None or receiving.index != message.index or receiving.received != message.offset:
-            wanted = receiving.received if receiving and receiving.index == message.index else 0
-            self._wire.send(node, wire.Installed(self._term, message.index, wanted))
-            return
         try:
-            self._disk.write(receiving.descriptor, message.data, message.offset)
+            self._receive(message)
         except OSError as error:
             self._abort_receiving()
             self._disk_failed(DiskUnavailable(f"no room for a state file: {error.strerror}"))
             return
-        receiving.received += len(message.data)
-        self._wire.send(node, wire.Installed(self._term, message.index, receiving.received))
-        if receiving.received >= message.total:
-            self._disk.close(receiving.descriptor)
+        receiving = self._receiving
+        received = receiving.received if receiving is not None and receiving.index == message.index else 0
+        self._wire.send(node, wire.Installed(self._term, message.index, received))
+        if receiving is not None and received >= message.total:
+            receiving.close()
             self._receiving = None
-            self._installing = (receiving.index, self._snapshots.install(receiving.path))
+            self._installing = self._snapshots.install(receiving.path)
+
+    def _receive(self, message: wire.Install) -> None:
+        if message.offset == 0 and (self._receiving is None or self._receiving.received):
+            self._abort_receiving()
+            path = self._config.directory / "snapshot-received.tmp"
+            self._receiving = Incoming(path, message.index, self._disk)
+        if self._receiving is not None and self._receiving.index == message.index:
+            self._receiving.take(message.offset, message.data)
 
     def _abort_receiving(self) -> None:
         if self._receiving is not None:
-            self._disk.close(self._receiving.descriptor)
-            self._disk.unlink(self._receiving.path)
+            self._receiving.abort()
             self._receiving = None
 
     def _on_installed(self, node: Node, message: wire.Installed) -> None:
         if message.term != self._term or self._role != LEADER:
             return
-        self._SyncObj__lastResponseTime[node] = time.monotonic()
+        now = time.monotonic()
+        self._SyncObj__lastResponseTime[node] = now
         sending = self._followers.setdefault(node, _Follower()).sending
-        if sending is None or sending.header.index != message.index or message.offset > sending.total:
-            return
-        sending.progress_at = time.monotonic()
-        if message.offset < sending.acknowledged or message.offset < sending.sent - INSTALL_WINDOW_BYTES:
-            sending.sent = message.offset
-        sending.acknowledged = message.offset
-        self._send_now = True
+        if sending is not None and sending.index == message.index:
+            sending.acknowledged(message.offset, now)
+            self._send_now = True
 
     def _continue_install(self) -> None:
         """Swaps a verified state file in. Acknowledged is exactly its index, and only then (D3)."""
-        if self._installing is None or not self._installing[1].done():
+        if self._installing is None or not self._installing.done():
             return
-        (index, installing), self._installing = self._installing, None
+        installing, self._installing = self._installing, None
         try:
             header, state = installing.result()
-        except (Damaged, OSError) as error:
+        except (Fatal, OSError) as error:
+            # Nothing of it is in use here. The leader sends it again after a while.
             logger.warning("a state file from the leader could not be used: %s", error)
-            leader = self._SyncObj__raftLeader
-            if leader is not None:
-                self._wire.send(leader, wire.Installed(self._term, index, 0))
             return
         if header.index <= self._applied:
             return

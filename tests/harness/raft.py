@@ -332,9 +332,13 @@ class Cluster:
         """Decides what is left of a disk whose power goes in the middle of a step."""
         self.leaders: dict[int, str] = {}
         """Who led which term: two in one would be the end of everything."""
+        self.digests: dict[int, str] = {}
+        """The state at each index, on whichever node applied it first; it is the same on every other, for ever."""
         self._directory: Path = directory
         self._config: dict[str, Any] = config
         self._cuts: set[frozenset[str]] = set()
+        self.paused: set[str] = set()
+        """Nodes that do nothing meanwhile, as after SIGSTOP; what they are sent waits for them."""
         for name in self.names:
             self.start(name)
 
@@ -383,6 +387,8 @@ class Cluster:
         self.clock.now += ROUND_S
         self._connect()
         for name, bench in list(self.benches.items()):
+            if name in self.paused:
+                continue
             engine = bench.engine
             try:
                 engine.tick()
@@ -392,6 +398,8 @@ class Cluster:
             if engine._role == LEADER:
                 other = self.leaders.setdefault(engine._term, name)
                 assert other == name, f"{name} and {other} both led term {engine._term}"
+            index, digest = engine.registry.digest()
+            assert self.digests.setdefault(index, digest) == digest, f"{name} holds another state at entry {index}"
 
     def until(self, condition: Callable[[], Any], what: str, rounds: int = 600) -> Any:
         """Lets rounds pass until ``condition`` holds, and gives what it gave."""

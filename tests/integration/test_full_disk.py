@@ -45,7 +45,7 @@ def fill(directory: Path) -> Path:
     return ballast
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cramped(bench: Path) -> Iterator[Cluster]:
     """Three nodes, each on a small disk of its own."""
     cluster = Cluster(bench / "cramped", 3)

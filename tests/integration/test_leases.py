@@ -22,8 +22,6 @@ SWEEP_S = 0.2
 SLACK_S = 1.5
 """For a busy machine: the leader's look at the clock, the commit, our own look."""
 PERIOD_S = 0.3
-A_LEASE = 1.2 * TTL_S / PERIOD_S
-"""So many rounds of heartbeats last longer than a lease and a sweep."""
 
 Measured = Callable[[str], None]
 
@@ -47,6 +45,12 @@ def fresh(three: Cluster) -> Iterator[Cluster]:
 
 def names(count: int) -> list[str]:
     return [f"i{number:02}" for number in range(count)]
+
+
+def live_on(beats: Heartbeats) -> None:
+    """Lets more time pass than a lease and a sweep, in which heartbeats are sent."""
+    since, rounds = time.monotonic(), beats.rounds
+    wait_for(lambda: time.monotonic() - since > TTL_S + 2 * SWEEP_S and beats.rounds > rounds + 3, "a lease's time")
 
 
 def wait_gone(cluster: Cluster, service: str, id: str, deadline_s: float) -> dict[int, float]:
@@ -89,8 +93,7 @@ def test_a_silent_instance_goes_from_every_node_within_its_lease_and_a_sweep_and
         )
         assert min(silent_s.values()) >= TTL_S
         assert max(silent_s.values()) <= TTL_S + SWEEP_S + SLACK_S
-        rounds = beats.rounds
-        wait_for(lambda: beats.rounds > rounds + A_LEASE, "more than a lease's time")
+        live_on(beats)
         for i in range(3):
             assert fresh.ids(i, "cart") == set(ids) - {"i03"}
 
@@ -132,8 +135,7 @@ def test_the_leader_dies_while_a_lease_runs_out_and_only_the_dead_instance_goes(
         led_s = time.monotonic() - killed
         # The new leader starts every lease afresh.
         gone_at = wait_gone(fresh, "orders", "i05", led_s + TTL_S + SWEEP_S + SLACK_S + 2.0)
-        rounds = beats.rounds
-        wait_for(lambda: beats.rounds > rounds + A_LEASE, "more than a lease's time")
+        live_on(beats)
         fresh.restart(leader)
         fresh.wait_same()
         for i in range(3):
@@ -171,49 +173,23 @@ def test_most_heartbeats_cut_at_once_hold_evictions_until_they_are_back_or_the_s
                 protection = fresh.view(i)["protection"]
                 assert (protection["leased"], protection["allowed_late"]) == (12, 2)
                 assert "late" in protection["reason"]
-            rounds = beats.rounds
-            wait_for(lambda rounds=rounds: beats.rounds > rounds + A_LEASE, "more than a lease's time of silence")
-            for i in range(3):
-                assert fresh.ids(i, "fleet") == set(ids), "nobody is evicted meanwhile"
-                assert fresh.view(i)["protection"]["late"] == 10
-                assert fresh.gauge(i, "rollcall_protection_active") == 1
             if end == "renewals are back":
+                live_on(beats)
+                for i in range(3):
+                    assert fresh.ids(i, "fleet") == set(ids), "nobody is evicted meanwhile"
+                    assert fresh.view(i)["protection"]["late"] == 10
+                    assert fresh.gauge(i, "rollcall_protection_active") == 1
                 beats.resume(*silent)
             else:
                 operations = [{"op": "deregister", "service": "fleet", "id": id} for id in silent]
                 assert fresh.ask(1, "POST", "/api/v1/batch", {"operations": operations}).status == 200
             wait_protection(fresh, False, TTL_S + SLACK_S)
-        rounds = beats.rounds
-        wait_for(lambda: beats.rounds > rounds + A_LEASE, "more than a lease's time")
+        live_on(beats)
         for i in range(3):
             assert fresh.ids(i, "fleet") == set(ids) - set(silent)
 
     assert not beats.lost
     assert evictions(fresh, "fleet", start) == []
-
-
-def test_instances_renewed_only_through_a_node_that_dies_have_time_to_go_elsewhere(fresh: Cluster):
-    """Their heartbeats stop with the node; they find another one within their lease, and none is evicted."""
-    ids = names(8)
-    node = fresh.followers()[0]
-    others = [i for i in range(3) if i != node]
-    start = fresh.register_many(node, "moving", ids, ttl_s=TTL_S)
-    before = Heartbeats(fresh, "moving", ids, period_s=PERIOD_S, nodes=[node])
-    with Traffic(before):
-        wait_for(lambda: before.rounds >= 3, "heartbeats through the node")
-    fresh.kill(node)
-    stopped = time.monotonic()
-    wait_for(lambda: time.monotonic() - stopped > TTL_S * 0.8, "most of a lease")
-
-    after = Heartbeats(fresh, "moving", ids, period_s=PERIOD_S, nodes=others)
-    with Traffic(after):
-        wait_for(lambda: after.rounds > A_LEASE, "more than a lease's time")
-        for i in others:
-            assert fresh.ids(i, "moving") == set(ids)
-    fresh.restart(node)
-
-    assert not after.lost
-    assert evictions(fresh, "moving", start) == []
 
 
 def test_the_only_instance_with_a_lease_goes_and_one_without_stays_and_may_send_heartbeats(fresh: Cluster):

@@ -200,7 +200,7 @@ def test_a_node_of_another_cluster_at_a_members_address_is_kept_out(bench: Path)
         try:
             stranger.start_node(odd)
             refusing = "belongs to cluster 'another'"
-            wait_for(lambda: refusing in "".join(cluster.log(i) for i in cluster.running()), "a refusal")
+            wait_for(lambda: any(refusing in cluster.log(i) for i in range(3)), "a refusal")
             assert cluster.register(cluster.running()[0], "orders", "o2") > 0
             assert stranger.get(odd, "/readyz").status == 503
         finally:
@@ -223,12 +223,12 @@ def test_strangers_on_the_nodes_own_port_change_nothing(start_cluster: StartClus
     with ExitStack() as opened:
         for i in range(3):
             address = ("127.0.0.1", three.port + RAFT_OFFSET + i)
-            for number in range(2 * CONNECTIONS_MAX + 20):
+            for number in range(CONNECTIONS_MAX + 20):
                 stranger = opened.enter_context(socket.create_connection(address, timeout=5.0))
-                if number % 2:
+                if number < len(rubbish):
                     # The node may have hung up already, as it should.
                     with suppress(BrokenPipeError, ConnectionResetError):
-                        stranger.sendall(rubbish[number // 2 % len(rubbish)])
+                        stranger.sendall(rubbish[number])
         began = time.monotonic()
         wait_for(lambda: time.monotonic() - began > 1.5, "more than an election's time")
         for i in range(3):

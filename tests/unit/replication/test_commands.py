@@ -24,7 +24,7 @@ from rollcall.replication.commands import (
     from_peer,
     to_peer,
 )
-from rollcall.replication.errors import Invalid, TooLarge
+from rollcall.replication.errors import Fatal, Invalid, TooLarge
 from rollcall.replication.records import Key, Registration
 
 KEY = Key("default", "web", "a")
@@ -80,9 +80,13 @@ def test_a_batch_from_a_peer_has_operations_and_not_too_many(count: int) -> None
         from_peer(to_peer(Batch((Deregister(KEY),) * count)))
 
 
-def test_a_newer_format_says_that_this_node_must_be_upgraded() -> None:
-    with pytest.raises(Invalid, match="upgrade"):
-        decode(encode(Envelope(FORMAT + 1, 0, Barrier())))
+@pytest.mark.parametrize("command", [{"type": "barrier"}, {"type": "of a later version"}])
+def test_a_newer_format_stops_a_node_that_does_not_know_it(command: dict[str, str]) -> None:
+    """Passed over, it would leave this node with another state than the nodes that understand it."""
+    data = msgspec.msgpack.encode({"format": FORMAT + 1, "time_ns": 0, "command": command})
+
+    with pytest.raises(Fatal, match="upgrade"):
+        decode(data)
 
 
 @settings(deadline=None)

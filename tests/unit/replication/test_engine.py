@@ -18,6 +18,7 @@ from harness.sim_disk import PowerCut
 from harness.waiting import wait_for
 from pysyncobj.node import Node
 from rollcall.replication import engine as engine_module
+from rollcall.replication import install as install_module
 from rollcall.replication import journal as journal_module
 from rollcall.replication import wire
 from rollcall.replication.engine import LEADER, REVIEWED, check_library
@@ -43,8 +44,8 @@ def member(ours) -> EngineMember:
 def cluster(tmp_path, clock, monkeypatch) -> Cluster:
     """Three engines that keep little of their log and send in small pieces."""
     monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
-    monkeypatch.setattr(engine_module, "INSTALL_BYTES", 500)
-    monkeypatch.setattr(engine_module, "INSTALL_WINDOW_BYTES", 2000)
+    monkeypatch.setattr(install_module, "PIECE_BYTES", 500)
+    monkeypatch.setattr(install_module, "WINDOW_BYTES", 2000)
     monkeypatch.setattr(engine_module, "BATCH_BYTES", 2000)
     return Cluster(tmp_path, clock, snapshot_entries=40)
 
@@ -263,6 +264,16 @@ def test_a_refused_leader_sends_one_message_until_it_is_agreed_with(member):
     probes = [message for message in member.take("b") if message.previous_index]
     assert [probe.previous_index for probe in probes] == [4]
     assert probes[0].entries[0][1] == 5
+
+
+def test_a_refusal_that_names_the_first_entry_is_answered_with_the_second(member):
+    term = member.elect()
+    member.take("b")
+
+    member.receive("b", wire.Progress(term, 0, False, True))
+    member.tick(0.2)
+
+    assert {message.previous_index for message in member.take("b")} == {1}
 
 
 def test_messages_of_the_transport_that_are_none_of_the_engines_end_the_connection(member):
@@ -490,11 +501,11 @@ def test_a_state_file_older_than_what_is_applied_is_answered_with_what_is_proven
     assert "kept" not in member.state()
 
 
-def test_after_a_damaged_state_file_the_whole_is_asked_for_again(member):
+def test_after_a_damaged_state_file_the_whole_is_taken_again(member):
     member.install("b", 1, (50, 1), ["kept"], damaged=True)
     member.tick()
 
-    assert member.sent(wire.Installed)[-1] == wire.Installed(1, 50, 0)
+    assert member.state() == set()
     member.install("b", 1, (50, 1), ["kept"], damaged=False)
     member.tick()
     assert member.state() == {"kept"}
@@ -997,15 +1008,16 @@ def test_a_leader_whose_disk_is_full_gives_way_and_takes_part_again(cluster):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_no_schedule_of_faults_loses_an_acknowledged_write(tmp_path, clock, monkeypatch, seed):
-    """Power cuts, kills, partitions, resets, one-way losses and delays, full disks, hand-overs: drawn from the seed."""
+    """Power cuts, kills, partitions, resets, one-way losses and delays, full disks, pauses, hand-overs, by the seed."""
     play(tmp_path, clock, monkeypatch, seed, rounds=700)
 
 
 def play(directory: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int, rounds: int) -> None:
     chance = random.Random(seed)
     random.seed(seed)
-    for name, size in (("KEEP_ENTRIES", 3), ("INSTALL_BYTES", 300), ("BATCH_BYTES", chance.choice([150, 2000]))):
-        monkeypatch.setattr(engine_module, name, size)
+    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 3)
+    monkeypatch.setattr(engine_module, "BATCH_BYTES", chance.choice([150, 2000]))
+    monkeypatch.setattr(install_module, "PIECE_BYTES", 300)
     cluster = Cluster(directory, clock, nodes=chance.choice([3, 3, 5]), snapshot_entries=chance.choice([15, 1000]))
     cluster.chance = chance
     eagerness = chance.choice([0.1, 0.5, 2.0])
@@ -1066,6 +1078,10 @@ def fault(cluster: Cluster, chance: random.Random) -> None:
         cluster.disks[one].full = not cluster.disks[one].full
     elif dice < 15.5 and runs:
         cluster[one]._SyncObj__raftElectionDeadline = 0
+    elif dice < 16.5:
+        cluster.paused ^= {one}
+    elif dice < 18.0:
+        cluster.paused.clear()
 
 
 def start_all(cluster: Cluster) -> None:
@@ -1081,5 +1097,6 @@ def start_all(cluster: Cluster) -> None:
 def mend(cluster: Cluster) -> None:
     for disk in cluster.disks.values():
         disk.full, disk.cut_at = False, None
+    cluster.paused.clear()
     cluster.heal()
     start_all(cluster)

@@ -267,6 +267,13 @@ class Cluster(LocalCluster):
         }
 
 
+StartCluster = Callable[..., Cluster]
+"""``start_cluster(5, lease_ttl_s=3)``: the fixture that starts a cluster for a module."""
+
+Measured = Callable[[str], None]
+"""The fixture that takes a sentence with a figure."""
+
+
 def run_node(settings: Mapping[str, object], deadline_s: float = 15.0) -> subprocess.CompletedProcess[str]:
     """Runs a node that should refuse to, until it ends; its exit code, and what it said."""
     try:

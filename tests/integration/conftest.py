@@ -9,12 +9,12 @@ lies in a directory that is gone afterwards, and no process stays behind.
 
 import itertools
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pluggy
 import pytest
-from harness.cluster import Cluster
+from harness.cluster import Cluster, Measured, StartCluster
 
 _figures = pytest.StashKey[list[str]]()
 _clusters = pytest.StashKey[list[Cluster]]()
@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def measured(request: pytest.FixtureRequest) -> Measured:
     """Takes a sentence with a figure; all of them are shown at the end of the run."""
     return request.config.stash[_figures].append
 
@@ -69,8 +69,6 @@ def _processes_that_name(text: str) -> list[str]:
 
 
 _numbers = itertools.count(1)
-
-StartCluster = Callable[..., Cluster]
 
 
 @pytest.fixture(scope="module")

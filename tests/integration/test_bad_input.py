@@ -7,10 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 import pytest
-from harness.cluster import ALONE, Answer, Cluster
+from harness.cluster import ALONE, Answer, Cluster, StartCluster
 from harness.waiting import wait_for
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 

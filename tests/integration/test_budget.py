@@ -2,15 +2,13 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from harness.cluster import ALONE, Cluster, Line, elapsed_s
+from harness.cluster import ALONE, Cluster, Line, Measured, StartCluster, elapsed_s
 from harness.traffic import PLAIN, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 
@@ -19,8 +17,6 @@ PLACES = THREADS - RESERVED
 WATCHERS_MAX = PLACES - PLACES // 8
 AT_ONCE_S = 1.0
 READ_GAP_S_MAX = 0.5
-
-Measured = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")

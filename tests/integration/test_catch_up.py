@@ -2,22 +2,17 @@
 
 import shutil
 import time
-from collections.abc import Callable
 
 import pytest
-from harness.cluster import Cluster, instance_path
+from harness.cluster import Cluster, Measured, StartCluster, instance_path
 from harness.traffic import PLAIN, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 
 INSTALLED = "installed the state file"
 KEPT_BYTES = 4 * 1024 * 1024
 """What nodes keep of the log behind a state file, at most; so much more is written that entries are gone."""
-
-Measured = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,19 @@
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
-from harness.cluster import ALONE, Cluster, Line, ask, elapsed_s
+from harness.cluster import ALONE, Cluster, Line, Measured, StartCluster, ask, elapsed_s
 from harness.traffic import LEDGER, NO_ANSWER, PLAIN, Client, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
 from rollcall.cluster.client import Client as Sdk
 from rollcall.replication.errors import RollcallError
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 
 STOP_S_MAX = 5.0
 TRANSFER_S_MAX = 1.5
 """Without an election it takes milliseconds; an election would take this long on a busy machine."""
-
-Measured = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")

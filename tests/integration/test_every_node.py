@@ -3,9 +3,7 @@
 import time
 
 import pytest
-from harness.cluster import Cluster, instance_path
-
-from .conftest import StartCluster
+from harness.cluster import Cluster, StartCluster, instance_path
 
 pytestmark = pytest.mark.integration
 

@@ -2,11 +2,12 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness.cluster import ALONE, Cluster, run_node
+from harness.cluster import ALONE, Cluster, Measured, run_node
 from harness.traffic import PLAIN, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
 from rollcall.cluster.local import RAFT_OFFSET, free_port
@@ -14,7 +15,6 @@ from rollcall.cluster.local import RAFT_OFFSET, free_port
 pytestmark = pytest.mark.integration
 
 DISK_MIB = 32
-Measured = Callable[[str], None]
 
 
 def mount(directory: Path) -> None:
@@ -30,7 +30,8 @@ def mount(directory: Path) -> None:
 
 
 def unmount(directory: Path) -> None:
-    subprocess.run(["umount", "-l", str(directory)], capture_output=True, timeout=10, check=False)
+    with suppress(OSError):
+        subprocess.run(["umount", "-l", str(directory)], capture_output=True, timeout=10, check=False)
 
 
 def fill(directory: Path) -> Path:

@@ -5,14 +5,12 @@ since what was evicted in the last minute slows further evictions down.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from harness.cluster import Cluster
+from harness.cluster import Cluster, Measured, StartCluster
 from harness.traffic import Heartbeats, Traffic
 from harness.waiting import wait_for
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 
@@ -22,8 +20,6 @@ SWEEP_S = 0.2
 SLACK_S = 1.5
 """For a busy machine: the leader's look at the clock, the commit, our own look."""
 PERIOD_S = 0.3
-
-Measured = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")

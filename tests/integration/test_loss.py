@@ -1,14 +1,11 @@
 """Nodes die without a word (kill -9): the others read on without a gap, write on after the election, lose nothing."""
 
 import time
-from collections.abc import Callable
 
 import pytest
-from harness.cluster import Cluster
+from harness.cluster import Cluster, Measured, StartCluster
 from harness.traffic import PLAIN, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 
@@ -17,8 +14,6 @@ READ_GAP_S_MAX = 0.5
 
 WRITE_PAUSE_S_MAX = 5.0
 """Generous, for a busy machine; what it really was is printed."""
-
-Measured = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")

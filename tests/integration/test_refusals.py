@@ -1,6 +1,5 @@
 """When a node must not start: it says why in words that help, and ends with an exit code that is not 0."""
 
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -8,11 +7,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from harness.cluster import ALONE, Cluster, run_node
+from harness.cluster import ALONE, Cluster, StartCluster, run_node
 from harness.waiting import wait_for
 from rollcall.cluster.local import RAFT_OFFSET
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 
@@ -188,24 +185,24 @@ def test_a_setting_that_does_not_fit_is_said_in_the_operators_words(
 
 
 def test_a_node_of_another_cluster_at_a_members_address_is_kept_out(bench: Path):
-    cluster = Cluster(bench / "apart", 3)
+    cluster, another = Cluster(bench / "apart", 3), Cluster(bench / "apart", 3, cluster_id="another")
+    another.port = cluster.port
     try:
-        cluster.start()
-        cluster.register(0, "orders", "o1")
-        odd = cluster.followers()[0]
-        cluster.terminate(odd)
-        stranger = Cluster(bench / "apart", 3, cluster_id="another")
-        stranger.port = cluster.port
-        shutil.rmtree(cluster.node_dir(odd))
-        try:
-            stranger.start_node(odd)
-            refusing = "belongs to cluster 'another'"
-            wait_for(lambda: any(refusing in cluster.log(i) for i in range(3)), "a refusal")
-            assert cluster.register(cluster.running()[0], "orders", "o2") > 0
-            assert stranger.get(odd, "/readyz").status == 503
-        finally:
-            stranger.kill(odd)
+        for i in (0, 1):
+            cluster.start_node(i)
+        cluster.wait_ready(nodes=[0, 1])
+        cluster.wait_for_leader()
+        another.start_node(2)
+
+        refusal = "belongs to cluster 'another'"
+        wait_for(lambda: refusal in cluster.log(0) and refusal in cluster.log(1), "a refusal on both nodes")
+
+        assert another.get(2, "/readyz").status == 503
+        assert cluster.register(0, "orders", "o2") > 0
+        assert cluster.view(0)["members"][2]["reachable"] is False
     finally:
+        if another.pid(2) is not None:
+            another.kill(2)
         cluster.close()
 
 
@@ -216,18 +213,20 @@ def test_strangers_on_the_nodes_own_port_change_nothing(start_cluster: StartClus
     leader, term = three.wait_for_leader(), three.view(0)["term"]
     rubbish = [
         b"GET / HTTP/1.1\r\nHost: node\r\n\r\n", b"\x00" * 64, b"\xff" * 64, b"\x05\x00\x00\x00hello",
-        b"\xff\xff\xff\x7f" + b"x" * 1000, b"\x02\x00\x00\x00\x92\x02", b"\x04\x00\x00\x00\x93\x03\x7f\x01",
-        # A candidacy for a far term, and an append that claims one: from nobody.
-        b"\x06\x00\x00\x00\x94\x03\xcd\x03\xe7\x01\x01", b"\x08\x00\x00\x00\x96\x05\xcd\x03\xe7\x01\x01\x01\x90",
+        b"\xff\xff\xff\x7f" + b"x" * 1000,
+        # Frames as nodes send them, before a greeting: a ping, a vote, a candidacy and an append of a far term.
+        b"\x03\x00\x00\x00\x92\x02\xc3", b"\x03\x00\x00\x00\x92\x04\x7f",
+        b"\x07\x00\x00\x00\x94\x03\xcd\x03\xe7\x01\x01", b"\x09\x00\x00\x00\x96\x05\xcd\x03\xe7\x01\x01\x01\x90",
     ]  # fmt: skip
     with ExitStack() as opened:
         for i in range(3):
             address = ("127.0.0.1", three.port + RAFT_OFFSET + i)
             for number in range(CONNECTIONS_MAX + 20):
                 stranger = opened.enter_context(socket.create_connection(address, timeout=5.0))
-                if number < len(rubbish):
-                    # The node may have hung up already, as it should.
-                    with suppress(BrokenPipeError, ConnectionResetError):
+                # The node may have hung up already, as it should.
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    stranger.recv(1024)  # its greeting: it has taken the connection
+                    if number < len(rubbish):
                         stranger.sendall(rubbish[number])
         began = time.monotonic()
         wait_for(lambda: time.monotonic() - began > 1.5, "more than an election's time")

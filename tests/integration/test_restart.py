@@ -1,18 +1,13 @@
 """The whole cluster stops and starts again, gracefully or not: everything is there, and history goes on."""
 
 import time
-from collections.abc import Callable
 
 import pytest
-from harness.cluster import ALONE, Cluster, elapsed_s, instance_path
+from harness.cluster import ALONE, Cluster, Measured, StartCluster, elapsed_s, instance_path
 from harness.traffic import Ledger, Traffic, Writer
 from harness.waiting import wait_for
 
-from .conftest import StartCluster
-
 pytestmark = pytest.mark.integration
-
-Measured = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")

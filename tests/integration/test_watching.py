@@ -3,16 +3,14 @@
 import contextlib
 import http.client
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
-from harness.cluster import Cluster, Line, instance_path
+from harness.cluster import Cluster, Line, Measured, StartCluster, instance_path
 from harness.traffic import LEDGER, NO_ANSWER, Client, Ledger, Traffic, Writer
 from harness.waiting import wait_for
-
-from .conftest import StartCluster
 
 pytestmark = pytest.mark.integration
 
@@ -20,7 +18,6 @@ FEED_EVENTS = 2000
 MARKER = "marker"
 """A service of which each test registers one instance, to see that watchers have come so far."""
 FOLLOWED = f"service={LEDGER}&service={MARKER}"
-Measured = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")

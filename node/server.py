@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 HEADER_BYTES_MAX = 64 * 1024  # Apache and node.js stop at 8 to 80 KiB; a long watch names many services
 UNSENT_BYTES_MAX = 1024 * 1024  # a stream waits for its reader beyond this
+IDLE_S = 120.0  # waitress' own default; longer than clients keep a connection for later
+CROWDED_IDLE_S = 1.0
 FILES_KEPT_FREE = 128  # of the process' limit: peers, journal, snapshots
 
 
@@ -106,6 +108,8 @@ class Server:
         left = self._pool.end(until)
         self._in_loop(self._close)
         self._loop.join(max(1.0, until - time.monotonic()))
+        if not self._loop.is_alive():
+            self._server.trigger.close()
         if left or self._loop.is_alive():
             logger.warning("threads outlived the server", extra={"threads": left + self._loop.is_alive()})
 
@@ -120,6 +124,7 @@ class Server:
             asyncore_use_poll=True,
             # Reading ahead is how the loop notices that the client of a running request has gone.
             channel_request_lookahead=1,
+            cleanup_interval=1,
             max_request_header_size=HEADER_BYTES_MAX,
             max_request_body_size=self._body_bytes_max,
             # Both overflows go to temporary files, which a full disk would break.
@@ -131,6 +136,7 @@ class Server:
             ident="",
         )
         server.channel_class = _Channel
+        server.maintenance = lambda now: _close_idle(server, now)
         server.stopping = self._stopping
         server.adj.socket_options = _socket_options(self._stalled_s)
         return server
@@ -159,7 +165,9 @@ class Server:
     def _close(self) -> None:
         for channel in self._channels():
             channel.handle_close()
-        self._server.close()
+        # Leaves the loop nothing to wait for, so that it ends. The trigger's pipe is closed
+        # after that: closed here, it might be gone while ``_in_loop`` still writes to it.
+        self._server.trigger.del_channel()
 
     def _idle(self) -> bool:
         return not any(channel.requests or channel.total_outbufs_len for channel in self._channels())
@@ -232,6 +240,15 @@ class _ErrorTask(ErrorTask):
 class _Channel(HTTPChannel):
     task_class = _Task
     error_task_class = _ErrorTask
+
+
+def _close_idle(server: Any, now: float) -> None:
+    """Closes connections on which nothing is asked; when they keep newcomers out, those of a second already."""
+    crowded = len(server.active_channels) >= server.adj.connection_limit - 10
+    cutoff = now - (CROWDED_IDLE_S if crowded else IDLE_S)
+    for channel in list(server.active_channels.values()):
+        if not channel.requests and channel.last_activity < cutoff:
+            channel.will_close = True
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -432,10 +432,16 @@ class Engine(SyncObj):
         Stops taking proposals until it is over. True once this node does not
         lead (any more); False if nobody took over by ``deadline``.
         """
-        self._wire.post(self._begin_transfer)
-        while time.monotonic() < deadline:
-            if self._role != LEADER:
-                return True
+        begun = threading.Event()
+
+        def begin() -> None:
+            self._begin_transfer()
+            begun.set()
+
+        self._wire.post(begin)
+        while self._role == LEADER and time.monotonic() < deadline:
+            if begun.is_set() and self._transfer is None:
+                break  # nobody is able, or who was chosen did not take over
             time.sleep(0.005)
         return self._role != LEADER
 

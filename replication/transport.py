@@ -507,14 +507,14 @@ class Transport:
 
     def _greet(self, connection: _Connection, message: Message) -> None:
         if isinstance(message, Refused):
-            self._close(connection, f"refused: {message.reason}")
+            self._refuse(connection, f"refused by {connection.dialed or 'a stranger'}: {message.reason}")
             return
         if not isinstance(message, Hello):
             raise Invalid("something before its hello")
         wrong = self._objection(connection, message)
         if wrong:
             self._write(connection, encode(Refused(wrong)))
-            self._close(connection, f"refused {message.node!r}: {wrong}")
+            self._refuse(connection, f"refused {message.node!r}: {wrong}")
             return
         peer = self._peers[message.node]
         if peer.connection is not None:
@@ -533,6 +533,11 @@ class Transport:
             self._write(connection, encode(Ping(draining=True)))
         logger.info("connected to %s", message.node)
         self._on_connected(peer.node)
+
+    def _refuse(self, connection: _Connection, why: str) -> None:
+        # A topic of its own: what is wrong with the settings must not drown in connections that come and go.
+        self._say(f"refuse {why}", why)
+        self._close(connection, "", quiet=True)
 
     def _objection(self, connection: _Connection, hello: Hello) -> str:
         """Why this peer cannot be ours, or nothing."""

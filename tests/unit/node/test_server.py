@@ -253,11 +253,20 @@ def test_a_loop_that_ends_unasked_is_reported(caplog: pytest.LogCaptureFixture) 
     server = Server(create_app(service), "127.0.0.1", 0, 2, on_failure=failures.append)
     server.start()
     with caplog.at_level(logging.CRITICAL):
-        server._in_loop(server._close)
+        server._in_loop(server._server.close)
         wait_for(lambda: failures, "the report")
 
     assert "no longer served" in caplog.text
     server._pool.end(time.monotonic() + 1)  # type: ignore[union-attr]
+
+
+def test_idle_connections_at_the_limit_make_room_for_newcomers(run: Callable[..., Running]) -> None:
+    running = run(connection_limit=20)
+    idle = [running.send("") for _ in range(40)]
+
+    status, _, _ = running.ask("GET", ORDERS, timeout=8)
+    assert status == 200
+    assert len(idle) == 40
 
 
 def _accepts(port: int) -> bool:

@@ -184,6 +184,13 @@ def test_a_setting_that_does_not_fit_is_said_in_the_operators_words(
     assert not (bench / "never-made").exists()
 
 
+def _listens(port: int) -> bool:
+    with suppress(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
+        return True
+    return False
+
+
 def test_a_node_of_another_cluster_at_a_members_address_is_kept_out(bench: Path):
     cluster, another = Cluster(bench / "apart", 3), Cluster(bench / "apart", 3, cluster_id="another")
     another.port = cluster.port
@@ -197,6 +204,8 @@ def test_a_node_of_another_cluster_at_a_members_address_is_kept_out(bench: Path)
         refusal = "belongs to cluster 'another'"
         wait_for(lambda: refusal in cluster.log(0) and refusal in cluster.log(1), "a refusal on both nodes")
 
+        # It is refused before it serves clients.
+        wait_for(lambda: _listens(another.port + 2), "the refused node to serve HTTP")
         assert another.get(2, "/readyz").status == 503
         assert cluster.register(0, "orders", "o2") > 0
         assert cluster.view(0)["members"][2]["reachable"] is False

@@ -52,7 +52,6 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self._settings: Settings = settings
-        self._drain_by: float = 0.0
         raft = {member.id: _endpoint(member.raft) for member in settings.members}
         raft.pop(settings.node_id, None)
         transport = Transport(

@@ -16,15 +16,12 @@ from msgspec import Struct
 from ..replication.changes import Changes
 from ..replication.commands import Barrier, Batch, Command, Register, Submittable
 from ..replication.errors import (
-    DiskUnavailable,
     Draining,
     Invalid,
     NoLeader,
     NotCaughtUp,
     NotDone,
-    NotLeader,
     Overloaded,
-    Overwritten,
     Unknown,
 )
 from ..replication.log import Log, LogStatus, Proposal, Role
@@ -97,9 +94,7 @@ class Service:
                 if seen.leader == self.node_id:
                     return self._propose(command, request_id).result(deadline)
                 return self._submit_to(seen.leader, command, request_id, deadline)
-            except (NoLeader, NotLeader, Overwritten, Draining, DiskUnavailable) as error:
-                self._again(error, deadline)
-            except (Overloaded, NotCaughtUp):
+            except Overloaded:
                 raise
             except NotDone as error:
                 self._again(error, deadline)

@@ -26,8 +26,6 @@ COMMAND_BYTES_MAX = 2 * 1024 * 1024
 OPERATIONS_MAX = 10_000
 """Operations in one batch (its bytes are usually the tighter limit)."""
 
-IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=128)]
-
 
 class Register(Struct, frozen=True, tag="register", gc=False):
     """Create or replace an instance. ``if_absent`` makes an existing one an error."""

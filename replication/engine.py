@@ -329,8 +329,7 @@ class Engine(SyncObj):
             # The library forgets a leader when it stands for election itself, and alone it never stands.
             self._SyncObj__raftLeader = None
         leader = self._SyncObj__raftLeader
-        serving = self._role == LEADER and self._applied_term == self._term
-        found = Leadership(self._term, leader.id if leader is not None else None, serving)
+        found = Leadership(self._term, leader.id if leader is not None else None, self._serving)
         former = self._leadership.leader
         if former is not None and former not in (found.leader, self.node_id):
             # Nobody should wait for a leader that was given up. One that hands over in order still answers.
@@ -374,7 +373,7 @@ class Engine(SyncObj):
             commit_index=self._commit_index,
             applied_index=self._applied,
             leader_contact_s=contact,
-            serving_term=role == LEADER and self._applied_term == self._term,
+            serving_term=self._serving,
             caught_up=self._caught_up,
             peers=self._wire.statuses(),
             disk_error=self._disk_error,
@@ -474,6 +473,11 @@ class Engine(SyncObj):
     @property
     def _next(self) -> dict[Node, int]:
         return self._SyncObj__raftNextIndex
+
+    @property
+    def _serving(self) -> bool:
+        """Leads, and has applied its own term's first entry."""
+        return self._role == LEADER and self._applied_term == self._term
 
     def _quorum_contact_s(self, now: float) -> float:
         """How long ago this leader last heard a quorum, itself included."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pluggy
 import pytest
 from harness.cluster import Cluster, Measured, StartCluster
+from harness.traffic import PLAIN
 
 _figures = pytest.StashKey[list[str]]()
 _clusters = pytest.StashKey[list[Cluster]]()
@@ -93,3 +94,12 @@ def start_cluster(bench: Path, pytestconfig: pytest.Config) -> Iterator[StartClu
                 errors.append(error)
         if errors:
             raise errors[0]
+
+
+@pytest.fixture(scope="module")
+def three(start_cluster: StartCluster) -> Cluster:
+    """Three nodes and the service that ``harness.traffic`` reads; a module may have a ``three`` of its own."""
+    cluster = start_cluster(3)
+    cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
+    cluster.wait_same()
+    return cluster

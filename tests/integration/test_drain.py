@@ -17,14 +17,6 @@ TRANSFER_S_MAX = 1.5
 """Without an election it takes milliseconds; an election would take this long on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def three(start_cluster: StartCluster) -> Cluster:
-    cluster = start_cluster(3)
-    cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
-    cluster.wait_same()
-    return cluster
-
-
 def test_the_leader_told_to_stop_under_load_finishes_what_it_began_and_hands_over(three: Cluster, measured: Measured):
     leader = three.wait_for_leader()
     others = [i for i in range(3) if i != leader]

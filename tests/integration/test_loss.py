@@ -16,14 +16,6 @@ WRITE_PAUSE_S_MAX = 5.0
 """Generous, for a busy machine; what it really was is printed."""
 
 
-@pytest.fixture(scope="module")
-def three(start_cluster: StartCluster) -> Cluster:
-    cluster = start_cluster(3)
-    cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
-    cluster.wait_same()
-    return cluster
-
-
 def lose(cluster: Cluster, victims: list[int], measured: Measured, what: str) -> None:
     """Kills nodes under traffic, starts them again, and holds the cluster to its promises."""
     ledger = Ledger()

@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from harness.cluster import Cluster, Measured, StartCluster
-from harness.traffic import NO_ANSWER, PLAIN, Heartbeats, Ledger, Reader, Traffic, Writer
+from harness.cluster import Cluster, Measured
+from harness.traffic import NO_ANSWER, Heartbeats, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
 
 pytestmark = pytest.mark.integration
@@ -16,14 +16,6 @@ WRITE_PAUSE_S_MAX = 3.0
 """An election, on a busy machine. A node that says nothing is hung up on only after 3.5 s."""
 FROZEN_S = 4.0
 """Twice the leases: whoever judged by its own clock on waking would evict everybody."""
-
-
-@pytest.fixture(scope="module")
-def three(start_cluster: StartCluster) -> Cluster:
-    cluster = start_cluster(3)
-    cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
-    cluster.wait_same()
-    return cluster
 
 
 def test_a_frozen_leader_is_replaced_steps_down_on_waking_and_evicts_nobody(three: Cluster, measured: Measured):

@@ -244,6 +244,7 @@ class Engine(SyncObj):
                 on_message=self._on_message,
                 on_connected=self._SyncObj__onNodeConnected,
                 on_disconnected=self._SyncObj__onNodeDisconnected,
+                on_greeted=self._on_greeted,
             )
             self._opened: contextlib.ExitStack = opened.pop_all()
 
@@ -858,6 +859,9 @@ class Engine(SyncObj):
             for follower in self._followers.values():
                 self._stop_sending(follower)
             self._transfer = None
+
+    def _on_greeted(self, node: Node, hello: wire.Hello) -> str:
+        return ""
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:
         super()._SyncObj__onNodeConnected(node)  # pyright: ignore[reportAttributeAccessIssue]

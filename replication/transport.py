@@ -30,7 +30,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from pysyncobj.node import Node
 from pysyncobj.poller import POLL_EVENT_TYPE, Poller
 
@@ -163,6 +163,7 @@ class Transport:
         self._on_message: Callable[[Node, Message], None] = lambda node, message: None
         self._on_connected: Callable[[Node], None] = lambda node: None
         self._on_disconnected: Callable[[Node], None] = lambda node: None
+        self._on_greeted: Callable[[Node, Hello], str] = lambda node, hello: ""
         self._connections: dict[int, _Connection] = {}
         self._handlers: dict[str, Handler] = {}
         self._posted: deque[Callable[[], None]] = deque()
@@ -211,18 +212,25 @@ class Transport:
         on_message: Callable[[Node, Message], None],
         on_connected: Callable[[Node], None],
         on_disconnected: Callable[[Node], None],
+        on_greeted: Callable[[Node, Hello], str],
     ) -> None:
         """Starts listening in ``poller``. Called once, before the first tick.
 
         ``wake`` is called, from any thread, when the tick thread should look at
-        what was posted; the other three on the tick thread.
+        what was posted; the others on the tick thread. ``on_greeted`` sees each
+        peer's hello first, and answers why the peer must be refused, or nothing.
         """
         self._poller = poller
         self._wake = wake
         self._on_message = on_message
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
+        self._on_greeted = on_greeted
         self._resume_accepting()
+
+    def introduce(self, *, level: int, disk: str, standing: str, met: Mapping[str, str]) -> None:
+        """What this node says of itself in every hello from now on."""
+        self._hello = structs.replace(self._hello, level=level, disk=disk, standing=standing, met=dict(met))
 
     @property
     def address(self) -> Endpoint:
@@ -511,7 +519,7 @@ class Transport:
             return
         if not isinstance(message, Hello):
             raise Invalid("something before its hello")
-        wrong = self._objection(connection, message)
+        wrong = self._objection(connection, message) or self._on_greeted(self._peers[message.node].node, message)
         if wrong:
             self._write(connection, encode(Refused(wrong)))
             self._refuse(connection, f"refused {message.node!r}: {wrong}")

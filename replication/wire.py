@@ -28,7 +28,10 @@ class Hello(Struct, frozen=True, tag=0, array_like=True):
     """First on every connection, from both ends.
 
     ``members`` is a digest of the member list, ``incarnation`` a random number
-    of the process, ``agreement`` the settings that should be equal everywhere.
+    of the process, ``agreement`` the settings that should be equal everywhere,
+    ``level`` the highest feature level that the node understands. ``disk``,
+    ``standing`` and ``met`` say whether it may vote (``standing.py``). Fields
+    that came later have a default: an older node neither sends nor reads them.
     """
 
     version: int
@@ -37,6 +40,10 @@ class Hello(Struct, frozen=True, tag=0, array_like=True):
     members: str
     incarnation: int
     agreement: dict[str, str]
+    level: int = 1
+    disk: str = ""
+    standing: str = "member"
+    met: dict[str, str] = {}
 
 
 class Refused(Struct, frozen=True, tag=1, array_like=True):

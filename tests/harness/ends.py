@@ -96,6 +96,7 @@ class OurEnds(Ends):
                 on_message=lambda node, message, heard=self.heard[name]: heard.append(message.term),
                 on_connected=lambda node: None,
                 on_disconnected=lambda node: None,
+                on_greeted=lambda node, hello: "",
             )
             self.transports[name], self.pollers[name] = transport, poller
 

@@ -41,6 +41,9 @@ LEADER_SEEN_S = 10.0
 
 ASK_AGAIN_S = 0.02
 
+READ_INDEX_LEVEL = 2
+"""Feature level from which the leader can ask its peers instead of writing to the log."""
+
 
 class ServiceSettings(Struct, frozen=True, kw_only=True):
     """What the verbs must be told. Times in seconds."""
@@ -70,7 +73,7 @@ class Service:
         Desk(
             log,
             propose=self._propose,
-            barrier=lambda: self._propose_checked(Barrier()),
+            barrier=self._read_index,
             renew=self._renew_for_peer,
             protection=duties.protection_bytes,
         )
@@ -197,7 +200,7 @@ class Service:
     def linearize(self) -> bool:
         """Makes this node's copy as new as every write that has finished; False without a leader.
 
-        All reads that wait share one barrier through the log.
+        All reads that wait share one question to the leader, and the leader's to a quorum.
         """
         deadline = time.monotonic() + self._settings.write_timeout_s
         try:
@@ -209,12 +212,18 @@ class Service:
     def _barrier_round(self, asked: list[None], deadline: float) -> Sequence[int]:
         leader = self._leader()
         if leader == self.node_id:
-            outcome = self._propose_checked(Barrier()).result(deadline)
+            outcome = self._read_index().result(deadline)
         else:
             outcome = read_answer(self._log.request(leader, BARRIER, b"", deadline)).outcome
         if outcome is None:
             raise Unknown("the barrier was settled without an outcome")
         return [outcome.index] * len(asked)
+
+    def _read_index(self) -> Proposal:
+        """By asking a quorum; through the log as long as a member runs a release that cannot be asked."""
+        if self.registry.level < READ_INDEX_LEVEL:
+            return self._propose_checked(Barrier())
+        return self._log.read_index()
 
     def _leader(self) -> str:
         leader = self._log.wait_leadership(None, 0.0).leader

@@ -4,8 +4,14 @@ A command carries everything that ``Registry.apply`` needs, the time included,
 so that applying it is the same computation on every node. The encoding is
 MessagePack with a version, written once here for log, wire and tests.
 
-``Evict`` and ``Barrier`` are internal: a node proposes them itself when it
-leads, and takes neither from the wire (``from_peer``).
+``Evict``, ``Barrier``, ``Raise``, ``Compare`` and ``Readmit`` are internal: a
+node proposes them itself when it leads, and takes none of them from the wire
+(``from_peer``).
+
+What later releases added has a feature level, and is proposed only once the
+replicated state has been raised to it (``Raise``), which a leader does when it
+has met every member and all understand it. So nodes of two releases can work
+side by side while they are replaced one by one.
 """
 
 import contextlib
@@ -18,7 +24,11 @@ from .errors import Fatal, TooLarge
 from .records import Id, Key, Name, Registration, Status, Text, invalid_from
 
 FORMAT = 1
-"""Version of the encoding. A node refuses what is newer than it knows."""
+"""Format of the commands that every release knows."""
+
+LEVEL = 2
+"""The highest feature level that this build understands. Level 2: ``Raise``,
+``Compare``, ``Readmit``; pre-votes and read probes between nodes."""
 
 COMMAND_BYTES_MAX = 2 * 1024 * 1024
 """An encoded command; the append batch (4 MiB) and the frame (8 MiB) hold it."""
@@ -85,7 +95,30 @@ class Barrier(Struct, frozen=True, tag="barrier", gc=False):
     """Changes nothing; its index proves that the leader led when asked."""
 
 
-Command = Register | Deregister | SetStatus | Batch | Evict | Barrier
+class Raise(Struct, frozen=True, tag="raise", gc=False):
+    """From here on ``level`` may be used: every member understands it. Never goes down."""
+
+    level: Annotated[int, Meta(ge=1, le=2**31)]
+
+
+class Compare(Struct, frozen=True, tag="compare", gc=False):
+    """The leader's digest after entry ``index``: a node that had another one must stop.
+
+    Each node notes its own digest at this entry, for the next comparison.
+    """
+
+    index: int
+    digest: str
+
+
+class Readmit(Struct, frozen=True, tag="readmit", gc=False):
+    """The member ``node`` lost its disk and has a new one, ``disk``; it may vote from here on (``standing.py``)."""
+
+    node: str
+    disk: str
+
+
+Command = Register | Deregister | SetStatus | Batch | Evict | Barrier | Raise | Compare | Readmit
 Submittable = Register | Deregister | SetStatus | Batch
 
 
@@ -93,7 +126,8 @@ class Envelope(Struct, frozen=True, gc=False):
     """A command as it stands in the log: with the time it was stamped with.
 
     ``time_ns`` is the leader's wall clock, ``request_id`` the client's
-    ``Idempotency-Key`` (empty: none given).
+    ``Idempotency-Key`` (empty: none given), ``format`` the feature level that
+    understands the command (``level_of``).
     """
 
     format: int
@@ -112,6 +146,11 @@ _encoder = msgspec.msgpack.Encoder()
 _formats = msgspec.msgpack.Decoder(_Format)
 _envelopes = msgspec.msgpack.Decoder(Envelope)
 _submittable = msgspec.msgpack.Decoder(Submittable)
+
+
+def level_of(command: Command) -> int:
+    """The feature level that understands ``command``."""
+    return 2 if isinstance(command, Raise | Compare | Readmit) else FORMAT
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -141,7 +180,7 @@ def decode(data: bytes) -> Envelope:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_format(data)
         raise invalid_from(error) from None
-    if envelope.format > FORMAT:
+    if envelope.format > LEVEL:
         _check_format(data)
     return envelope
 
@@ -149,8 +188,8 @@ def decode(data: bytes) -> Envelope:
 def _check_format(data: bytes) -> None:
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = _formats.decode(data).format
-        if found > FORMAT:
-            raise Fatal(f"a command of format {found} is in the log, this node knows {FORMAT}: upgrade this node")
+        if found > LEVEL:
+            raise Fatal(f"a command of level {found} is in the log, this node knows {LEVEL}: upgrade this node")
 
 
 def to_peer(command: Submittable) -> bytes:

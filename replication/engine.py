@@ -25,6 +25,7 @@ import hashlib
 import heapq
 import logging
 import os
+import random
 import threading
 import time
 from collections import deque
@@ -42,13 +43,14 @@ from pysyncobj.transport import Transport as LibraryTransport
 
 from . import wire
 from .changes import Changes
-from .commands import FORMAT, Command, Envelope, decode, encode
+from .commands import LEVEL, Command, Compare, Envelope, Raise, Readmit, decode, encode, level_of
 from .disk import DirectoryLock, Disk
 from .errors import (
     Damaged,
     DiskUnavailable,
     Fatal,
     Invalid,
+    NotDone,
     NotLeader,
     Overloaded,
     Overwritten,
@@ -59,8 +61,9 @@ from .install import Incoming, Outgoing
 from .journal import NO_OP, REGULAR, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
 from .records import Event
-from .registry import Registry, State
+from .registry import Outcome, Registry, State
 from .snapshot import SnapshotHeader, Snapshots
+from .standing import Standing
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,13 @@ KEEP_BYTES = 4 * 1024 * 1024
 TICK_S = 0.05
 TRANSFER_S = 1.0
 DISK_RETRY_S = 1.0
+READS_MAX = 20_000
+"""Linearizable reads that wait for a round; each is usually many clients' at once."""
+COMPARE_ENTRIES = 10_000
+COMPARE_S = 60.0
+"""The replicas' digests are compared after so many entries or so long, if anything changed (H10)."""
+PRE_VOTE_LEVEL = 2
+"""Feature level from which nodes ask before they stand for election, and probe before they read."""
 SAME_FAILURES_MAX = 3
 
 
@@ -112,19 +122,37 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     leader_fallback_s: float = 1.5
     snapshot_entries: int = 10_000
     snapshot_interval_s: float = 300.0
+    rejoin: bool = False
+    """The operator's word that an empty directory comes in place of a lost disk (``standing.py``)."""
+    level: int = LEVEL
+    """The feature level that this node understands; tests play an older or a newer node with it."""
 
 
 class _Follower:
     """What a leader knows of one follower beside the library's two indexes.
 
     ``probing``: the follower refused, so one message at a time until it agrees
-    (as in etcd's raft); otherwise messages are pipelined.
+    (as in etcd's raft); otherwise messages are pipelined. ``held``: the last entry
+    that it holds. The library's match index is the same, or 0 where the follower
+    does not vote yet, so that it counts towards no commit.
     """
 
     def __init__(self) -> None:
         self.probing: bool = True
         self.probe_sent: bool = False
+        self.held: int = 0
+        self.votes: bool = True
         self.sending: Outgoing | None = None
+
+
+class _ReadRound:
+    """Reads that wait for a quorum to say that this leader still leads (dissertation 6.4)."""
+
+    def __init__(self, number: int, index: int, reads: list[Proposal], node_id: str) -> None:
+        self.number: int = number
+        self.index: int = index
+        self.reads: list[Proposal] = reads
+        self.said_yes: set[str] = {node_id}
 
 
 class Engine(SyncObj):
@@ -177,6 +205,18 @@ class Engine(SyncObj):
         self._held: list[tuple[Node, wire.Message]] = []
         self._followers: dict[Node, _Follower] = {}
         self._votes: set[str] = set()
+        self._pre_votes: set[str] = set()
+        self._forced_term: int = 0
+        self._levels: dict[str, int] = {}
+        self._disks: dict[str, tuple[str, str]] = {}
+        self._own: dict[str, Proposal] = {}
+        self._reads: deque[Proposal] = deque()
+        self._round: _ReadRound | None = None
+        self._rounds: int = 0
+        self._noted: dict[int, str] = {}
+        self._compared_index: int = 0
+        self._compared_at: float = 0.0
+        self._changed_index: int = 0
         self._verified: tuple[int, str, int] = (0, "", 0)
         self._send_now: bool = False
         self._commit_moved: bool = False
@@ -216,7 +256,7 @@ class Engine(SyncObj):
                 cluster=config.cluster,
                 node=node_id,
                 disk=self._disk,
-                may_be_new=not self._snapshots.path.exists(),
+                may_be_new=not self._snapshots.path.exists() and not (config.directory / "standing").exists(),
             )
             opened.callback(self._journal._destroy)
             super().__init__(
@@ -236,6 +276,15 @@ class Engine(SyncObj):
                 transport=_LibraryPort(self._send_from_library),
             )
             self._restore()
+            self._standing: Standing = Standing(
+                config.directory,
+                self._disk,
+                [node.id for node in transport.nodes()],
+                node=node_id,
+                empty=self._saved is None and self._journal.last_index <= 1 and self._term == 0,
+                rejoin=config.rejoin,
+            )
+            self._introduce()
             self._poller: Poller = _GatedPoller(self._poller, self._flush)
             self._poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
             transport.attach(
@@ -284,9 +333,13 @@ class Engine(SyncObj):
         os.close(self._pipe_write)
 
     def _abandoned(self) -> list[Proposal]:
-        left = [*self._proposals, *(proposal for _, proposal in self._waiting.values())]
+        left = [*self._proposals, *(proposal for _, proposal in self._waiting.values()), *self._reads]
+        if self._round is not None:
+            left += self._round.reads
         self._proposals.clear()
         self._waiting.clear()
+        self._reads.clear()
+        self._round = None
         return left
 
     def _run(self) -> None:
@@ -320,6 +373,7 @@ class Engine(SyncObj):
             self._try_disk(now)
         self._continue_transfer(now)
         self._continue_install()
+        self._continue_election(now)
         self._note_leadership()
         self.doTick(self._pause_s(now))
 
@@ -342,6 +396,8 @@ class Engine(SyncObj):
 
     def _pause_s(self, now: float) -> float:
         if self._proposals or self._held or self._send_now or self._commit_index > self._applied:
+            return 0.0
+        if self._reads and self._round is None and self._serving:
             return 0.0
         if self._role == LEADER:
             return min(TICK_S, max(0.001, self._SyncObj__newAppendEntriesTime - now))
@@ -378,11 +434,15 @@ class Engine(SyncObj):
             caught_up=self._caught_up,
             peers=self._wire.statuses(),
             disk_error=self._disk_error,
+            standing=self._standing.kind,
+            level=self.registry.level,
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
-        proposal = Proposal(encode(Envelope(FORMAT, time_ns, command, request_id)))
-        if self._role != LEADER:
+        proposal = Proposal(encode(Envelope(level_of(command), time_ns, command, request_id)))
+        if level_of(command) > self.registry.level and not isinstance(command, Raise):
+            proposal.resolve(None, NotDone("not every member understands this yet: upgrade them all"))
+        elif self._role != LEADER:
             proposal.resolve(None, NotLeader(f"{self.node_id} does not lead"))
         elif self._disk_error:
             proposal.resolve(None, DiskUnavailable(self._disk_error))
@@ -392,6 +452,17 @@ class Engine(SyncObj):
             self._proposals.append(proposal)
             self.wake()
         return proposal
+
+    def read_index(self) -> Proposal:
+        read = Proposal(b"")
+        if self._role != LEADER:
+            read.resolve(None, NotLeader(f"{self.node_id} does not lead"))
+        elif len(self._reads) >= READS_MAX:
+            read.resolve(None, Overloaded(f"{READS_MAX} reads wait already", limit=READS_MAX))
+        else:
+            self._reads.append(read)
+            self.wake()
+        return read
 
     def wait_applied(self, index: int, deadline: float) -> bool:
         if self._applied >= index:
@@ -523,6 +594,7 @@ class Engine(SyncObj):
                         f"{header.term}, which contradicts the entry that the log holds there for committed"
                     )
                 journal.reset((NO_OP, header.index, header.term))
+            self._check_level(state.level)
             self.registry.replace(state)
             self._saved = header
             applied = header.index
@@ -537,6 +609,13 @@ class Engine(SyncObj):
         self._SyncObj__raftCommitIndex = max(journal.getRaftCommitIndex(), applied)
         journal.setRaftCommitIndex(self._commit_index)
         self._SyncObj__needLoadDumpFile = False
+
+    def _check_level(self, level: int) -> None:
+        if level > self._config.level:
+            raise Fatal(
+                f"the cluster uses feature level {level}, and this release understands {self._config.level}: "
+                "start this node with the release that the others run"
+            )
 
     # -- proposals (figure 2, rules for leaders) -----------------------------------
 
@@ -563,6 +642,7 @@ class Engine(SyncObj):
             self._expect(index, proposal)
             taken += len(proposal.data)
             self._send_now = True
+        self._begin_read_round()
         if self._role == LEADER and (self._send_now or self._commit_moved):
             self._replicate(heartbeat=False)
         self._send_now = False
@@ -583,8 +663,12 @@ class Engine(SyncObj):
         Replaces its sender: that one repeats itself when a follower refuses
         (D14), spins while a state file is written, and knows no flow control.
         """
-        self._SyncObj__newAppendEntriesTime = time.monotonic() + self._config.heartbeat_period_s
+        now = time.monotonic()
+        self._SyncObj__newAppendEntriesTime = now + self._config.heartbeat_period_s
         self._replicate(heartbeat=True)
+        self._probe_again()
+        if self._serving:
+            self._propose_own(now)
 
     def _replicate(self, *, heartbeat: bool) -> None:
         encoded: dict[tuple[int, int], bytes] = {}
@@ -668,9 +752,16 @@ class Engine(SyncObj):
                 self._on_request_vote(node, message)
             case wire.GrantVote():
                 self._on_grant_vote(node, message)
+            case wire.PreVote():
+                self._on_pre_vote(node, message)
+            case wire.PreVoted():
+                self._on_pre_voted(node, message)
+            case wire.ReadProbe():
+                self._on_read_probe(node, message)
+            case wire.ReadProbed():
+                self._on_read_probed(node, message)
             case wire.TimeoutNow():
-                if not self._disk_error:
-                    self._pass_on(node, {"type": "timeout_now", "term": message.term})
+                self._on_timeout_now(node, message)
             case wire.Install():
                 self._on_install(node, message)
             case wire.Installed():
@@ -682,6 +773,13 @@ class Engine(SyncObj):
         super()._SyncObj__onMessageReceived(node, message)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _on_request_vote(self, node: Node, message: wire.RequestVote) -> None:
+        """Answered by the library, unless this node may not vote, or hears a leader that did
+        not ask for the election itself (dissertation 4.2.3)."""
+        if not self._standing.votes:
+            return
+        sticky = self.registry.level >= PRE_VOTE_LEVEL and not message.transfer
+        if sticky and self._hears_leader(time.monotonic()):
+            return
         self._pass_on(
             node,
             {
@@ -706,7 +804,7 @@ class Engine(SyncObj):
         commit index follows only what was verified against this leader in this
         term (D2). Every refusal names the same proven point (D14).
         """
-        if not self._hear_leader(node, message.term):
+        if self._standing.kind == "new" or not self._hear_leader(node, message.term):
             return
         if self._joined_at is None:
             self._joined_at = message.commit_index
@@ -758,6 +856,7 @@ class Engine(SyncObj):
             self._abort_receiving()
         heartbeat = {"type": "append_entries", "term": term, "commit_index": self._commit_index}
         self._pass_on(node, heartbeat)
+        self._pre_votes.clear()
         self._leader_heard_at = time.monotonic()
         return True
 
@@ -789,28 +888,31 @@ class Engine(SyncObj):
     def _answer(self, node: Node, *, next_index: int = 0, reset: bool = False, alive: bool = False) -> None:
         """Acknowledges, once it is true on disk (``_hold``). Stamped with our term (D4)."""
         success = not reset and not alive
-        self._hold(node, wire.Progress(self._term, next_index, success, reset))
+        self._hold(node, wire.Progress(self._term, next_index, success, reset, self._standing.votes))
 
     def _on_progress(self, node: Node, message: wire.Progress) -> None:
         """A follower's answer. One of another term says nothing about this one (D4)."""
         if message.term > self._term:
-            self._SyncObj__setCurrentTerm(message.term, None)
-            self._SyncObj__setState(FOLLOWER)
-            self._SyncObj__raftLeader = None
+            self._follow_term(message.term)
             return
         if message.term < self._term or self._role != LEADER:
             return
         if message.next_index > self._journal.last_index + 1:
             self._wire.drop(node, f"acknowledged entry {message.next_index - 1}, which does not exist")
             return
-        self._SyncObj__lastResponseTime[node] = time.monotonic()
         follower = self._followers.setdefault(node, _Follower())
+        follower.votes = message.voting
+        if message.voting:
+            self._SyncObj__lastResponseTime[node] = time.monotonic()
+            self._disks.pop(node.id, None)
         if message.success:
-            self._match[node] = max(self._match[node], message.next_index - 1)
-            if follower.probing or self._next[node] <= self._match[node]:
-                self._next[node] = self._match[node] + 1
+            follower.held = max(follower.held, message.next_index - 1)
+            if message.voting:
+                self._match[node] = follower.held
+            if follower.probing or self._next[node] <= follower.held:
+                self._next[node] = follower.held + 1
             follower.probing = False
-            if follower.sending is not None and self._match[node] >= follower.sending.index:
+            if follower.sending is not None and follower.held >= follower.sending.index:
                 self._stop_sending(follower)
             if self._next[node] <= self._journal.last_index:
                 self._send_now = True
@@ -820,6 +922,7 @@ class Engine(SyncObj):
             # A follower that starts again has proven less than it once acknowledged;
             # counting less than it holds is always safe, the reverse never.
             self._match[node] = min(self._match[node], wanted - 1)
+            follower.held = min(follower.held, wanted - 1)
             if follower.probing and follower.probe_sent and wanted == self._next[node]:
                 # Refusals of messages that were already on their way.
                 return
@@ -827,6 +930,218 @@ class Engine(SyncObj):
             follower.probing = True
             follower.probe_sent = False
             self._send_now = True
+
+    # -- elections: asked first, and only without a leader (dissertation 9.6, 4.2.3) -
+
+    def _continue_election(self, now: float) -> None:
+        """Stands in front of the library's election timer (H7).
+
+        When it is due, the others are asked first whether they would vote for this
+        node. Only if a quorum would is the library let go, which counts the term up.
+        So a node that comes back from behind a partition deposes nobody.
+        """
+        if self._role == LEADER:
+            return
+        if not self._standing.votes:
+            self._SyncObj__raftElectionDeadline = max(
+                self._SyncObj__raftElectionDeadline, now + self._config.election_timeout_s_max
+            )
+            return
+        due = self._SyncObj__raftElectionDeadline
+        if due == 0 or now <= due or self.registry.level < PRE_VOTE_LEVEL:
+            return
+        reached = [node for node in self._wire.nodes() if self._wire.connected(node)]
+        if not reached and self._wire.nodes():
+            return
+        shortest = self._config.election_timeout_s_min
+        self._SyncObj__raftElectionDeadline = now + random.uniform(shortest / 4, shortest / 2)
+        self._pre_votes = {self.node_id}
+        for node in reached:
+            self._wire.send(node, wire.PreVote(self._term, self._journal.last_index, self._journal[-1][2]))
+        self._count_pre_votes()
+
+    def _count_pre_votes(self) -> None:
+        if self._is_quorum(len(self._pre_votes)):
+            self._pre_votes.clear()
+            self._SyncObj__raftElectionDeadline = 0
+
+    def _is_quorum(self, count: int) -> bool:
+        return 2 * count > len(self._SyncObj__otherNodes) + 1
+
+    def _on_pre_vote(self, node: Node, message: wire.PreVote) -> None:
+        if message.term < self._term:
+            self._wire.send(node, wire.PreVoted(self._term, False))
+            return
+        if not self._standing.votes or self._hears_leader(time.monotonic()):
+            return
+        ours = (self._journal[-1][2], self._journal.last_index)
+        if (message.last_log_term, message.last_log_index) >= ours:
+            self._wire.send(node, wire.PreVoted(message.term, True))
+
+    def _on_pre_voted(self, node: Node, message: wire.PreVoted) -> None:
+        if not message.granted:
+            if message.term > self._term:
+                self._follow_term(message.term)
+        elif message.term == self._term and self._pre_votes:
+            self._pre_votes.add(node.id)
+            self._count_pre_votes()
+
+    def _follow_term(self, term: int) -> None:
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(FOLLOWER)
+        self._SyncObj__raftLeader = None
+
+    def _hears_leader(self, now: float) -> bool:
+        """Whether there is a leader that this node would not help to depose."""
+        if self._role == LEADER:
+            return self._quorum_contact_s(now) < self._config.election_timeout_s_min
+        leader, heard_at = self._SyncObj__raftLeader, self._leader_heard_at
+        if self._role != FOLLOWER or leader is None or heard_at is None:
+            return False
+        return now - heard_at < self._config.election_timeout_s_min and self._wire.connected(leader)
+
+    def _on_timeout_now(self, node: Node, message: wire.TimeoutNow) -> None:
+        """The leader hands over: this node stands at once, and says why to those who still hear that leader."""
+        if self._disk_error or not self._standing.votes:
+            return
+        self._forced_term = message.term + 1
+        self._pass_on(node, {"type": "timeout_now", "term": message.term})
+
+    # -- linearizable reads (dissertation 6.4) -------------------------------------
+
+    def _begin_read_round(self) -> None:
+        """One question to the others for all reads that wait; what comes meanwhile waits for the next."""
+        if not self._reads or self._round is not None or not self._serving:
+            return
+        reads = [read for read in (self._reads.popleft() for _ in range(len(self._reads))) if not read.settled]
+        if not reads:
+            return
+        self._rounds += 1
+        self._round = _ReadRound(self._rounds, self._commit_index, reads, self.node_id)
+        self._probe_again()
+        self._finish_read_round()
+
+    def _probe_again(self) -> None:
+        if self._round is not None and self._role == LEADER:
+            for node in self._wire.nodes():
+                if node.id not in self._round.said_yes and self._wire.connected(node):
+                    self._wire.send(node, wire.ReadProbe(self._term, self._round.number))
+
+    def _finish_read_round(self) -> None:
+        finished = self._round
+        if finished is not None and self._is_quorum(len(finished.said_yes)):
+            self._round = None
+            for read in finished.reads:
+                read.resolve(Outcome(finished.index, ()))
+
+    def _on_read_probe(self, node: Node, message: wire.ReadProbe) -> None:
+        if message.term < self._term:
+            self._answer(node, alive=True)
+        elif message.term == self._term and self._standing.votes:
+            self._wire.send(node, wire.ReadProbed(message.term, message.round))
+
+    def _on_read_probed(self, node: Node, message: wire.ReadProbed) -> None:
+        if self._role != LEADER or message.term != self._term:
+            return
+        self._SyncObj__lastResponseTime[node] = time.monotonic()
+        if self._round is not None and message.round == self._round.number:
+            self._round.said_yes.add(node.id)
+            self._finish_read_round()
+
+    def _fail_reads(self) -> None:
+        reads = [*self._reads, *(self._round.reads if self._round is not None else ())]
+        self._reads.clear()
+        self._round = None
+        for read in reads:
+            read.resolve(None, NotLeader(f"{self.node_id} does not lead any more"))
+
+    # -- what the leader proposes by itself ----------------------------------------
+
+    def _propose_own(self, now: float) -> None:
+        """Raises the feature level, readmits who lost a disk, compares the replicas. At each heartbeat."""
+        others = [node.id for node in self._wire.nodes()]
+        level = min([self._config.level, *(self._levels.get(other, 0) for other in others)])
+        if level > self.registry.level:
+            self._propose_once("raise", Raise(level))
+        if self.registry.level < PRE_VOTE_LEVEL:
+            return
+        for node_id, (standing, disk) in self._disks.items():
+            if standing == "rejoining":
+                self._propose_once(f"readmit {node_id}", Readmit(node_id, disk))
+        noted = max(self._noted, default=0)
+        old = now - self._compared_at > COMPARE_S and self._changed_index > self._compared_index
+        if old or self._applied - noted > COMPARE_ENTRIES:
+            self._compared_at = now
+            self._propose_once("compare", Compare(noted, self._noted.get(noted, "")))
+
+    def _propose_once(self, what: str, command: Command) -> None:
+        under_way = self._own.get(what)
+        if under_way is None or under_way.settled:
+            self._own[what] = self.propose(command, time_ns=self.registry.last_time_ns)
+
+    def _act_on(self, index: int, command: Command) -> None:
+        """What an applied command means to the engine itself."""
+        match command:
+            case Raise():
+                self._check_level(command.level)
+                logger.info("the cluster uses feature level %d", self.registry.level)
+            case Compare():
+                self._compare(index, command)
+            case Readmit():
+                if command.node == self.node_id and self._standing.admitted(command.disk):
+                    self._admit()
+            case _:
+                self._changed_index = index
+
+    def _compare(self, index: int, command: Compare) -> None:
+        """Stops this node if its state is not the leader's (H10). Better no answer than a wrong one."""
+        ours = self._noted.get(command.index)
+        if ours is not None and command.digest:
+            if ours != command.digest:
+                raise Fatal(
+                    f"this node's state differs from the leader's: after entry {command.index} its digest was {ours}, "
+                    f"the leader's {command.digest}. Compare /api/v1/cluster/digest of all nodes: the one that is "
+                    "alone must be stopped, its data directory emptied, and started with --rejoin"
+                )
+            self._compared_index = command.index
+        self._noted = {at: digest for at, digest in self._noted.items() if at >= command.index}
+        self._noted[index] = self.registry.digest()[1]
+
+    # -- the standing of this node's disk (standing.py) ----------------------------
+
+    def _introduce(self) -> None:
+        self._wire.introduce(
+            level=self._config.level,
+            disk=self._standing.disk,
+            standing=self._standing.kind,
+            met=self._standing.met,
+        )
+
+    def _on_greeted(self, node: Node, hello: wire.Hello) -> str:
+        """What a peer says of itself. Answers why it must be refused, or nothing."""
+        if hello.level < self.registry.level:
+            return (
+                f"it understands feature level {hello.level}, and the cluster uses {self.registry.level}: "
+                "start it with the release that the others run"
+            )
+        self._levels[node.id] = hello.level
+        self._disks[node.id] = (hello.standing, hello.disk)
+        if self._standing.meet(node.id, hello.disk, hello.standing, hello.met):
+            logger.info("every member was met: %s takes part from here on", self.node_id)
+            self._introduce()
+        return ""
+
+    def _admit(self) -> None:
+        """The vote of this term, and of those before, may have been given by the lost disk."""
+        self._SyncObj__setCurrentTerm(self._term, self._SyncObj__votedForNodeId or self._spent_vote())
+        logger.info(
+            "readmitted with disk %s: %s votes from the term after %d on", self._standing.disk, self.node_id, self._term
+        )
+        self._introduce()
+
+    def _spent_vote(self) -> str:
+        leader = self._SyncObj__raftLeader
+        return leader.id if leader is not None else "nobody"
 
     # -- roles ---------------------------------------------------------------------
 
@@ -859,9 +1174,7 @@ class Engine(SyncObj):
             for follower in self._followers.values():
                 self._stop_sending(follower)
             self._transfer = None
-
-    def _on_greeted(self, node: Node, hello: wire.Hello) -> str:
-        return ""
+            self._fail_reads()
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:
         super()._SyncObj__onNodeConnected(node)  # pyright: ignore[reportAttributeAccessIssue]
@@ -874,6 +1187,10 @@ class Engine(SyncObj):
         leader = self._SyncObj__raftLeader
         if leader == node:
             self._abort_receiving()
+            if self._role == FOLLOWER and self.registry.level >= PRE_VOTE_LEVEL:
+                # Probably its process is gone. Who still hears it will say so.
+                soon = time.monotonic() + random.uniform(0, self._config.election_timeout_s_min / 4)
+                self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
         if self._role == LEADER:
             self._begin_again(node)
 
@@ -882,8 +1199,8 @@ class Engine(SyncObj):
         self._stop_sending(follower)
         follower.probing = True
         follower.probe_sent = False
-        if self._match[node]:
-            self._next[node] = self._match[node] + 1
+        if follower.held:
+            self._next[node] = follower.held + 1
         self._send_now = True
 
     # -- the gate for what leaves (D7) ---------------------------------------------
@@ -900,8 +1217,9 @@ class Engine(SyncObj):
         """What the library itself sends: votes and transfers. Its other messages are replaced above."""
         match message["type"]:
             case "request_vote":
-                ours = wire.RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
-                self._hold(node, ours)
+                term = message["term"]
+                transfer = term == self._forced_term
+                self._hold(node, wire.RequestVote(term, message["last_log_index"], message["last_log_term"], transfer))
             case "response_vote":
                 self._hold(node, wire.GrantVote(message["term"]))
             case "timeout_now":
@@ -950,9 +1268,11 @@ class Engine(SyncObj):
         waiting = self._waiting.pop(index, None)
         outcome = error = None
         events: tuple[Event, ...] = ()
+        envelope: Envelope | None = None
         if command[:1] == REGULAR:
             try:
-                applied = self.registry.apply(index, term, decode(command[1:]))
+                envelope = decode(command[1:])
+                applied = self.registry.apply(index, term, envelope)
                 outcome, error, events = applied.outcome, applied.error, applied.events
             except (MemoryError, OSError, Fatal):
                 raise
@@ -965,6 +1285,8 @@ class Engine(SyncObj):
             raise Fatal(f"entry {index} is of a kind that this engine never writes: {command[:1]!r}")
         if self.registry.applied_index < index:
             self.registry.skip(index, term)
+        if envelope is not None:
+            self._act_on(index, envelope.command)
         self._SyncObj__raftLastApplied = index
         self._applied_term = term
         self.changes.publish(index, events)
@@ -1122,7 +1444,9 @@ class Engine(SyncObj):
         except DiskUnavailable as error:
             self._disk_failed(error)
             return
+        self._check_level(state.level)
         self.registry.replace(state)
+        self._noted.clear()
         self._saved = header
         self._saved_at = time.monotonic()
         self._SyncObj__raftLastApplied = header.index
@@ -1145,13 +1469,23 @@ class Engine(SyncObj):
     def _begin_transfer(self) -> None:
         if self._role != LEADER or self._transfer is not None:
             return
-        able = [node for node in self._wire.nodes() if self._wire.connected(node) and not self._wire.draining(node)]
+        able = [
+            node
+            for node in self._wire.nodes()
+            if self._wire.connected(node)
+            and not self._wire.draining(node)
+            and self._followers.setdefault(node, _Follower()).votes
+        ]
         if not able:
             return
         target = max(able, key=lambda node: (self._match[node], node.id))
         self._transfer = (target, time.monotonic() + TRANSFER_S)
         self._transfer_asked = False
         logger.info("handing leadership to %s", target.id)
+
+    def _able_to_lead(self, node: Node) -> bool:
+        votes = self._followers.setdefault(node, _Follower()).votes
+        return votes and self._wire.connected(node) and not self._wire.draining(node)
 
     def _continue_transfer(self, now: float) -> None:
         """Proposals rest meanwhile, so the target catches up even under load."""

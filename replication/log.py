@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 from msgspec import Struct
 
 from .changes import Changes
-from .commands import FORMAT, Command, Envelope, decode, encode
+from .commands import Command, Envelope, decode, encode, level_of
 from .errors import NotDone, RollcallError, Unknown
 from .records import Event
 from .registry import Outcome, Registry
@@ -59,6 +59,10 @@ class LogStatus(Struct, frozen=True, kw_only=True):
     caught_up: bool
     peers: tuple[PeerStatus, ...]
     disk_error: str = ""
+    standing: str = "member"
+    """``member``; or ``new`` or ``rejoining``: this node does not vote (yet)."""
+    level: int = 1
+    """The feature level that the cluster uses."""
 
 
 class Proposal:
@@ -79,6 +83,10 @@ class Proposal:
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._callbacks: list[Callable[[Proposal], None]] = []
+
+    @property
+    def settled(self) -> bool:
+        return self._done.is_set()
 
     def take(self) -> bool:
         """The log takes it up; False if it was given up before."""
@@ -161,6 +169,12 @@ class Log(Protocol):
         proposal is settled with ``NotLeader``. Raises ``TooLarge``."""
         ...
 
+    def read_index(self) -> Proposal:
+        """An index not older than any write that has finished, once a quorum said that
+        this node still leads: whoever has applied it may answer a linearizable read.
+        The outcome holds it and nothing else. Elsewhere settled with ``NotLeader``."""
+        ...
+
     def wait_applied(self, index: int, deadline: float) -> bool:
         """Waits until this node has applied ``index``; False when the deadline passed."""
         ...
@@ -220,7 +234,7 @@ class LocalLog:
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
-        proposal = Proposal(encode(Envelope(FORMAT, time_ns, command, request_id)))
+        proposal = Proposal(encode(Envelope(level_of(command), time_ns, command, request_id)))
         proposal.take()
         with self._moved:
             index = self.registry.applied_index + 1
@@ -231,6 +245,11 @@ class LocalLog:
             self._moved.notify_all()
         proposal.resolve(applied.outcome, applied.error)
         return proposal
+
+    def read_index(self) -> Proposal:
+        read = Proposal(b"")
+        read.resolve(Outcome(self.registry.applied_index, ()))
+        return read
 
     def wait_applied(self, index: int, deadline: float) -> bool:
         with self._moved:

@@ -13,10 +13,33 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from .commands import Barrier, Batch, Deregister, Envelope, Evict, Operation, Register, SetStatus
+from .commands import (
+    Barrier,
+    Batch,
+    Compare,
+    Deregister,
+    Envelope,
+    Evict,
+    Operation,
+    Raise,
+    Readmit,
+    Register,
+    SetStatus,
+)
 from .errors import AlreadyRegistered, Fatal, NotFound, RollcallError, from_wire, to_wire
 from .records import Event, EventKind, Instance, Key, Registration
-from .state import TOTAL_MASK, Kind, Remembered, ServiceName, ServiceState, ServiceView, State, digest_hex, digest_of
+from .state import (
+    TOTAL_MASK,
+    Kind,
+    Remembered,
+    ServiceName,
+    ServiceState,
+    ServiceView,
+    State,
+    digest_hex,
+    digest_of,
+    level_digest,
+)
 
 __all__ = ["Applied", "Kind", "Outcome", "Registry", "ServiceView", "State"]
 
@@ -76,7 +99,7 @@ class _Draft:
                 if command.term != term:
                     return Outcome(self.index, ("void",) * len(command.judged))
                 return Outcome(self.index, tuple(self._evict(j.key, j.reg_index) for j in command.judged))
-            case Barrier():
+            case Barrier() | Raise() | Compare() | Readmit():
                 return Outcome(self.index, ("none",))
             case _:
                 raise TypeError(f"not a command: {command!r}")
@@ -221,6 +244,8 @@ class Registry:
     def __init__(self) -> None:
         self.applied_index: int = 0
         self.applied_term: int = 0
+        self.level: int = 1
+        """The feature level that all members have agreed to use."""
         self._last_time_ns: int = 0
         self._era = object()
         self._services: dict[ServiceName, ServiceState] = {}
@@ -259,6 +284,11 @@ class Registry:
         self._check_next(index, term)
         self._publish(index, term)
 
+    @property
+    def last_time_ns(self) -> int:
+        """The time of the last command, as the log has it (ns)."""
+        return self._last_time_ns
+
     def root(self) -> State:
         """The state as it is now, for a snapshot. Costs one copy of the table of services."""
         self._era = object()
@@ -270,6 +300,7 @@ class Registry:
             requests=self._requests.copy(),
             instances=self._instances,
             total=self._total,
+            level=self.level,
         )
 
     def replace(self, state: State) -> None:
@@ -284,6 +315,7 @@ class Registry:
         self._last_time_ns = state.last_time_ns
         self._instances = state.instances
         self._total = state.total
+        self.level = state.level
         self._publish(state.applied_index, state.term)
 
     def _check_next(self, index: int, term: int) -> None:
@@ -300,6 +332,9 @@ class Registry:
         except RollcallError as error:
             # Without the traceback, which would keep the draft alive with it.
             return Applied(None, error.with_traceback(None), ())
+        if isinstance(envelope.command, Raise) and envelope.command.level > self.level:
+            self._total = (self._total + level_digest(envelope.command.level) - level_digest(self.level)) & TOTAL_MASK
+            self.level = envelope.command.level
         for name, changed in draft.changed.items():
             self._take_over(name, changed, index, now if name in draft.told else None)
         return Applied(outcome, None, tuple(draft.events))

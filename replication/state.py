@@ -17,7 +17,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -48,6 +48,11 @@ _encode = msgspec.msgpack.Encoder().encode
 def digest_of(value: object) -> int:
     """The hash of one record, as a number that can be added and taken away."""
     return int.from_bytes(hashlib.sha256(_encode(value)).digest(), "big")
+
+
+def level_digest(level: int) -> int:
+    """What a feature level adds to the digest. The first adds nothing: it was there before levels were."""
+    return digest_of(("level", level)) if level > 1 else 0
 
 
 def digest_hex(total: int, instances: int) -> str:
@@ -163,6 +168,7 @@ class _Header(Struct, frozen=True, kw_only=True):
     instances: int
     requests: int
     seal: bytes
+    level: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class _Chunk(Struct, frozen=True, array_like=True):
@@ -183,7 +189,7 @@ class State:
     It may be encoded in another thread while the registry goes on.
     """
 
-    __slots__ = ("applied_index", "instances", "last_time_ns", "requests", "services", "term", "total")
+    __slots__ = ("applied_index", "instances", "last_time_ns", "level", "requests", "services", "term", "total")
 
     def __init__(
         self,
@@ -195,6 +201,7 @@ class State:
         requests: dict[str, Remembered],
         instances: int,
         total: int,
+        level: int = 1,
     ) -> None:
         self.applied_index = applied_index
         self.term = term
@@ -203,6 +210,7 @@ class State:
         self.services = services
         self.requests = requests
         self.total = total
+        self.level = level
 
     def digest(self) -> tuple[int, str]:
         """What ``Registry.digest`` says of this state."""
@@ -225,6 +233,7 @@ class State:
                 instances=self.instances,
                 requests=len(self.requests),
                 seal=self._seal(),
+                level=self.level,
             )
         )
         parts: tuple[list[msgspec.Raw], ...] = ([], [], [])
@@ -272,7 +281,7 @@ class State:
         era = object()
         services: dict[ServiceName, ServiceState] = {}
         requests: dict[str, Remembered] = {}
-        total = instances = 0
+        total, instances = level_digest(header.level), 0
         for data in chunks:
             chunk = _chunks.decode(data)
             for env, name, modify_index, latest_timestamp in chunk.heads:
@@ -299,6 +308,7 @@ class State:
             requests=requests,
             instances=instances,
             total=total & TOTAL_MASK,
+            level=header.level,
         )
         found = (len(services), sum(len(service.instances) for service in services.values()), len(requests))
         if found != (header.services, header.instances, header.requests) or instances != header.instances:

@@ -59,11 +59,12 @@ class Ping(Struct, frozen=True, tag=2, array_like=True):
 
 
 class RequestVote(Struct, frozen=True, tag=3, array_like=True):
-    """Raft's RequestVote (paper, figure 2)."""
+    """Raft's RequestVote (paper, figure 2). ``transfer``: the leader itself asked for this election."""
 
     term: Term
     last_log_index: Index
     last_log_term: Term
+    transfer: bool = False
 
 
 class GrantVote(Struct, frozen=True, tag=4, array_like=True):
@@ -87,13 +88,14 @@ class Progress(Struct, frozen=True, tag=6, array_like=True):
 
     ``success``: everything below ``next_index`` is on the sender's disk and
     agrees with the leader. ``reset``: send again from ``next_index``.
-    Neither: only a sign of life.
+    Neither: only a sign of life. ``voting``: the sender's word counts towards a quorum.
     """
 
     term: Term
     next_index: Index
     success: bool
     reset: bool
+    voting: bool = True
 
 
 class TimeoutNow(Struct, frozen=True, tag=7, array_like=True):
@@ -136,6 +138,35 @@ class Answer(Struct, frozen=True, tag=11, array_like=True):
     refused: str
 
 
+class PreVote(Struct, frozen=True, tag=12, array_like=True):
+    """Would you vote for me in the term after ``term``? Changes nothing anywhere (dissertation 9.6)."""
+
+    term: Term
+    last_log_index: Index
+    last_log_term: Term
+
+
+class PreVoted(Struct, frozen=True, tag=13, array_like=True):
+    """The answer. If granted ``term`` is the asker's, if not the receiver's own, which may be newer."""
+
+    term: Term
+    granted: bool
+
+
+class ReadProbe(Struct, frozen=True, tag=14, array_like=True):
+    """Is ``term`` still the newest that you know? Asked before reads are answered (dissertation 6.4)."""
+
+    term: Term
+    round: Index
+
+
+class ReadProbed(Struct, frozen=True, tag=15, array_like=True):
+    """It is. There is no answer that says no."""
+
+    term: Term
+    round: Index
+
+
 Message = (
     Hello
     | Refused
@@ -149,6 +180,10 @@ Message = (
     | Installed
     | Request
     | Answer
+    | PreVote
+    | PreVoted
+    | ReadProbe
+    | ReadProbed
 )
 
 _encoder = msgspec.msgpack.Encoder()

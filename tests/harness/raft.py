@@ -5,16 +5,18 @@ until a node's round fetches them; background jobs run when a test says so. A
 ``Cluster`` puts a few engines together in words that let a test read as a story.
 """
 
+import itertools
 import logging
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pysyncobj.syncobj
+from msgspec import structs
 from pysyncobj.node import Node
 from pysyncobj.poller import Poller
 from rollcall.replication import engine as engine_module
@@ -22,9 +24,9 @@ from rollcall.replication import transport as transport_module
 from rollcall.replication import wire
 from rollcall.replication.commands import FORMAT, Command, Envelope, Register, decode, encode
 from rollcall.replication.engine import LEADER, Engine, EngineConfig
-from rollcall.replication.errors import Invalid
+from rollcall.replication.errors import Invalid, NotDone, Unknown
 from rollcall.replication.journal import REGULAR
-from rollcall.replication.log import Proposal
+from rollcall.replication.log import Handler, PeerStatus, Proposal
 from rollcall.replication.records import Registration
 
 from harness.sim_disk import PowerCut, SimDisk
@@ -86,6 +88,8 @@ class Network:
         self.sent: list[tuple[str, str, wire.Message]] = []
         """What was sent to nodes that the test plays: from, to, message."""
         self.on_send: Callable[[str, str, wire.Message], None] = lambda source, target, message: None
+        self.hellos: dict[str, wire.Hello] = {}
+        """What nodes that the test plays say of themselves, where that is not the usual."""
         self._joined: dict[str, MemoryTransport] = {}
         self._links: defaultdict[tuple[str, str], deque[bytes]] = defaultdict(deque)
         self._up: set[frozenset[str]] = set()
@@ -110,12 +114,27 @@ class Network:
         return frozenset((one, other)) in self._up
 
     def connect(self, one: str, other: str) -> None:
-        if self.is_up(one, other):
+        """Makes a connection, unless either end objects to the other's hello."""
+        if self.is_up(one, other) or not self.greet(one, other):
             return
         self._up.add(frozenset((one, other)))
         for here, there in ((one, other), (other, one)):
             if here in self._joined:
                 self._joined[here].on_connected(Node(there))
+
+    def greet(self, one: str, other: str) -> bool:
+        """Each end sees the other's hello; False if either objects."""
+        objections = [
+            self._joined[here].on_greeted(Node(there), self._hello(there))
+            for here, there in ((one, other), (other, one))
+            if here in self._joined
+        ]
+        return not any(objections)
+
+    def _hello(self, node: str) -> wire.Hello:
+        if node in self._joined:
+            return self._joined[node].hello
+        return self.hellos.get(node) or hello_of(node)
 
     def disconnect(self, one: str, other: str) -> None:
         """The connection ends; what was on its way is lost."""
@@ -131,7 +150,7 @@ class Network:
     def send(self, source: str, target: str, frame: bytes) -> None:
         if not self.is_up(source, target) or (source, target) in self.muted:
             return
-        message = _decoded(frame)
+        message = decoded(frame)
         self.on_send(source, target, message)
         if target in self._joined:
             self._links[source, target].append(frame)
@@ -142,21 +161,38 @@ class Network:
         """``message`` from a node that the test plays; it arrives in the target's next round."""
         self._links[source, target].append(wire.encode(message))
 
+    def silent_s(self, node: str, peer: str) -> float:
+        """For how long ``node`` has heard nothing of ``peer``; this network does not count it."""
+        return 0.0
+
+    def statuses(self, node: str, peers: Iterable[Node]) -> tuple[PeerStatus, ...]:
+        """The peers as ``node`` sees them."""
+        return tuple(PeerStatus(id=peer.id, reachable=self.is_up(node, peer.id), contact_s=0.0) for peer in peers)
+
     def fetch(self, target: str) -> list[tuple[str, wire.Message]]:
         """What has arrived at a node, and takes it off the network."""
         arrived = []
         for (source, to), frames in list(self._links.items()):
             if to == target and (source, to) not in self.delayed:
                 while frames:
-                    arrived.append((source, _decoded(frames.popleft())))
+                    arrived.append((source, decoded(frames.popleft())))
         return arrived
 
 
-def _decoded(frame: bytes) -> wire.Message:
+def hello_of(node: str) -> wire.Hello:
+    """What a node says of itself that has said nothing in particular: that its disk is new, and level 1."""
+    return wire.Hello(wire.VERSION, "test", node, "", 0, {}, disk=f"disk of {node}", standing="new")
+
+
+def decoded(frame: bytes) -> wire.Message:
     reader = wire.FrameReader()
     reader.limit = wire.FRAME_BYTES_MAX
     (message,) = reader.feed(frame)
     return message
+
+
+Answered = Callable[[bytes, "NotDone | Unknown | None"], None]
+"""How a request ended: with an answer, or with what became of it."""
 
 
 class MemoryTransport:
@@ -164,21 +200,35 @@ class MemoryTransport:
 
     def __init__(self, network: Network, node: str, members: Iterable[str]) -> None:
         self.id: str = node
+        self.hello: wire.Hello = hello_of(node)
         self._network: Network = network
         self._others: list[Node] = [Node(member) for member in members if member != node]
+        self._nodes: dict[str, Node] = {other.id: other for other in self._others}
         self._posted: deque[Callable[[], None]] = deque()
         self._draining: set[str] = set()
         self._waiting: deque[tuple[str, wire.Message]] = deque()
+        self._handlers: dict[str, Handler] = {}
+        self._asked: dict[int, tuple[str, Answered]] = {}
+        self._request_ids = itertools.count(1)
         network.join(self)
 
-    def attach(self, poller: Poller, **callbacks: Callable[..., None]) -> None:
+    def attach(self, poller: Poller, **callbacks: Callable[..., Any]) -> None:
         self.on_message: Callable[[Node, wire.Message], None] = callbacks["on_message"]
-        self.on_connected: Callable[[Node], None] = callbacks["on_connected"]
+        self._on_connected: Callable[[Node], None] = callbacks["on_connected"]
         self._on_disconnected: Callable[[Node], None] = callbacks["on_disconnected"]
+        self.on_greeted: Callable[[Node, wire.Hello], str] = callbacks["on_greeted"]
+
+    def introduce(self, *, level: int, disk: str, standing: str, met: Mapping[str, str]) -> None:
+        self.hello = structs.replace(self.hello, level=level, disk=disk, standing=standing, met=dict(met))
+
+    def on_connected(self, node: Node) -> None:
+        self._draining.discard(node.id)
+        self._on_connected(node)
 
     def on_disconnected(self, node: Node) -> None:
         # What was fetched from the network but not looked at is lost with the connection.
         self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != node.id)
+        self._give_up(node.id, "the connection was lost before the answer came")
         self._on_disconnected(node)
 
     def deliver(self) -> None:
@@ -188,11 +238,15 @@ class MemoryTransport:
             source, message = self._waiting.popleft()
             if isinstance(message, wire.Ping):
                 self._draining.add(source)
-                continue
-            try:
-                self.on_message(Node(source), message)
-            except Invalid as error:
-                self.drop(Node(source), f"sent {error.message}")
+            elif isinstance(message, wire.Request) and message.kind in self._handlers:
+                self._take_request(source, message)
+            elif isinstance(message, wire.Answer):
+                self._take_answer(source, message)
+            else:
+                try:
+                    self.on_message(self._nodes[source], message)
+                except Invalid as error:
+                    self.drop(self._nodes[source], f"sent {error.message}")
 
     def tick(self) -> None:
         while self._posted:
@@ -220,7 +274,8 @@ class MemoryTransport:
         self._network.disconnect(self.id, node.id)
 
     def abandon(self, peer_id: str, silent_s: float) -> None:
-        pass
+        if self._network.silent_s(self.id, peer_id) >= silent_s:
+            self._give_up(peer_id, f"{peer_id} fell silent before it answered")
 
     def draining(self, node: Node) -> bool:
         return node.id in self._draining
@@ -231,11 +286,49 @@ class MemoryTransport:
     def post(self, action: Callable[[], None]) -> None:
         self._posted.append(action)
 
-    def statuses(self) -> tuple[()]:
-        return ()
+    def statuses(self) -> tuple[PeerStatus, ...]:
+        return self._network.statuses(self.id, self._others)
 
     def close(self) -> None:
         pass
+
+    # -- requests between the services, without a thread that waits
+
+    def serve(self, kind: str, handler: Handler) -> None:
+        self._handlers[kind] = handler
+
+    def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        raise NotDone("nothing waits here: ask()")
+
+    def ask(self, peer: str, kind: str, payload: bytes, answered: Answered) -> int:
+        """``request`` without the wait; gives a number for ``forget``."""
+        number = next(self._request_ids)
+        if not self._network.is_up(self.id, peer):
+            answered(b"", NotDone(f"there is no connection to {peer}"))
+            return number
+        self._asked[number] = (peer, answered)
+        self._network.send(self.id, peer, wire.encode(wire.Request(number, kind, payload)))
+        return number
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for that answer any more."""
+        self._asked.pop(number, None)
+
+    def _take_request(self, source: str, request: wire.Request) -> None:
+        def reply(payload: bytes) -> None:
+            self._network.send(self.id, source, wire.encode(wire.Answer(request.id, payload, "")))
+
+        self._handlers[request.kind](source, request.payload, reply)
+
+    def _take_answer(self, source: str, answer: wire.Answer) -> None:
+        peer, answered = self._asked.get(answer.id, ("", None))
+        if answered is not None and peer == source:
+            del self._asked[answer.id]
+            answered(answer.payload, NotDone(answer.refused) if answer.refused else None)
+
+    def _give_up(self, peer: str, why: str) -> None:
+        for number in [number for number, (asked, _) in self._asked.items() if asked == peer]:
+            self._asked.pop(number)[1](b"", Unknown(why))
 
 
 class _Round(Poller):

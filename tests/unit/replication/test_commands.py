@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rollcall.replication.commands import (
     COMMAND_BYTES_MAX,
     FORMAT,
+    LEVEL,
     OPERATIONS_MAX,
     Barrier,
     Batch,
@@ -83,7 +84,7 @@ def test_a_batch_from_a_peer_has_operations_and_not_too_many(count: int) -> None
 @pytest.mark.parametrize("command", [{"type": "barrier"}, {"type": "of a later version"}])
 def test_a_newer_format_stops_a_node_that_does_not_know_it(command: dict[str, str]) -> None:
     """Passed over, it would leave this node with another state than the nodes that understand it."""
-    data = msgspec.msgpack.encode({"format": FORMAT + 1, "time_ns": 0, "command": command})
+    data = msgspec.msgpack.encode({"format": LEVEL + 1, "time_ns": 0, "command": command})
 
     with pytest.raises(Fatal, match="upgrade"):
         decode(data)

@@ -1,0 +1,150 @@
+"""Whether a node may vote: it has its disk, or it does not.
+
+Raft trusts that a member remembers its vote and its entries. A member whose
+disk was emptied has forgotten both: it could vote twice in a term, and it could
+help to elect a leader that lacks what it once acknowledged. So a data directory
+has a standing, kept in the file ``standing``:
+
+- ``new``: made by this process or an earlier one, and never taken part. Such a
+  node neither votes nor acknowledges. It becomes a member when it has met every
+  other member as new (a cluster is being born), or a member that met this very
+  disk when it was. If it meets a member that did not, the disk that the cluster
+  knew is gone, and the process stops (``Fatal``).
+- ``rejoining``: a new directory that an operator said may come in place of a
+  lost one. It stores what the leader sends, and its acknowledgements do not
+  count. The leader proposes ``Readmit`` with the id of this disk; when that
+  entry is applied here, it is a member.
+- ``member``: votes and acknowledges.
+
+Why that is enough. Let the readmitting entry stand in term T. It was proposed
+after the new disk was made, and committed by a quorum that did not count this
+node. A candidate that still holds a vote of the old disk, in a term after T,
+began that candidacy before the disk was lost, so it refused the entry; every
+quorum contains, beside this node, one that holds the entry, and that one
+refuses a candidate without it. In T itself and before, the vote counts as
+given away (``Engine._admit``). And what the old disk acknowledged is held by
+all but this node of some quorum, which meets any quorum without this node.
+"""
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct, structs
+
+from .disk import Disk
+from .errors import Damaged, Fatal
+
+Kind = Literal["new", "rejoining", "member"]
+
+
+class _Record(Struct, frozen=True):
+    """The file. ``met``: the disks of the other members when the cluster was born."""
+
+    disk: str
+    standing: Kind
+    met: dict[str, str]
+
+
+class Standing:
+    """The standing of one data directory. Belongs to the tick thread.
+
+    ``empty``: neither log nor state file hold anything. ``rejoin``: the operator's word.
+    Raises ``Damaged`` if the file cannot be read.
+    """
+
+    def __init__(
+        self, directory: Path, disk: Disk, others: Iterable[str], *, node: str, empty: bool, rejoin: bool
+    ) -> None:
+        self._path: Path = directory / "standing"
+        self._file: Disk = disk
+        self._node: str = node
+        self._others: frozenset[str] = frozenset(others)
+        self._seen_new: dict[str, str] = {}
+        self._record: _Record = self._read(empty=empty, rejoin=rejoin)
+        if self.kind == "new" and not self._others:
+            self._become("member", {})
+
+    @property
+    def kind(self) -> Kind:
+        return self._record.standing
+
+    @property
+    def votes(self) -> bool:
+        return self._record.standing == "member"
+
+    @property
+    def disk(self) -> str:
+        """Names this data directory; another one has another id."""
+        return self._record.disk
+
+    @property
+    def met(self) -> dict[str, str]:
+        return self._record.met
+
+    def meet(self, peer: str, disk: str, kind: str, met: dict[str, str]) -> bool:
+        """What ``peer`` said of itself. True if that made this node a member.
+
+        Raises ``Fatal`` if it proves that this node's disk is not the one that the cluster knew.
+        """
+        if self.kind != "new":
+            return False
+        if kind == "new" and disk:
+            self._seen_new[peer] = disk
+            if self._seen_new.keys() != self._others:
+                return False
+            self._become("member", self._seen_new)
+            return True
+        if kind == "member":
+            if met.get(self._node) == self.disk:
+                # Who was there when the cluster was born is the same for all.
+                self._become("member", {**{other: met[other] for other in met if other != self._node}, peer: disk})
+                return True
+            raise Fatal(
+                f"the data directory {self._path.parent} is new, but {peer} belongs to a cluster that {self._node} was "
+                "part of. If its disk was lost for good, and the other nodes still form a quorum, start this node "
+                "once with --rejoin; if the directory is merely the wrong one, set data_dir"
+            )
+        return False
+
+    def admitted(self, disk: str) -> bool:
+        """The cluster agreed on this disk. True if that made this node a member."""
+        if self.kind != "rejoining" or disk != self.disk:
+            return False
+        self._become("member", {})
+        return True
+
+    def _read(self, *, empty: bool, rejoin: bool) -> _Record:
+        try:
+            data = self._file.read(self._path)
+        except FileNotFoundError:
+            kind: Kind = ("rejoining" if rejoin else "new") if empty else "member"
+            return self._write(_Record(secrets.token_hex(8), kind, {}))
+        try:
+            record = msgspec.json.decode(data, type=_Record)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Damaged(
+                f"{self._path} cannot be read ({error}). It says whether this node may vote. Choices: put it back; or, "
+                "if the other nodes form a quorum, empty the data directory and start this node once with --rejoin"
+            ) from None
+        if record.standing == "new" and rejoin:
+            return self._write(structs.replace(record, standing="rejoining"))
+        return record
+
+    def _become(self, kind: Kind, met: dict[str, str]) -> None:
+        self._record = self._write(structs.replace(self._record, standing=kind, met=dict(met)))
+
+    def _write(self, record: _Record) -> _Record:
+        """Durably, before anybody can rely on it."""
+        partial = self._path.with_suffix(".tmp")
+        self._file.unlink(partial)
+        descriptor = self._file.open(partial)
+        try:
+            self._file.write(descriptor, msgspec.json.encode(record), 0)
+            self._file.sync(descriptor)
+        finally:
+            self._file.close(descriptor)
+        self._file.replace(partial, self._path)
+        return record

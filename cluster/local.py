@@ -119,8 +119,8 @@ class LocalCluster:
             self.stop()
             raise
 
-    def start_node(self, i: int) -> None:
-        """Starts node i, and does not wait for it."""
+    def start_node(self, i: int, *flags: str) -> None:
+        """Starts node i, with ``flags`` beside the usual ones, and does not wait for it."""
         if self.pid(i) is not None:
             raise LocalError(f"{self.node_id(i)} runs already")
         directory = self.node_dir(i)
@@ -131,7 +131,7 @@ class LocalCluster:
             raise LocalError(f"{directory} cannot be written: {error.strerror}; choose another --data-dir") from None
         with output:
             process = subprocess.Popen(
-                self._command(i),
+                [*self._command(i), *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -208,11 +208,11 @@ class LocalCluster:
         self._paused.discard(i)
         self._signal(i, signal.SIGCONT)
 
-    def restart(self, i: int, *, wait: bool = True) -> None:
+    def restart(self, i: int, *flags: str, wait: bool = True) -> None:
         """Starts node i again, with its data; ends it gracefully first if it runs."""
         if self.pid(i) is not None:
             self.terminate(i)
-        self.start_node(i)
+        self.start_node(i, *flags)
         if wait:
             self.wait_ready(nodes=[i])
 

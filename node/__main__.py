@@ -74,6 +74,7 @@ class Node:
                 leader_fallback_s=settings.leader_fallback_s,
                 snapshot_entries=settings.snapshot_entries,
                 snapshot_interval_s=settings.snapshot_interval_s,
+                rejoin=settings.rejoin,
             ),
             changes=Changes(settings.watch_events_max),
             on_fatal=_die,

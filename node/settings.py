@@ -59,6 +59,10 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     node_id: Annotated[_Id, about("node", "this node's id; one of the ids in members")]
     data_dir: Annotated[Path, about("node", "directory for the log and the snapshots; this node's alone")]
+    rejoin: Annotated[
+        bool,
+        about("node", "this node's disk was lost: the others fill its new data_dir, and readmit it to their votes"),
+    ] = False
     drain_timeout_s: Annotated[
         _Positive, about("node", "longest time from SIGTERM to the end of the process", unit="s")
     ] = 5.0

@@ -177,6 +177,8 @@ class Native:
                 "term": status.term,
                 "applied_index": status.applied_index,
                 "commit_index": status.commit_index,
+                "level": status.level,
+                "standing": status.standing,
                 "members": self._service.members(),
                 "protection": protection,
                 "disk_error": status.disk_error,

@@ -11,6 +11,7 @@ from harness.waiting import wait_for
 pytestmark = pytest.mark.integration
 
 INSTALLED = "installed the state file"
+FAILED = 70
 KEPT_BYTES = 4 * 1024 * 1024
 """What nodes keep of the log behind a state file, at most; so much more is written that entries are gone."""
 
@@ -110,12 +111,22 @@ def test_a_node_killed_while_it_takes_a_state_file_is_none_the_worse(three: Clus
     assert three.log(away).count(INSTALLED) > installed
 
 
-def test_a_node_whose_disk_was_emptied_is_filled_again(three: Cluster):
+def test_a_node_whose_disk_was_emptied_is_filled_again_if_its_operator_says_so(three: Cluster):
     node = three.followers()[0]
     three.terminate(node)
     shutil.rmtree(three.node_dir(node))
 
-    three.restart(node)
+    three.expected_faults.append("cannot go on")
+    three.expected_faults.append("stopping: ")
+    three.start_node(node)
+    wait_for(lambda: three.exited() == {node: FAILED}, "the node to stop by itself")
+    assert "start this node once with --rejoin" in three.log(node)
 
+    three.restart(node, "--rejoin")
     assert INSTALLED in three.log(node)
     three.wait_same()
+    wait_for(lambda: three.view(node)["standing"] == "member", "the node to vote again")
+
+    # It counts again: with one of the others gone it is half of the quorum.
+    three.kill(next(i for i in range(3) if i not in (node, three.wait_for_leader())))
+    three.register(node, "after", "with-the-new-disk")

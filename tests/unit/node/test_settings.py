@@ -80,7 +80,9 @@ def test_every_setting_can_be_given_as_flag_as_variable_and_in_the_file(tmp_path
         s.name: ",".join(map(str, original.members)) if s.name == "members" else _text(getattr(original, s.name))
         for s in TABLE
     }
-    flags = [word for s in TABLE for word in ([s.flag, texts[s.name]] if s.name != "insecure" else ["--no-insecure"])]
+    flags = [
+        word for s in TABLE for word in ([s.flag, texts[s.name]] if s.type is not bool else [f"--no-{s.flag[2:]}"])
+    ]
     file = tmp_path / "node.toml"
     file.write_text("".join(f'[{s.section}]\n{s.key} = "{texts[s.name]}"\n' for s in TABLE[:1]))
 

@@ -804,7 +804,7 @@ class Engine(SyncObj):
         commit index follows only what was verified against this leader in this
         term (D2). Every refusal names the same proven point (D14).
         """
-        if self._standing.kind == "new" or not self._hear_leader(node, message.term):
+        if not self._hear_leader(node, message.term):
             return
         if self._joined_at is None:
             self._joined_at = message.commit_index
@@ -845,7 +845,10 @@ class Engine(SyncObj):
         self._answer(node, next_index=verified + 1)
 
     def _hear_leader(self, node: Node, term: int) -> bool:
-        """What any message of a leader does: term, role, election timer. False if it is stale."""
+        """What any message of a leader does: term, role, election timer. False if it is stale,
+        or this node has not found out yet whether it is one of this cluster's."""
+        if self._standing.kind == "new":
+            return False
         if term < self._term:
             self._answer(node, alive=True)
             return False
@@ -1059,8 +1062,8 @@ class Engine(SyncObj):
 
     def _propose_own(self, now: float) -> None:
         """Raises the feature level, readmits who lost a disk, compares the replicas. At each heartbeat."""
-        others = [node.id for node in self._wire.nodes()]
-        level = min([self._config.level, *(self._levels.get(other, 0) for other in others)])
+        levels = [self._levels.get(node.id, 0) if self._wire.connected(node) else 0 for node in self._wire.nodes()]
+        level = min(self._config.level, *levels) if levels else self._config.level
         if level > self.registry.level:
             self._propose_once("raise", Raise(level))
         if self.registry.level < PRE_VOTE_LEVEL:
@@ -1129,6 +1132,9 @@ class Engine(SyncObj):
         if self._standing.meet(node.id, hello.disk, hello.standing, hello.met):
             logger.info("every member was met: %s takes part from here on", self.node_id)
             self._introduce()
+            # There is no leader to wait for; and all members come here at the same moment.
+            soon = random.uniform(0, self._config.election_timeout_s_min)
+            self._SyncObj__raftElectionDeadline = time.monotonic() + soon
         return ""
 
     def _admit(self) -> None:

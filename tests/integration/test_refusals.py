@@ -1,5 +1,6 @@
 """When a node must not start: it says why in words that help, and ends with an exit code that is not 0."""
 
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -193,11 +194,11 @@ def _listens(port: int) -> bool:
 
 def test_a_node_of_another_cluster_at_a_members_address_is_kept_out(bench: Path):
     cluster, another = Cluster(bench / "apart", 3), Cluster(bench / "apart", 3, cluster_id="another")
-    another.port = cluster.port
     try:
-        for i in (0, 1):
-            cluster.start_node(i)
-        cluster.wait_ready(nodes=[0, 1])
+        cluster.start()
+        another.port = cluster.port
+        cluster.kill(2)
+        shutil.rmtree(cluster.node_dir(2))
         cluster.wait_for_leader()
         another.start_node(2)
 

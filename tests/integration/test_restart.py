@@ -6,6 +6,7 @@ import pytest
 from harness.cluster import ALONE, Cluster, Measured, StartCluster, elapsed_s, instance_path
 from harness.traffic import Ledger, Traffic, Writer
 from harness.waiting import wait_for
+from rollcall.replication.commands import LEVEL
 
 pytestmark = pytest.mark.integration
 
@@ -23,6 +24,7 @@ def test_after_a_stop_of_all_nodes_everything_is_there_at_no_lower_index(three: 
             three.register(1, "kept", f"single-{number}", meta={"number": str(number)})
         if turn:
             three.wait_everywhere(lambda i: (three.node_dir(i) / "snapshot").exists(), "a state file")
+        three.wait_everywhere(lambda i: three.view(i)["level"] == LEVEL, "the feature level of this release")
         digest = three.wait_same()
         index = three.view(0)["applied_index"]
         record = three.get(0, instance_path("kept", f"k{turn}-1")).json

@@ -730,6 +730,7 @@ class Engine(SyncObj):
                     previous,
                     (self._journal.term_at(previous) or 0) if start else 0,
                     tuple(self._journal.from_index(start, count)) if count else (),
+                    self._quorum_contact_s(time.monotonic()) > self._config.election_timeout_s_min,
                 )
             )
         self._wire.broadcast([node], frame)
@@ -806,7 +807,7 @@ class Engine(SyncObj):
         """
         if not self._hear_leader(node, message.term):
             return
-        if self._joined_at is None:
+        if self._joined_at is None and not message.detached:
             self._joined_at = message.commit_index
         if self._receiving is not None or self._installing is not None or not message.previous_index:
             self._answer(node, alive=True)
@@ -1262,9 +1263,9 @@ class Engine(SyncObj):
         return False
 
     def _note_caught_up(self) -> None:
-        """True for good once an entry of a leader's own term was applied here, and everything up
-        to the commit index that the first leader named: what was committed when this node
-        joined lies before the one (Leader Completeness) or before the other."""
+        """True for good once an entry of a leader's own term was applied here, and everything
+        up to the commit index that the first leader with a quorum named: what was committed
+        when this node joined lies before the one (Leader Completeness) or before the other."""
         if self._caught_up or self._applied_term != self._term:
             return
         joined_at = self._joined_at

@@ -74,13 +74,15 @@ class GrantVote(Struct, frozen=True, tag=4, array_like=True):
 
 
 class Append(Struct, frozen=True, tag=5, array_like=True):
-    """Raft's AppendEntries. ``previous_index`` 0: a heartbeat that proves nothing of the log."""
+    """Raft's AppendEntries. ``previous_index`` 0: a heartbeat that proves nothing of the log.
+    ``detached``: the leader has not heard a quorum lately, so there may be a newer one."""
 
     term: Term
     commit_index: Index
     previous_index: Index
     previous_term: Term
     entries: tuple[tuple[bytes, int, int], ...]
+    detached: bool = False
 
 
 class Progress(Struct, frozen=True, tag=6, array_like=True):

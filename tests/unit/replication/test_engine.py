@@ -450,6 +450,22 @@ def test_a_node_counts_as_caught_up_once_it_applied_what_was_committed_when_it_j
     assert member.engine.status().caught_up
 
 
+def test_a_leader_that_is_cut_off_catches_nobody_up(member):
+    """It may not have learnt yet that another leads, and commits."""
+    member.append("b", 3, (1, 0), run(2, 4, term=3), commit=4)
+    member.restart()
+
+    member.receive("b", wire.Append(3, 4, 4, 3, (), detached=True))
+    member.tick()
+    member.tick()
+    assert member.engine._applied == 4
+    assert not member.engine.status().caught_up
+
+    member.receive("b", wire.Append(3, 4, 4, 3, ()))
+    member.tick()
+    assert member.engine.status().caught_up
+
+
 def test_a_leader_is_caught_up_when_its_first_entry_is_applied(member):
     term = member.elect()
     member.tick()

@@ -1,8 +1,9 @@
 """One node, from its settings to its end. The only module that knows all others.
 
 Long and in order: make this, give it to that, start, wait, stop. SIGTERM and
-SIGINT drain the node (``_drain`` says in which order, and why) and it exits 0;
-a second signal ends it at once.
+SIGINT drain the node (``drain`` says in which order, and why) and it exits 0;
+a second signal ends it at once. SIGHUP has it read its certificate again.
+``rollcall-node certs`` makes such certificates and runs no node.
 """
 
 import gc
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from importlib import util
+from pathlib import Path
 
 if missing := [
     name for name in ("flask", "prometheus_client", "pysyncobj", "waitress") if util.find_spec(name) is None
@@ -23,8 +25,9 @@ if missing := [
 from ..replication.changes import Changes
 from ..replication.engine import Engine, EngineConfig
 from ..replication.errors import RollcallError
+from ..replication.tls import Credentials
 from ..replication.transport import Endpoint, Transport
-from . import logs
+from . import certs, logs
 from .api import ApiSettings, create_app
 from .budget import Budget
 from .duties import Duties, DutySettings
@@ -54,14 +57,19 @@ class Node:
         self._settings: Settings = settings
         raft = {member.id: _endpoint(member.raft) for member in settings.members}
         raft.pop(settings.node_id, None)
+        credentials = _credentials(settings)
+        self._credentials: Credentials | None = credentials
         transport = Transport(
             settings.node_id,
             raft,
             cluster=settings.cluster_id,
             listen=Endpoint(settings.raft_host, settings.raft_port),
             agreement={name: str(value) for name, value in settings.agreement().items() if name not in _COMPARED},
+            credentials=credentials,
         )
         self.metrics: Metrics = Metrics()
+        if credentials is not None:
+            self.metrics.watch_certificate(lambda: credentials.expires_at)
         self.engine: Engine = Engine(
             settings.node_id,
             transport,
@@ -128,13 +136,22 @@ class Node:
         node served before it was stopped.
         """
         known = self.engine.status().commit_index
+        _freeze()
         self.engine.start()
         self.engine.wait_applied(known, time.monotonic() + REPLAY_S)
         self.duties.start()
         self.server.start()
-        # What was read from disk lives as long as the process: no collection need look at it again.
-        gc.collect()
-        gc.freeze()
+        _freeze()
+
+    def look(self, *, reload: bool) -> None:
+        """Keeps up with the certificate's files; reads them again in any case if told to ``reload``."""
+        if self._credentials is None:
+            if reload:
+                logger.info("SIGHUP reloads certificates, and this node has none")
+            return
+        if reload:
+            self._credentials.reload()
+        self._credentials.look(time.monotonic())
 
     def drain(self) -> None:
         """Ends all work so that no client loses an answer and no service its lease.
@@ -163,6 +180,26 @@ class Node:
         self.engine.close()
 
 
+def _credentials(settings: Settings) -> Credentials | None:
+    """What this node proves itself with to the others; None where they speak plain TCP."""
+    if not settings.tls_cert:
+        return None
+    return Credentials(
+        Path(settings.tls_cert).expanduser(),
+        Path(settings.tls_key).expanduser(),
+        Path(settings.tls_ca).expanduser(),
+        cluster=settings.cluster_id,
+        node=settings.node_id,
+    )
+
+
+def _freeze() -> None:
+    """What is loaded by now lives as long as the process: no collection need look at it again,
+    and hold up every thread meanwhile. Records are not looked at in any case."""
+    gc.collect()
+    gc.freeze()
+
+
 def _endpoint(address: str) -> Endpoint:
     host, _, port = address.rpartition(":")
     return Endpoint(host.strip("[]"), int(port))
@@ -177,13 +214,16 @@ def _die(error: BaseException) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one node until it is told to stop; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["certs"]:
+        return certs.main(argv[1:])
     try:
-        settings = load(sys.argv[1:] if argv is None else argv)
+        settings = load(argv)
     except RollcallError as error:
         print(f"rollcall-node: {error.message}", file=sys.stderr)  # noqa: T201
         return USAGE
     logs.configure(settings.log_level, settings.log_format)
-    stopping = threading.Event()
+    stopping, reloading = threading.Event(), threading.Event()
 
     def stop(number: int, frame: object) -> None:
         if stopping.is_set():
@@ -192,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, lambda number, frame: reloading.set())
     try:
         node = Node(settings)
     except (RollcallError, OSError) as error:
@@ -203,7 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Not without a limit: the kernel may hand the signal to any thread, and the
         # handler runs only when this one, the main thread, comes round.
         while not stopping.wait(WAKE_S):
-            pass
+            asked = reloading.is_set()
+            reloading.clear()
+            node.look(reload=asked)
         logger.info("shutting down")
         node.drain()
     except OSError as error:

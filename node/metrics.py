@@ -5,10 +5,10 @@ live in one process (tests). Counting is cheap; whatever can be read when
 somebody asks (sizes, indexes, the budget) is read then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -80,6 +80,11 @@ class Metrics:
     def watch(self, service: Watched) -> None:
         """Shows ``service``'s sizes and standing too, read at each scrape."""
         self.registry.register(_Gauges(service))
+
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Shows when the node's certificate ends, in seconds since 1970."""
+        name, help = "rollcall_tls_certificate_expiry_timestamp_seconds", "End of this node's certificate, or its CA's."
+        Gauge(name, help, registry=self.registry).set_function(expires_at)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

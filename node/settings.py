@@ -79,6 +79,19 @@ class Settings(Struct, frozen=True, kw_only=True):
             agree=True,
         ),
     ] = ()
+    tls_cert: Annotated[
+        str,
+        about(
+            "cluster",
+            "this node's certificate for the other nodes (PEM); with tls_key and tls_ca, nodes speak TLS 1.3 only",
+            example="/etc/rollcall/tls/cert.pem",
+        ),
+    ] = ""
+    tls_key: Annotated[str, about("cluster", "the key of tls_cert (PEM)", example="/etc/rollcall/tls/key.pem")] = ""
+    tls_ca: Annotated[
+        str,
+        about("cluster", "the CA of all nodes' certificates, or several (PEM)", example="/etc/rollcall/tls/ca.pem"),
+    ] = ""
     insecure: Annotated[
         bool, about("cluster", "allow plain TCP between the nodes on addresses that are not loopback")
     ] = False

@@ -64,10 +64,21 @@ def _check_addresses(settings: "Settings") -> None:
             f"http_port and raft_port are both {settings.http_port} on {settings.http_host}: give each its own",
             field="raft_port",
         )
-    if not _is_loopback(settings.raft_host) and not settings.insecure:
+    _check_security(settings)
+
+
+def _check_security(settings: "Settings") -> None:
+    files = ("tls_cert", "tls_key", "tls_ca")
+    missing = [name for name in files if not getattr(settings, name)]
+    if 0 < len(missing) < len(files):
+        raise Invalid(f"{', '.join(missing)} missing: TLS needs all of {', '.join(files)}", field=missing[0])
+    if not missing and settings.insecure:
+        raise Invalid("insecure = true allows plain TCP, and tls_cert is set: remove one of them", field="insecure")
+    if missing and not settings.insecure and not _is_loopback(settings.raft_host):
         raise Invalid(
-            f"raft_host ({settings.raft_host}) is not a loopback address, and the nodes speak plain TCP: whoever "
-            "reaches that port can change the registry. On a network where that is acceptable, set insecure = true",
+            f"raft_host ({settings.raft_host}) is not a loopback address, and without TLS whoever reaches that port "
+            "can change the registry: set tls_cert, tls_key and tls_ca (rollcall-node certs makes them), or, on a "
+            "network that is yours alone, set insecure = true",
             field="insecure",
         )
 

@@ -17,13 +17,23 @@ from ..replication.errors import Invalid
 ENV_PREFIX = "ROLLCALL_"
 
 
-def about(section: str, help: str, *, unit: str = "", key: str = "", agree: bool = False, secret: bool = False) -> Meta:
+def about(
+    section: str,
+    help: str,
+    *,
+    unit: str = "",
+    key: str = "",
+    agree: bool = False,
+    secret: bool = False,
+    example: str = "",
+) -> Meta:
     """What the table says of a setting beside its name, type and default.
 
     ``key`` is its name in the file where that differs, ``agree`` means that it
     must be the same on every node, ``secret`` that its value is never shown.
+    ``example`` is what the sample file shows where the default says nothing.
     """
-    extra = {"section": section, "unit": unit, "key": key, "agree": agree, "secret": secret}
+    extra = {"section": section, "unit": unit, "key": key, "agree": agree, "secret": secret, "example": example}
     return Meta(description=help, extra=extra)
 
 
@@ -40,6 +50,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     required: bool
     agree: bool
     secret: bool
+    example: str
 
     @property
     def env(self) -> str:
@@ -84,6 +95,7 @@ def table_of(settings: type[Struct]) -> tuple[Setting, ...]:
                 unit=about.extra["unit"],
                 agree=about.extra["agree"],
                 secret=about.extra["secret"],
+                example=about.extra["example"],
             )
         )
     return tuple(table)
@@ -103,7 +115,8 @@ def parser(table: tuple[Setting, ...]) -> argparse.ArgumentParser:
         usage="rollcall-node [--config FILE] [--SETTING VALUE ...]",
         description="Runs one node of a replicated service registry.",
         epilog=f"Every setting is also a variable ({ENV_PREFIX}WRITE_TIMEOUT_S for --write-timeout-s) and a key of the "
-        "file. A flag wins over a variable, a variable over the file.",
+        "file. A flag wins over a variable, a variable over the file. "
+        "rollcall-node certs --help: certificates for the nodes.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -126,7 +139,10 @@ def _add_flag(group: "argparse._ArgumentGroup", setting: Setting) -> None:
     group.add_argument(setting.flag, dest=setting.name, metavar=metavar, help=help)
 
 
-_METAVARS = {"node_id": "ID", "data_dir": "DIR", "members": "LIST", "cluster_id": "ID"}
+_METAVARS = {
+    "node_id": "ID", "data_dir": "DIR", "members": "LIST", "cluster_id": "ID",
+    "tls_cert": "FILE", "tls_key": "FILE", "tls_ca": "FILE",
+}  # fmt: skip
 
 
 def _default_text(setting: Setting) -> str:
@@ -159,7 +175,7 @@ def _toml(value: Any) -> str:
 def sample(table: tuple[Setting, ...], given: dict[str, Any]) -> str:
     """A ``node.toml`` that starts one node, with everything else at its default in comments."""
     lines = [
-        "# Settings of one Rollcall node. Commented lines show the defaults.",
+        "# Settings of one Rollcall node. Commented lines show the defaults, or an example where there is none.",
         "# Those marked [agree] must be the same on every node.",
     ]
     for section in dict.fromkeys(setting.section for setting in table):
@@ -178,7 +194,7 @@ def sample(table: tuple[Setting, ...], given: dict[str, Any]) -> str:
             elif setting.required:
                 lines.append(f"{setting.key} = {_toml(given[setting.name])}")
             else:
-                lines.append(f"# {setting.key} = {_toml(setting.default)}")
+                lines.append(f"# {setting.key} = {_toml(setting.example or setting.default)}")
     return "\n".join(lines) + "\n"
 
 

@@ -5,11 +5,18 @@ probes (connects and hangs up) while the peer is away, to learn whether its host
 refuses, which tells a process that is gone from a network that is silent.
 
 A connection counts only after both ends said ``Hello`` and agree on protocol,
-cluster and member list. A newer connection of a peer closes the older one at
-once, so nothing late arrives on it (D23). Pings keep silent connections alive
-(D22). A failed accept pauses the listener, it never closes it (D16). What waits
-to be sent is bounded: consensus asks ``backlog`` before it sends more, and a
-peer that does not read at all is cut off.
+cluster and member list; with ``Credentials``, inside mutual TLS, and the hello's
+name must be the certificate's (``tls.py``). A newer connection of a peer closes
+the older one at once, so nothing late arrives on it (D23). Pings keep silent
+connections alive (D22). A failed accept pauses the listener, it never closes it
+(D16). What waits to be sent is bounded: consensus asks ``backlog`` before it
+sends more, and a peer that does not read at all is cut off.
+
+Whoever calls and has not said hello is a stranger. Strangers get a small share
+of each tick, few bytes at a time, and ``HANDSHAKE_S``; when there are too many,
+those go first that call from where no member lives, then those that said
+nothing, then the oldest. So a crowd at the port neither delays a heartbeat nor
+keeps a peer out.
 
 The same connections carry the services' requests to each other. ``request`` is
 for any thread; everything else belongs to the tick thread.
@@ -36,6 +43,7 @@ from pysyncobj.poller import POLL_EVENT_TYPE, Poller
 
 from .errors import Fatal, Invalid, NotDone, Overloaded, Unknown
 from .log import Handler, PeerStatus
+from .tls import Channel, Credentials, TlsError, is_tls, uri_of
 from .wire import (
     FRAME_BYTES_MAX,
     VERSION,
@@ -63,6 +71,12 @@ SILENCE_S = 3.5
 BACKLOG_BYTES_MAX = 64 * 1024 * 1024
 READ_BYTES = 256 * 1024
 READS_PER_EVENT = 8
+STRANGERS_READ_BYTES = 16 * 1024
+STRANGERS_S = 0.003
+"""Spent in one tick on what strangers send; a handshake costs about 1 ms."""
+ACCEPTS_PER_TICK = 16
+BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted; a peer stands in that queue too."""
 REQUESTS_MAX = 10_000
 """Requests of this node waiting for an answer."""
 
@@ -82,13 +96,16 @@ class Endpoint(Struct, frozen=True):
 class _Connection:
     """One TCP connection; ``peer`` is None until its hello was accepted."""
 
-    def __init__(self, sock: socket.socket, now: float, *, dialed: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, now: float, *, host: str, dialed: str | None = None) -> None:
         self.socket: socket.socket = sock
         self.descriptor: int = sock.fileno()
+        self.host: str = host
         self.dialed: str | None = dialed
+        self.channel: Channel | None = None
         self.connecting: bool = dialed is not None
         self.probe: bool = False
         self.peer: str | None = None
+        self.spoke: bool = False
         self.incarnation: int = 0
         self.opened_at: float = now
         self.heard_at: float = now
@@ -144,8 +161,10 @@ class Transport:
         cluster: str,
         listen: Endpoint,
         agreement: Mapping[str, str] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._node_id: str = node_id
+        self._credentials: Credentials | None = credentials
         members = ",".join(sorted([node_id, *peers]))
         self._hello: Hello = Hello(
             version=VERSION,
@@ -174,6 +193,7 @@ class Transport:
         self._accept_after: float = 0.0
         self._accepting: bool = False
         self._quiet_until: dict[str, float] = {}
+        self._strangers_s: float = 0.0
         self._tick_thread: int = 0
         self.disagreements: dict[str, str] = {}
         """Peer to a sentence about settings that differ from ours."""
@@ -288,6 +308,7 @@ class Transport:
         self._tick_thread = threading.get_ident()
         while self._posted:
             self._posted.popleft()()
+        self._strangers_s = 0.0
         now = time.monotonic()
         if not self._accepting and now >= self._accept_after:
             self._resume_accepting()
@@ -358,36 +379,53 @@ class Transport:
             self._accepting = True
 
     def _on_accept(self, descriptor: int, events: int) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._say("accept", f"could not accept a connection: {error.strerror}; trying again in a second")
-            if self._poller is not None:
-                self._poller.unsubscribe(self._listener.fileno())
-            self._accepting = False
-            self._accept_after = time.monotonic() + 1.0
-            return
-        try:
-            connection = _Connection(_prepared(sock), time.monotonic())
-        except OSError:
-            # It broke while it waited to be accepted.
-            sock.close()
-            return
-        if len(self._connections) >= CONNECTIONS_MAX:
-            # A peer greets at once, so it is a stranger that has waited longest.
-            strangers = [held for held in self._connections.values() if held.peer is None and held.dialed is None]
-            if not strangers:
-                sock.close()
+        for _ in range(ACCEPTS_PER_TICK):
+            try:
+                sock, address = self._listener.accept()
+            except BlockingIOError:
                 return
-            self._say("full", f"closed the oldest stranger: {CONNECTIONS_MAX} connections are open already")
-            self._close(min(strangers, key=lambda held: held.opened_at), "", quiet=True)
-        self._adopt(connection)
+            except OSError as error:
+                self._say("accept", f"could not accept a connection: {error.strerror}; trying again in a second")
+                if self._poller is not None:
+                    self._poller.unsubscribe(self._listener.fileno())
+                self._accepting = False
+                self._accept_after = time.monotonic() + 1.0
+                return
+            try:
+                # On "::", callers from IPv4 have such a prefix.
+                host = str(address[0]).removeprefix("::ffff:")
+                connection = _Connection(_prepared(sock), time.monotonic(), host=host)
+            except OSError:
+                # It broke while it waited to be accepted.
+                sock.close()
+                continue
+            if self._has_room():
+                self._adopt(connection)
+            else:
+                sock.close()
+
+    def _has_room(self) -> bool:
+        """Whether one more connection may be held; if need be, a stranger goes for it."""
+        if len(self._connections) < CONNECTIONS_MAX:
+            return True
+        strangers = [held for held in self._connections.values() if held.peer is None and held.dialed is None]
+        if not strangers:
+            return False
+        self._say("full", f"closed a stranger: {CONNECTIONS_MAX} connections are open already")
+        # A peer calls from a member's address and speaks at once: it is the last to go.
+        self._close(min(strangers, key=lambda held: (self._is_near(held), held.spoke, held.opened_at)), "", quiet=True)
+        return True
+
+    def _is_near(self, connection: _Connection) -> bool:
+        """Whether it comes from where a member lives, as far as is known. Proves nothing."""
+        return any(
+            connection.host == peer.endpoint.host or any(connection.host == at[0] for _, at in peer.addresses or ())
+            for peer in self._peers.values()
+        )
 
     def _adopt(self, connection: _Connection) -> None:
         self._connections[connection.descriptor] = connection
-        if not connection.connecting:
+        if not connection.connecting and self._credentials is None:
             self._write(connection, encode(self._hello))
         self._subscribe(connection)
 
@@ -404,7 +442,7 @@ class Transport:
         except OSError as error:
             self._say(peer.node.id, f"could not dial {peer.node.id}: {error.strerror}")
             return
-        connection = _Connection(sock, now, dialed=peer.node.id)
+        connection = _Connection(sock, now, host=str(address[0]), dialed=peer.node.id)
         connection.probe = not peer.dials
         peer.attempt = connection
         self._connections[connection.descriptor] = connection
@@ -451,13 +489,22 @@ class Transport:
             else:
                 connection.connecting = False
                 connection.heard_at = time.monotonic()
-                self._write(connection, encode(self._hello))
+                if self._credentials is None:
+                    self._write(connection, encode(self._hello))
+                else:
+                    connection.channel = self._credentials.channel(accepted=False)
+                    self._send(connection, connection.channel.outgoing())
                 self._subscribe(connection)
             return
         if events & _WRITE:
             self._flush(connection)
         if events & (_READ | _ERROR) and not connection.closed:
-            self._read(connection)
+            if connection.peer is not None or connection.dialed is not None:
+                self._read(connection)
+            elif self._strangers_s < STRANGERS_S:  # otherwise the next poll says again that there is something
+                began = time.monotonic()
+                self._read(connection)
+                self._strangers_s += time.monotonic() - began
 
     def _dial_failed(self, connection: _Connection, code: int) -> None:
         peer = self._peers[connection.dialed or ""]
@@ -466,8 +513,9 @@ class Transport:
 
     def _read(self, connection: _Connection) -> None:
         for _ in range(READS_PER_EVENT):
+            size = READ_BYTES if connection.peer is not None else STRANGERS_READ_BYTES
             try:
-                data = connection.socket.recv(READ_BYTES)
+                data = connection.socket.recv(size)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -477,16 +525,42 @@ class Transport:
                 self._hung_up(connection, "the peer closed the connection")
                 return
             connection.heard_at = time.monotonic()
-            try:
-                for message in connection.reader.feed(data):
-                    self._received(connection, message)
-                    if connection.closed:
-                        return
-            except Invalid as error:
-                self._close(connection, f"the peer sent {error.message}")
+            self._take(connection, data)
+            if connection.closed or connection.peer is None or len(data) < size:
                 return
-            if len(data) < READ_BYTES:
+
+    def _take(self, connection: _Connection, data: bytes) -> None:
+        """Hears what the bytes say that arrived: the end of the connection, if that cannot be."""
+        try:
+            plain = data if self._credentials is None else self._unseal(connection, self._credentials, data)
+            if not connection.spoke and self._credentials is None and is_tls(data):
+                raise TlsError("it speaks TLS, and this node does not: all nodes need tls_cert, tls_key and tls_ca")
+            connection.spoke = True
+            if connection.closed:
                 return
+            for message in connection.reader.feed(plain):
+                self._received(connection, message)
+                if connection.closed:
+                    return
+        except TlsError as error:
+            self._refuse(connection, str(error), str(error))
+        except Invalid as error:
+            self._close(connection, f"the peer broke the protocol: {error.message}")
+
+    def _unseal(self, connection: _Connection, credentials: Credentials, data: bytes) -> bytes:
+        """The plain text in ``data``. While the ends still prove themselves there is none."""
+        channel = connection.channel
+        if channel is None:
+            # Made for the first byte, so that who only holds the line costs next to nothing.
+            channel = connection.channel = credentials.channel(accepted=True)
+        before = channel.secured
+        try:
+            return channel.receive(data)
+        finally:
+            # After an error too: then it is the alert that tells the peer.
+            self._send(connection, channel.outgoing())
+            if channel.secured and not before:
+                self._write(connection, encode(self._hello))
 
     def _hung_up(self, connection: _Connection, why: str) -> None:
         # A stranger that hangs up before its hello is usually a peer's probe.
@@ -508,21 +582,27 @@ class Transport:
                 pending.payload = message.payload
                 pending.error = NotDone(message.refused) if message.refused else None
                 pending.done.set()
-        elif isinstance(message, Hello | Refused):
+        elif isinstance(message, Refused):
+            # This node found nothing wrong with the other's hello; the other did with this node's.
+            why = f"it refuses this node: {_shown(message.reason, 300)}"
+            self._refuse(connection, "by the other end", why, calls_itself=connection.peer)
+        elif isinstance(message, Hello):
             raise Invalid("a second greeting")
         else:
             self._on_message(peer.node, message)
 
     def _greet(self, connection: _Connection, message: Message) -> None:
         if isinstance(message, Refused):
-            self._refuse(connection, f"refused by {connection.dialed or 'a stranger'}: {message.reason}")
+            self._refuse(connection, "by the other end", f"it refuses this node: {_shown(message.reason, 300)}")
             return
         if not isinstance(message, Hello):
             raise Invalid("something before its hello")
-        wrong = self._objection(connection, message) or self._on_greeted(self._peers[message.node].node, message)
+        kind, wrong = self._objection(connection, message)
+        if not wrong:
+            kind, wrong = "standing", self._on_greeted(self._peers[message.node].node, message)
         if wrong:
             self._write(connection, encode(Refused(wrong)))
-            self._refuse(connection, f"refused {message.node!r}: {wrong}")
+            self._refuse(connection, kind, wrong, calls_itself=message.node)
             return
         peer = self._peers[message.node]
         if peer.connection is not None:
@@ -539,39 +619,45 @@ class Transport:
         self._compare(message)
         if self._draining:
             self._write(connection, encode(Ping(draining=True)))
-        logger.info("connected to %s", message.node)
+        logger.info("connected to %s%s", message.node, " over TLS" if connection.channel is not None else "")
         self._on_connected(peer.node)
 
-    def _refuse(self, connection: _Connection, why: str) -> None:
-        # A topic of its own: what is wrong with the settings must not drown in connections that come and go.
-        self._say(f"refuse {why}", why)
+    def _refuse(self, connection: _Connection, kind: str, why: str, *, calls_itself: str = "") -> None:
+        """Closes a connection that cannot be ours, and says so: once in a while for each kind of mistake."""
+        name = connection.dialed or calls_itself
+        known = name if name in self._peers else connection.host if self._is_near(connection) else "a stranger"
+        who = f"{_shown(name)!r} at {connection.host}" if name else f"a connection from {connection.host}"
+        self._say(f"refuse {known}: {kind}", f"refused {who}: {why}")
         self._close(connection, "", quiet=True)
 
-    def _objection(self, connection: _Connection, hello: Hello) -> str:
-        """Why this peer cannot be ours, or nothing."""
+    def _objection(self, connection: _Connection, hello: Hello) -> tuple[str, str]:
+        """Why this peer cannot be ours, or nothing: the kind of mistake, and a sentence."""
         ours = self._hello
         if hello.version != ours.version:
-            return f"it speaks protocol version {hello.version}, this node {ours.version}"
+            return "version", f"it speaks protocol version {hello.version}, this node {ours.version}"
         if hello.cluster != ours.cluster:
-            return f"it belongs to cluster {hello.cluster!r}, this node to {ours.cluster!r}"
+            return "cluster", f"it belongs to cluster {_shown(hello.cluster)!r}, this node to {ours.cluster!r}"
+        if connection.channel is not None and uri_of(hello.cluster, hello.node) not in connection.channel.uris:
+            shown = " ".join(connection.channel.uris) or "no node"
+            return "certificate", f"it has the certificate of {_shown(shown, 300)}: give it its own"
         if hello.node == ours.node:
-            return f"two nodes are called {hello.node!r}: check node_id"
+            return "own name", f"two nodes are called {hello.node!r}: check node_id"
         if hello.node not in self._peers:
-            return f"{hello.node!r} is not in this node's member list"
+            return "member", f"{_shown(hello.node)!r} is not in this node's member list"
         if hello.members != ours.members:
-            return "its member list differs from this node's: all must be started with the same members"
+            return "members", "its member list differs from this node's: all must be started with the same members"
         if connection.dialed is not None and connection.dialed != hello.node:
-            return f"{hello.node!r} answers at the address of {connection.dialed!r}: check members"
+            return "address", f"{hello.node!r} answers at the address of {connection.dialed!r}: check members"
         if connection.dialed is None and self._node_id > hello.node:
-            return f"{hello.node!r} should wait to be dialed"
+            return "direction", f"{hello.node!r} should wait to be dialed"
         present = self._peers[hello.node].connection
         if (
             present is not None
             and present.incarnation != hello.incarnation
             and time.monotonic() - present.heard_at < 1.5 * PING_S
         ):
-            return f"another process that calls itself {hello.node!r} is connected: check node_id"
-        return ""
+            return "twice", f"another process that calls itself {hello.node!r} is connected: check node_id"
+        return "", ""
 
     def _compare(self, hello: Hello) -> None:
         """Settings that should agree and do not are worth a warning on both sides."""
@@ -599,17 +685,29 @@ class Transport:
             self._write(connection, encode(Ping(self._draining)))
 
     def _write(self, connection: _Connection, frame: bytes) -> None:
+        """Sends a frame, sealed if the connection is."""
         if connection.closed:
             return
+        if connection.channel is not None:
+            try:
+                frame = connection.channel.seal(frame)
+            except TlsError as error:
+                self._close(connection, str(error))
+                return
+        self._send(connection, frame)
+
+    def _send(self, connection: _Connection, data: bytes) -> None:
+        if connection.closed or not data:
+            return
         connection.sent_at = time.monotonic()
-        view = memoryview(frame)
+        view = memoryview(data)
         if not connection.outbound:
             try:
                 view = view[connection.socket.send(view) :]
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._close(connection, f"the connection broke: {error.strerror}")
+                self._hung_up(connection, f"the connection broke: {error.strerror}")
                 return
             if not view:
                 return
@@ -664,18 +762,20 @@ class Transport:
             peer.attempt = None
         if peer.connection is connection:
             peer.connection = None
-            peer.attempt_at = 0.0
+            # At once; but not again and again where the other end lets nobody in for long.
+            peer.attempt_at = connection.opened_at + RETRY_S
             for pending in list(self._pending.values()):
                 if pending.connection is connection:
                     _fail(pending, _lost())
             self._on_disconnected(peer.node)
 
     def _say(self, topic: str, what: str) -> None:
-        """A warning, at most one a topic in five seconds: strangers must not fill the disk."""
+        """A warning, at most one a topic in five seconds: strangers must not fill the disk.
+
+        So no word of a stranger is part of a topic, and no sentence is longer than a line or two.
+        """
         now = time.monotonic()
         if now >= self._quiet_until.get(topic, 0.0):
-            if len(self._quiet_until) > 100:
-                self._quiet_until.clear()
             self._quiet_until[topic] = now + 5.0
             logger.warning("%s", what)
 
@@ -726,6 +826,12 @@ def _lost() -> Unknown:
     return Unknown("the connection was lost before the answer came")
 
 
+def _shown(text: str, length: int = 80) -> str:
+    """What somebody else wrote, fit for a line of the log."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:length])
+    return printable + "..." * (len(text) > length)
+
+
 def _prepared(sock: socket.socket) -> socket.socket:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -738,7 +844,7 @@ def _listening_socket(listen: Endpoint) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((listen.host, listen.port))
-        sock.listen(CONNECTIONS_MAX)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()

@@ -21,6 +21,7 @@ from pysyncobj.transport import TCPTransport
 from rollcall.replication import transport as transport_module
 from rollcall.replication import wire
 from rollcall.replication.errors import NotDone, Unknown
+from rollcall.replication.tls import Credentials
 from rollcall.replication.transport import Endpoint, Transport
 
 from harness.bare import BareMember
@@ -84,6 +85,8 @@ class OurEnds(Ends):
         self.heard = {"a": [], "b": []}
         self.pollers: dict[str, FakePoller] = {}
         self.transports: dict[str, Transport] = {}
+        self.credentials: dict[str, Credentials] = {}
+        """What a node proves itself with, by its name; the others speak plain TCP."""
         replace(transport_module, "socket", self.net)
         self._hello = self.greeting_of("b")
 
@@ -102,7 +105,12 @@ class OurEnds(Ends):
 
     def make(self, name: str, **options: Any) -> Transport:
         others = {other: Endpoint("127.0.0.1", port) for other, port in PORTS.items() if other != name}
-        return Transport(name, others, **{"cluster": "test", "listen": Endpoint("127.0.0.1", PORTS[name]), **options})
+        usual = {
+            "cluster": "test",
+            "listen": Endpoint("127.0.0.1", PORTS[name]),
+            "credentials": self.credentials.get(name),
+        }
+        return Transport(name, others, **{**usual, **options})
 
     def round(self) -> None:
         for name, transport in self.transports.items():

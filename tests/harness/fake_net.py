@@ -27,6 +27,8 @@ class FakeSocket:
         self.backlog: deque[FakeSocket] | None = None
         self.error: int = 0
         self.port: int = 0
+        self.host: str = "127.0.0.1"
+        """Where it calls from."""
         net.sockets[self.descriptor] = self
 
     def fileno(self) -> int:
@@ -59,7 +61,8 @@ class FakeSocket:
             raise OSError(code, os.strerror(code))
         if not self.backlog:
             raise BlockingIOError(errno.EAGAIN, "nobody is there")
-        return self.backlog.popleft(), ("127.0.0.1", 1)
+        accepted = self.backlog.popleft()
+        return accepted, (accepted.other.host if accepted.other is not None else "", 1)
 
     def connect_ex(self, address: tuple[str, int]) -> int:
         listener = self.net.listeners.get(address[1])
@@ -136,9 +139,10 @@ class FakeNet:
     def __getattr__(self, name: str) -> Any:
         return getattr(socket, name)
 
-    def dial(self, port: int) -> FakeSocket:
-        """A connection from a stranger to whoever listens there."""
+    def dial(self, port: int, *, host: str = "127.0.0.1") -> FakeSocket:
+        """A connection from a stranger at ``host`` to whoever listens there."""
         made = FakeSocket(self)
+        made.host = host
         made.connect_ex(("127.0.0.1", port))
         assert not made.error, f"nobody listens on port {port}"
         return made

@@ -1,20 +1,29 @@
 """The files of ``compose/``, as far as they can be checked without a container engine."""
 
 import configparser
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from harness.certified import credentials_of
 from rollcall.node.settings import TABLE, load, sample
 
 COMPOSE = Path(__file__).resolve().parents[2] / "compose"
 FILES = {"compose.yaml": 3, "compose-5.yaml": 5}
 NAMES = {setting.env for setting in TABLE}
+TLS = "/etc/rollcall/tls"
 
 
 def composed(file: str) -> dict[str, Any]:
     return yaml.safe_load((COMPOSE / file).read_text(encoding="utf-8"))
+
+
+def nodes_of(file: str) -> dict[str, Any]:
+    """The services that are nodes."""
+    return {name: service for name, service in composed(file)["services"].items() if name != "certs"}
 
 
 def image_settings() -> dict[str, str]:
@@ -25,12 +34,12 @@ def image_settings() -> dict[str, str]:
 
 @pytest.mark.parametrize(("file", "nodes"), FILES.items())
 def test_a_compose_file_has_so_many_nodes(file: str, nodes: int):
-    assert list(composed(file)["services"]) == [f"n{i}" for i in range(1, nodes + 1)]
+    assert list(nodes_of(file)) == [f"n{i}" for i in range(1, nodes + 1)]
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_variable_is_a_setting(file: str):
-    used = {name for service in composed(file)["services"].values() for name in service["environment"]}
+    used = {name for service in nodes_of(file).values() for name in service["environment"]}
 
     assert used - NAMES == set()
     assert set(image_settings()) - NAMES == set()
@@ -38,7 +47,7 @@ def test_every_variable_is_a_setting(file: str):
 
 @pytest.mark.parametrize(("file", "nodes"), FILES.items())
 def test_every_node_would_start_and_all_would_agree(file: str, nodes: int):
-    services = composed(file)["services"]
+    services = nodes_of(file)
     settings = {name: load([], {**image_settings(), **service["environment"]}) for name, service in services.items()}
 
     assert [s.node_id for s in settings.values()] == list(services)
@@ -48,7 +57,7 @@ def test_every_node_would_start_and_all_would_agree(file: str, nodes: int):
 
 @pytest.mark.parametrize("file", FILES)
 def test_nodes_are_reached_at_their_names_and_at_ports_of_this_machine_alone(file: str):
-    services = composed(file)["services"]
+    services = nodes_of(file)
     published = [service["ports"][0].split(":") for service in services.values()]
 
     assert [host for host, _, _ in published] == ["127.0.0.1"] * len(services)
@@ -62,11 +71,42 @@ def test_nodes_are_reached_at_their_names_and_at_ports_of_this_machine_alone(fil
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_node_keeps_its_data_in_a_volume_of_its_own(file: str):
-    data = composed(file)
-    volumes = [service["volumes"][0].split(":") for service in data["services"].values()]
+    volumes = [service["volumes"][0].split(":") for service in nodes_of(file).values()]
 
-    assert [name for name, _ in volumes] == list(data["volumes"])
+    assert [name for name, _ in volumes] == list(nodes_of(file))
     assert all(image_settings()["ROLLCALL_DATA_DIR"].startswith(target) for _, target in volumes)
+    assert list(composed(file)["volumes"]) == [*nodes_of(file), "tls", "ca"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_nodes_speak_tls_with_certificates_that_a_service_makes_before_they_start(file: str, tmp_path: Path):
+    """Its very command is run here, with another place for the files."""
+    certs = composed(file)["services"]["certs"]
+    command = [sys.executable, "-m", "rollcall.node", *(word.replace(TLS, str(tmp_path)) for word in certs["command"])]
+
+    for _ in range(2):  # the second time it renews
+        subprocess.run(command, check=True, timeout=30, stdout=subprocess.DEVNULL)
+
+    for name, service in nodes_of(file).items():
+        settings = load([], {**image_settings(), **service["environment"]})
+        paths = [Path(path) for path in (settings.tls_cert, settings.tls_key, settings.tls_ca)]
+        assert [path.name for path in paths] == ["cert.pem", "key.pem", "ca.pem"]
+        credentials_of(tmp_path / paths[0].parent.relative_to(TLS), settings.cluster_id, name)
+        assert service["depends_on"] == {"certs": {"condition": "service_completed_successfully"}}
+        assert not settings.insecure
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_node_sees_the_key_of_the_ca(file: str):
+    certs = composed(file)["services"]["certs"]
+
+    assert certs["volumes"] == [f"tls:{TLS}", f"ca:{TLS}/ca"]
+    assert certs["restart"] == "no"
+    for service in nodes_of(file).values():
+        assert [volume for volume in service["volumes"] if "ca:" in volume] == []
+        assert f"tls:{TLS}:ro" in service["volumes"]
+    # A new volume takes its owner from the folder of the image that it is mounted on.
+    assert f"install -d -o rollcall -m 0700 {TLS} {TLS}/ca" in (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_the_image_runs_as_nobody_in_particular_and_is_watched():
@@ -94,4 +134,7 @@ def test_the_service_unit_starts_the_node_with_the_sample_files_directory():
 
     assert service["ExecStart"] == "/opt/rollcall/bin/rollcall-node --config /etc/rollcall/node.toml"
     assert load(["--config", str(COMPOSE / "node.toml")], {}).data_dir == Path("/var/lib") / service["StateDirectory"]
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert TLS in (COMPOSE / "rollcall-node.service").read_text(encoding="utf-8")
+    assert f'# tls_cert = "{TLS}/cert.pem"' in sample()
     assert float(service["TimeoutStopSec"]) > load(["--config", str(COMPOSE / "node.toml")], {}).drain_timeout_s

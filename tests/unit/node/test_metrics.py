@@ -28,6 +28,17 @@ def test_requests_are_counted_by_class_of_status_and_timed() -> None:
     assert value("rollcall_http_request_seconds_count", route) == 3
 
 
+def test_the_end_of_a_certificate_is_shown_where_there_is_one() -> None:
+    without, metrics = Metrics(), Metrics()
+    ends_at = [1.5e9]
+    metrics.watch_certificate(lambda: ends_at[0])
+
+    assert b"rollcall_tls_certificate_expiry_timestamp_seconds 1.5e+09" in metrics.render()
+    ends_at[0] = 2.5e9
+    assert b"rollcall_tls_certificate_expiry_timestamp_seconds 2.5e+09" in metrics.render()
+    assert b"certificate" not in without.render()
+
+
 def test_gauges_are_read_when_asked() -> None:
     metrics, service = Metrics(), FakeService(budget=8)
     metrics.watch(service)

@@ -176,11 +176,25 @@ def test_binding_every_address_needs_an_advertised_one(host: str):
 def test_nodes_speak_plain_tcp_beyond_this_machine_only_when_told_so():
     flags = ("--raft-host", "10.0.0.1")
 
-    assert "set insecure = true" in refused(*flags).message
+    said = refused(*flags).message
+    assert "set tls_cert, tls_key and tls_ca (rollcall-node certs makes them), or" in said
+    assert "set insecure = true" in said
     assert loaded(*flags, "--insecure").raft_advertise == "10.0.0.1:9500"
+    assert loaded(*flags, "--tls-cert", "c", "--tls-key", "k", "--tls-ca", "a").tls_key == "k"
     assert not loaded("--raft-host", "127.0.0.2").insecure
     assert not loaded("--raft-host", "::1").insecure
     assert loaded("--raft-host", "::1").raft_advertise == "[::1]:9500"
+
+
+def test_tls_needs_all_of_its_files():
+    assert "tls_key, tls_ca missing: TLS needs all of tls_cert, tls_key, tls_ca" in refused("--tls-cert", "c").message
+    assert "tls_cert missing" in refused("--tls-key", "k", "--tls-ca", "a", "--insecure").message
+
+
+def test_a_node_is_not_told_to_be_secure_and_insecure_at_once():
+    flags = ("--tls-cert", "c", "--tls-key", "k", "--tls-ca", "a", "--insecure")
+
+    assert "allows plain TCP, and tls_cert is set: remove one of them" in refused(*flags).message
 
 
 def test_relations_are_stated_in_the_operators_words():
@@ -278,9 +292,23 @@ def test_the_sample_file_is_a_node_that_starts_and_names_every_setting(tmp_path:
     assert [s.key for s in TABLE if f"{s.key} = " not in sample()] == []
 
 
+def test_the_samples_examples_fit_together(tmp_path: Path):
+    examples = tuple(f"# {setting.key} = " for setting in TABLE if setting.example)
+    file = tmp_path / "node.toml"
+    file.write_text(
+        "\n".join(line.removeprefix("# ") if line.startswith(examples) else line for line in sample().splitlines())
+    )
+
+    assert load(["--config", str(file)], {}).tls_key == "/etc/rollcall/tls/key.pem"
+
+
 def test_the_samples_comments_are_the_defaults(tmp_path: Path):
     """Every commented line with a value can be uncommented without changing anything."""
-    lines = [line.removeprefix("# ") if " = " in line and "[" not in line else line for line in sample().splitlines()]
+    examples = tuple(f"# {setting.key} = " for setting in TABLE if setting.example)
+    lines = [
+        line.removeprefix("# ") if " = " in line and "[" not in line and not line.startswith(examples) else line
+        for line in sample().splitlines()
+    ]
     file = tmp_path / "node.toml"
     file.write_text("\n".join(lines))
 

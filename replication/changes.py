@@ -134,15 +134,18 @@ class Changes:
             if self._waiters:
                 self._wake(index, names)
 
-    def reset(self, index: int) -> None:
-        """The registry was replaced by a snapshot at ``index``: what led there is unknown."""
+    def reset(self, index: int) -> list[_Group]:
+        """The registry was replaced by a snapshot at ``index``: what led there is unknown.
+
+        Answers what was held, for the caller to let go of: freeing many events takes long.
+        """
         with self._lock:
             unseen = self.last + 1
-            self._groups.clear()
-            self._indexes.clear()
+            former, self._groups, self._indexes = self._groups, [], []
             self._start = self._events = 0
             self.floor = self.last = index
             self._wake_all(unseen)
+        return former
 
     def close(self) -> None:
         """Sends every waiter home; from now on nobody waits."""

@@ -6,11 +6,28 @@ disk, or make an fsync fail, and so that the order of the steps can be read
 from one trace. Paths are absolute; sizes and offsets are bytes.
 """
 
+import errno
 import fcntl
 import os
 from pathlib import Path
 
 from .errors import WrongDirectory
+
+CHOICES = (
+    "Choices: if the other nodes form a quorum, empty the data directory and start this node once with --rejoin; "
+    "if the disk keeps a second copy (a mirror, RAID), restore the file as it was, never an older one; "
+    "if this is the last copy there is, docs/operations.md says what can be saved"
+)
+"""What an operator can do about a file that is damaged or gone."""
+
+
+def remedy(error: OSError) -> str:
+    """What an operator can do about a file that cannot be read or written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some room there, or allow the node more"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make it readable and writable for the user that runs the node"
+    return "the disk may be failing: look at the system's log, and replace it (docs/operations.md says how)"
 
 
 class Disk:
@@ -67,6 +84,15 @@ class Disk:
             os.close(descriptor)
 
 
+def _make(directory: Path) -> None:
+    """Makes a directory, and those above it, so that a power cut does not take it back with all that it holds."""
+    if directory.is_dir():
+        return
+    _make(directory.parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    Disk().sync_directory(directory.parent)
+
+
 class DirectoryLock:
     """Keeps a second process out of a data directory until ``release``.
 
@@ -76,7 +102,7 @@ class DirectoryLock:
 
     def __init__(self, directory: Path) -> None:
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(directory)
             directory.chmod(0o700)
             self._descriptor: int | None = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

@@ -44,7 +44,7 @@ from pysyncobj.transport import Transport as LibraryTransport
 from . import wire
 from .changes import Changes
 from .commands import LEVEL, Command, Compare, Envelope, Raise, Readmit, decode, encode, level_of
-from .disk import DirectoryLock, Disk
+from .disk import CHOICES, DirectoryLock, Disk
 from .errors import (
     Damaged,
     DiskUnavailable,
@@ -58,7 +58,7 @@ from .errors import (
     Unknown,
 )
 from .install import Incoming, Outgoing
-from .journal import NO_OP, REGULAR, Entry, Journal
+from .journal import NO_OP, REGULAR, Cut, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
 from .records import Event
 from .registry import Outcome, Registry, State
@@ -67,6 +67,10 @@ from .standing import Standing
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
+
+# The library reads CLOCK_MONOTONIC_RAW, which the time service does not steer: it parts
+# from the clock of this file by seconds a day, and deadlines cross between the two.
+pysyncobj.syncobj.monotonicTime = time.monotonic  # pyright: ignore[reportAttributeAccessIssue]
 
 REVIEWED: Mapping[str, str] = {
     "config.py": "fbbc7ff9f18e4d15",
@@ -93,7 +97,9 @@ DRAIN_BYTES = 1024 * 1024
 APPLY_S = 0.02
 """Spent on applying in one tick, so that a long backlog does not stop heartbeats."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
-"""A log file of this size is cut even if its entries are few."""
+"""A log file that grew by so much is cut even if its entries are few."""
+LOG_BYTES_HARD = 4 * LOG_BYTES_MAX
+"""A leader whose log grew by so much while a state file is written takes nothing up until that is done."""
 SAVE_AGAIN_S = 5.0
 KEEP_ENTRIES = 2_000
 KEEP_BYTES = 4 * 1024 * 1024
@@ -217,12 +223,14 @@ class Engine(SyncObj):
         self._compared_index: int = 0
         self._compared_at: float = 0.0
         self._changed_index: int = 0
+        self._known_index: int = 0
         self._verified: tuple[int, str, int] = (0, "", 0)
         self._send_now: bool = False
         self._commit_moved: bool = False
         self._receiving: Incoming | None = None
         self._installing: Future[tuple[SnapshotHeader, State]] | None = None
         self._saving: Future[SnapshotHeader] | None = None
+        self._cutting: tuple[Cut, Future[None]] | None = None
         self._saved: SnapshotHeader | None = None
         self._saved_at: float = time.monotonic()
         self._save_failed: bool = False
@@ -249,6 +257,7 @@ class Engine(SyncObj):
             opened.callback(self._close_pipe)
             opened.callback(transport.close)
             opened.callback(DirectoryLock(config.directory).release)
+            opened.callback(self._abandon_cut)
             self._snapshots: Snapshots = Snapshots(config.directory, cluster=config.cluster, disk=self._disk)
             opened.callback(self._snapshots.close)
             self._journal: Journal = Journal(
@@ -395,7 +404,9 @@ class Engine(SyncObj):
                 self._leadership_changed.notify_all()
 
     def _pause_s(self, now: float) -> float:
-        if self._proposals or self._held or self._send_now or self._commit_index > self._applied:
+        if self._held or self._send_now or self._commit_index > self._applied:
+            return 0.0
+        if self._proposals and self._log_has_room:
             return 0.0
         if self._reads and self._round is None and self._serving:
             return 0.0
@@ -551,6 +562,11 @@ class Engine(SyncObj):
         """Leads, and has applied its own term's first entry."""
         return self._role == LEADER and self._applied_term == self._term
 
+    @property
+    def _log_has_room(self) -> bool:
+        """False while writes come in faster than a state file is written: what the log takes is bounded."""
+        return self._journal.growth < LOG_BYTES_HARD or not (self._saving or self._cutting)
+
     def _quorum_contact_s(self, now: float) -> float:
         """How long ago this leader last heard a quorum, itself included."""
         ages = sorted(now - heard for heard in list(self._SyncObj__lastResponseTime.values()))
@@ -574,9 +590,8 @@ class Engine(SyncObj):
         if found is None:
             if journal.base_index > 1:
                 raise Damaged(
-                    f"the log in {self._config.directory} starts at entry {journal.base_index}, but there is no state "
-                    "file for what came before. Choices: put the state file back; or, if the other nodes form a "
-                    "quorum, give this member's place to a new node with an empty data directory."
+                    f"{self._snapshots.path} is missing: the log beside it starts at entry {journal.base_index}, and "
+                    f"the state file for what came before is gone. Put it back, or: {CHOICES}"
                 )
             self.registry.skip(1, 0)
             applied = 1
@@ -584,14 +599,14 @@ class Engine(SyncObj):
             header, state = found
             if header.index < journal.base_index:
                 raise Damaged(
-                    f"the log in {self._config.directory} starts at entry {journal.base_index}, but the state file "
-                    f"ends at {header.index}: put the newer state file back"
+                    f"{self._snapshots.path} ends at entry {header.index}, but the log beside it starts at entry "
+                    f"{journal.base_index}: it is not the newest state file. Put that back, or: {CHOICES}"
                 )
             if journal.term_at(header.index) != header.term:
                 if journal.getRaftCommitIndex() >= header.index:
                     raise Damaged(
-                        f"the state file in {self._config.directory} ends at entry {header.index} of term "
-                        f"{header.term}, which contradicts the entry that the log holds there for committed"
+                        f"{self._snapshots.path} ends at entry {header.index} of term {header.term}, which "
+                        f"contradicts the log beside it: they do not belong together. {CHOICES}"
                     )
                 journal.reset((NO_OP, header.index, header.term))
             self._check_level(state.level)
@@ -608,6 +623,7 @@ class Engine(SyncObj):
         self._SyncObj__raftLastApplied = applied
         self._SyncObj__raftCommitIndex = max(journal.getRaftCommitIndex(), applied)
         journal.setRaftCommitIndex(self._commit_index)
+        self._known_index = self._commit_index
         self._SyncObj__needLoadDumpFile = False
 
     def _check_level(self, level: int) -> None:
@@ -624,7 +640,7 @@ class Engine(SyncObj):
         once a command, forwards by itself (D20, D21) and keeps commands whose
         client has gone."""
         taken = 0
-        while self._proposals and taken < DRAIN_BYTES and self._transfer is None:
+        while self._proposals and taken < DRAIN_BYTES and self._transfer is None and self._log_has_room:
             proposal = self._proposals.popleft()
             if self._role != LEADER:
                 proposal.resolve(None, NotLeader(f"{self.node_id} does not lead any more"))
@@ -809,7 +825,10 @@ class Engine(SyncObj):
             return
         if self._joined_at is None and not message.detached:
             self._joined_at = message.commit_index
-        if self._receiving is not None or self._installing is not None or not message.previous_index:
+        if self._receiving is not None and message.previous_index:
+            # The leader sends entries again, so it no longer sends the state file: it would be waited for in vain.
+            self._abort_receiving()
+        if self._installing is not None or not message.previous_index:
             self._answer(node, alive=True)
             return
         term, leader, verified = self._verified
@@ -1015,6 +1034,9 @@ class Engine(SyncObj):
 
     def _begin_read_round(self) -> None:
         """One question to the others for all reads that wait; what comes meanwhile waits for the next."""
+        if self._reads and self._role != LEADER:
+            # Another thread asked in the moment in which leadership was lost.
+            self._fail_reads()
         if not self._reads or self._round is not None or not self._serving:
             return
         reads = [read for read in (self._reads.popleft() for _ in range(len(self._reads))) if not read.settled]
@@ -1069,14 +1091,20 @@ class Engine(SyncObj):
             self._propose_once("raise", Raise(level))
         if self.registry.level < PRE_VOTE_LEVEL:
             return
-        for node_id, (standing, disk) in self._disks.items():
-            if standing == "rejoining":
-                self._propose_once(f"readmit {node_id}", Readmit(node_id, disk))
+        for node in self._wire.nodes():
+            standing, disk = self._disks.get(node.id, ("", ""))
+            if standing == "rejoining" and self._takes_entries(node):
+                self._propose_once(f"readmit {node.id}", Readmit(node.id, disk))
         noted = max(self._noted, default=0)
         old = now - self._compared_at > COMPARE_S and self._changed_index > self._compared_index
         if old or self._applied - noted > COMPARE_ENTRIES:
             self._compared_at = now
             self._propose_once("compare", Compare(noted, self._noted.get(noted, "")))
+
+    def _takes_entries(self, node: Node) -> bool:
+        """Whether a follower would apply what is proposed now, being neither away nor filled by a state file."""
+        follower = self._followers.setdefault(node, _Follower())
+        return self._wire.connected(node) and not follower.probing and follower.sending is None
 
     def _propose_once(self, what: str, command: Command) -> None:
         under_way = self._own.get(what)
@@ -1098,10 +1126,14 @@ class Engine(SyncObj):
                 self._changed_index = index
 
     def _compare(self, index: int, command: Compare) -> None:
-        """Stops this node if its state is not the leader's (H10). Better no answer than a wrong one."""
+        """Stops this node if its state is not the leader's (H10). Better no answer than a wrong one.
+
+        But not for an entry that was committed before this process began: if the leader was the one
+        that was wrong, its word stays in the log, and no node could ever start on it again.
+        """
         ours = self._noted.get(command.index)
         if ours is not None and command.digest:
-            if ours != command.digest:
+            if ours != command.digest and index > self._known_index:
                 raise Fatal(
                     f"this node's state differs from the leader's: after entry {command.index} its digest was {ours}, "
                     f"the leader's {command.digest}. Compare /api/v1/cluster/digest of all nodes: the one that is "
@@ -1323,18 +1355,19 @@ class Engine(SyncObj):
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """Writes a state file in the background and then cuts the log (D5, D15, D18)."""
-        if self._saving is not None:
-            if self._saving.done():
-                self._finish_saving(self._saving)
-                self._saving = None
-            return
-        if self._installing is not None or self._receiving is not None:
+        if self._saving is not None and self._saving.done():
+            saving, self._saving = self._saving, None
+            self._finish_saving(saving)
+        if self._cutting is not None and self._cutting[1].done():
+            cutting, self._cutting = self._cutting, None
+            self._finish_cutting(*cutting)
+        if any((self._saving, self._cutting, self._installing, self._receiving)):
             return
         entries = self._applied - (self._saved.index if self._saved else 1)
         age_s = time.monotonic() - self._saved_at
         if self._save_failed and age_s < SAVE_AGAIN_S:
             return
-        large = self._journal.size > LOG_BYTES_MAX and age_s > SAVE_AGAIN_S
+        large = self._journal.growth > LOG_BYTES_MAX
         old = age_s > self._config.snapshot_interval_s
         if entries >= self._config.snapshot_entries or (entries and (large or old)):
             self._saving = self._snapshots.save(self.registry.root())
@@ -1348,23 +1381,50 @@ class Engine(SyncObj):
             self._save_failed = True
             return
         self._save_failed = False
-        if header.index <= self._journal.base_index:
+        if header.index <= self._journal.base_index or (self._saved and header.index <= self._saved.index):
+            # A newer one was installed meanwhile.
             return
         self._saved = header
-        if any(follower.sending for follower in self._followers.values()):
-            return
-        cut = header.index
+        position = self._cut_position(header.index)
+        if position:
+            cut = self._journal.begin_cut(position)
+            self._cutting = cut, self._snapshots.run(lambda: self._journal.write_cut(cut, self._snapshots.rest))
+        else:
+            # Who needs all of the log will not need less of it in a moment.
+            self._save_failed = self._journal.growth > LOG_BYTES_MAX
+            self._say_saved(header)
+
+    def _cut_position(self, saved_index: int) -> int:
+        """Where to cut the log: behind the state file, less what is kept for followers that were briefly away."""
+        cut = saved_index
+        if self._journal.growth < 2 * LOG_BYTES_MAX:
+            # Who is being sent a state file needs the entries behind it next; but not at the price of a full disk.
+            cut = min([cut, *(follower.sending.index for follower in self._followers.values() if follower.sending)])
         kept = 0
-        floor = max(self._journal.base_index, header.index - KEEP_ENTRIES)
+        floor = max(self._journal.base_index, cut - KEEP_ENTRIES)
         while cut > floor and kept < KEEP_BYTES:
             kept += len(self._journal[cut - self._journal.base_index][0])
             cut -= 1
+        return max(0, cut - self._journal.base_index)
+
+    def _finish_cutting(self, cut: Cut, written: "Future[None]") -> None:
         try:
-            self._journal.deleteEntriesTo(cut - self._journal.base_index)
+            written.result()
+            self._snapshots.let_go(None, self._journal.end_cut(cut))
         except DiskUnavailable as error:
             logger.warning("the log could not be cut: %s", error.message)
+            self._save_failed = True
             return
-        logger.info("state file at entry %d; the log starts at %d", header.index, self._journal.base_index)
+        self._say_saved(self._saved)
+
+    def _say_saved(self, header: SnapshotHeader | None) -> None:
+        saved_index = header.index if header is not None else 0
+        logger.info("state file at entry %d; the log starts at %d", saved_index, self._journal.base_index)
+
+    def _abandon_cut(self) -> None:
+        if self._cutting is not None:
+            self._cutting[0].abandon()
+            self._cutting = None
 
     def _send_state(self, node: Node, follower: _Follower) -> None:
         now = time.monotonic()
@@ -1423,8 +1483,10 @@ class Engine(SyncObj):
         if message.term != self._term or self._role != LEADER:
             return
         now = time.monotonic()
-        self._SyncObj__lastResponseTime[node] = now
-        sending = self._followers.setdefault(node, _Follower()).sending
+        follower = self._followers.setdefault(node, _Follower())
+        if follower.votes:
+            self._SyncObj__lastResponseTime[node] = now
+        sending = follower.sending
         if sending is not None and sending.index == message.index:
             sending.acknowledged(message.offset, now)
             self._send_now = True
@@ -1444,15 +1506,13 @@ class Engine(SyncObj):
             return
         journal = self._journal
         try:
-            if journal.term_at(header.index) == header.term:
-                journal.deleteEntriesTo(header.index - journal.base_index)
-            else:
+            if journal.term_at(header.index) != header.term:
                 journal.reset((NO_OP, header.index, header.term))
         except DiskUnavailable as error:
             self._disk_failed(error)
             return
         self._check_level(state.level)
-        self.registry.replace(state)
+        former = self.registry.replace(state)
         self._noted.clear()
         self._saved = header
         self._saved_at = time.monotonic()
@@ -1460,7 +1520,7 @@ class Engine(SyncObj):
         self._applied_term = header.term
         self._SyncObj__raftCommitIndex = max(self._commit_index, header.index)
         journal.setRaftCommitIndex(self._commit_index)
-        self.changes.reset(header.index)
+        self._snapshots.let_go(former, self.changes.reset(header.index))
         for index in [index for index in self._waiting if index <= header.index]:
             _, proposal = self._waiting.pop(index)
             proposal.resolve(None, Unknown("a state file took the place of the log where the write stood"))

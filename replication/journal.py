@@ -25,7 +25,9 @@ case stays undecided: power lost before the kernel wrote the mark back, and a
 flipped bit in the very last group.
 
 Compaction writes a new file and renames it over the old one (defect D6 of the
-library is a compaction in place). The first entry in memory is the *base*: the
+library is a compaction in place). Most of the new file is written on the
+background thread (``Cut``), while the log goes on; the tick thread adds what
+came meanwhile and switches over. The first entry in memory is the *base*: the
 last one that was compacted away, kept for its index and term.
 
 Closes D5, D6, D7, D8, D11, D15, D17 and D25 together with ``engine.py``.
@@ -35,14 +37,14 @@ import contextlib
 import logging
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import overload
 
 import msgspec
 from pysyncobj.journal import Journal as LibraryJournal
 
-from .disk import Disk
+from .disk import CHOICES, Disk, remedy
 from .errors import Damaged, DiskUnavailable, Fatal, WrongDirectory
 
 logger = logging.getLogger(__name__)
@@ -72,11 +74,107 @@ GROWTH_BYTES = 4 * 1024 * 1024
 RESERVE_BYTES = 64 * 1024
 """Room that only term, vote and commit records may use, so that a node whose
 disk is full can still take part in elections without voting twice."""
+CUT_STEP_BYTES = 64 * 1024
+"""Written at a time by a cut in the background."""
+CUT_SYNC_BYTES = 1024 * 1024
+"""Written between two syncs of a cut: the log's own sync may wait for what another file has not written back."""
+CUT_REST_BYTES = 256 * 1024
+"""What a cut may leave to the tick thread."""
+CUT_ROUNDS_MAX = 10
+"""How often a cut looks for what was committed meanwhile; the log could grow faster than it writes."""
 
 
 def _record(kind: int, body: bytes) -> bytes:
     checksum = zlib.crc32(body, kind)
     return _HEADER.pack(len(body), checksum, kind) + body
+
+
+class Cut:
+    """A shorter file in the making: the entries from a new base on, while the log goes on.
+
+    ``open`` and ``write`` are for any thread, the rest for the tick thread. All raise
+    ``DiskUnavailable``, and the file is gone then; the log is as it was.
+    """
+
+    def __init__(self, path: Path, disk: Disk, identity: dict[str, str | int], entries: list[Entry], base: int) -> None:
+        self.path: Path = path
+        self.entries: list[Entry] = entries
+        """The log's own list; committed entries stay where they are in it."""
+        self.base: int = base
+        """Position of the entry that becomes the base."""
+        self.identity: dict[str, str | int] = {**identity, "generation": int(identity["generation"]) + 1}
+        self.descriptor: int = -1
+        self.end: int = 0
+        self._next: int = base
+        self._disk: Disk = disk
+
+    def open(self) -> None:
+        """Makes the file."""
+        with self._or_abandoned():
+            self._disk.unlink(self.path)
+            self.descriptor = self._disk.open(self.path)
+            self._append(_record(_IDENTITY_KIND, msgspec.msgpack.encode(self.identity)))
+
+    def write(self, committed: Callable[[], int], rest: Callable[[], None]) -> None:
+        """Writes and syncs the entries up to position ``committed()``, in small steps with ``rest()`` between them."""
+        with self._or_abandoned():
+            for _ in range(CUT_ROUNDS_MAX):
+                before = self.end
+                # A log that was replaced meanwhile may be committed beyond the end of this one.
+                self._write_to(min(committed(), len(self.entries) - 1), rest)
+                if self.end - before <= CUT_REST_BYTES:
+                    break
+
+    def finish(self, records: list[bytes]) -> None:
+        """Adds the entries that are left, and ``records``, and makes the file durable."""
+        data = b"".join([*map(_entry_record, self.entries[self._next :]), *records])
+        # True as soon as the file has its name, so it vouches for itself.
+        data += _record(_SYNCED_KIND, _SYNCED.pack(_MAGIC, self.end + len(data)))
+        with self._or_abandoned():
+            self._disk.reserve(self.descriptor, self.end + len(data) + RESERVE_BYTES + GROWTH_BYTES)
+            self._append(data)
+            self._disk.sync(self.descriptor)
+
+    def abandon(self) -> None:
+        """Gives up the file. Not while another thread works on it."""
+        if self.descriptor >= 0:
+            self._disk.close(self.descriptor)
+            self._disk.unlink(self.path)
+            self.descriptor = -1
+
+    @contextlib.contextmanager
+    def _or_abandoned(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.abandon()
+            raise DiskUnavailable(f"no new log in {self.path.parent}: {error.strerror}; {remedy(error)}") from None
+
+    def _write_to(self, last: int, rest: Callable[[], None]) -> None:
+        synced = self.end
+        step: list[bytes] = []
+        size = 0
+        while self._next <= last:
+            record = _entry_record(self.entries[self._next])
+            self._next += 1
+            step.append(record)
+            size += len(record)
+            if size >= CUT_STEP_BYTES or self._next > last:
+                self._append(b"".join(step))
+                step, size = [], 0
+                if self.end - synced >= CUT_SYNC_BYTES or self._next > last:
+                    self._disk.sync(self.descriptor)
+                    synced = self.end
+                rest()
+
+    def _append(self, data: bytes) -> None:
+        self._disk.write(self.descriptor, data, self.end)
+        self.end += len(data)
+
+
+def _entry_record(entry: Entry) -> bytes:
+    command, index, term = entry
+    return _record(_ENTRY_KIND, _ENTRY.pack(index, term) + command)
 
 
 class Journal(LibraryJournal):
@@ -102,25 +200,29 @@ class Journal(LibraryJournal):
         self._end: int = 0
         self._reserved: int = 0
         self._synced: int = 0
+        self._made: int = 0
         self._term: int = 0
         self._vote: str | None = None
         self._commit: int = 1
         self._unsynced: bool = False
         self.sync_count: int = 0
-        self._disk.unlink(self._path.with_suffix(".new"))
-        new = not path.exists() or path.stat().st_size == 0
-        self._descriptor: int = self._disk.open(path)
-        self._mark: int = self._disk.open(path.with_suffix(".synced"))
+        self._descriptor: int = -1
+        self._mark: int = -1
         try:
+            for leftover in (".new", ".cut"):
+                self._disk.unlink(self._path.with_suffix(leftover))
+            new = not path.exists() or path.stat().st_size == 0
+            if new and not (may_be_new and self._last_mark() is None):
+                raise self._damaged(0, "it is missing or empty, but a log was here before")
+            self._descriptor = self._disk.open(path)
+            self._mark = self._disk.open(path.with_suffix(".synced"))
             if new:
-                if not may_be_new or self._last_mark() is not None:
-                    raise self._damaged(0, "it is missing or empty, but a log was here before")
                 self._create()
             else:
                 self._load(self._disk.read(path))
         except OSError as error:
             self._destroy()
-            raise DiskUnavailable(f"{path}: {error.strerror}; free some room or give the node another disk") from None
+            raise DiskUnavailable(f"{path} cannot be opened: {error.strerror}; {remedy(error)}") from None
         except Exception:
             self._destroy()
             raise
@@ -157,7 +259,30 @@ class Journal(LibraryJournal):
         if not 0 <= entryTo < len(self._entries):
             raise Fatal(f"refused to compact to position {entryTo} of a log of {len(self._entries)} entries")
         if entryTo:
-            self._rewrite(self._entries[entryTo:])
+            self._rewrite(self._entries, entryTo)
+
+    def begin_cut(self, position: int) -> Cut:
+        """A compaction whose long part, ``write_cut``, is for the background thread. ``end_cut`` follows it."""
+        if not 0 <= position <= self._position(self._commit):
+            raise Fatal(f"refused to cut at position {position}: only up to {self._commit} is committed")
+        return Cut(self._path.with_suffix(".cut"), self._disk, self._identity, self._entries, position)
+
+    def write_cut(self, cut: Cut, rest: Callable[[], None]) -> None:
+        """The long part. For any thread. Raises ``DiskUnavailable``."""
+        base_index = cut.entries[0][1]
+        cut.open()
+        cut.write(lambda: self._commit - base_index, rest)
+
+    def end_cut(self, cut: Cut) -> list[Entry]:
+        """Switches to the shorter file once ``write_cut`` has returned; what fell away, for the caller to free.
+
+        Raises ``DiskUnavailable``, and then the log is as it was. So it is if a
+        state file has replaced the log meanwhile.
+        """
+        if cut.entries is not self._entries:
+            cut.abandon()
+            return []
+        return self._adopt(cut)
 
     @overload
     def __getitem__(self, item: int) -> Entry: ...
@@ -222,14 +347,14 @@ class Journal(LibraryJournal):
     # -- what the engine asks for --------------------------------------------------
 
     @property
-    def dirty(self) -> bool:
-        """Whether something waits for ``sync`` that must not be lost."""
-        return self._unsynced
-
-    @property
     def size(self) -> int:
         """Bytes of the file in use, what is not written yet included."""
         return self._end + self._buffered
+
+    @property
+    def growth(self) -> int:
+        """Bytes that were added since the file was made: what a compaction could win back, about."""
+        return self.size - self._made
 
     @property
     def base_index(self) -> int:
@@ -271,7 +396,7 @@ class Journal(LibraryJournal):
 
     def reset(self, base: Entry) -> None:
         """Replaces all entries by ``base``: a snapshot that ends there was installed."""
-        self._rewrite([base])
+        self._rewrite([base], 0)
 
     # -- writing -------------------------------------------------------------------
 
@@ -296,7 +421,7 @@ class Journal(LibraryJournal):
             self._disk.reserve(self._descriptor, target)
         except OSError as error:
             raise DiskUnavailable(
-                f"no room for the log in {self._path.parent}: {error.strerror}; free some room there"
+                f"no room for the log in {self._path.parent}: {error.strerror}; {remedy(error)}"
             ) from None
         self._reserved = target
 
@@ -322,74 +447,74 @@ class Journal(LibraryJournal):
             logger.warning("could not note how far the log is synced: %s", error.strerror)
 
     def _create(self) -> None:
-        self._rewrite([FIRST_ENTRY])
+        self._rewrite([FIRST_ENTRY], 0)
 
-    def _rewrite(self, entries: Sequence[Entry]) -> None:
-        """A new file with ``entries`` and the present term, vote and commit index.
+    def _rewrite(self, entries: list[Entry], base: int) -> None:
+        """A new file with ``entries`` from position ``base`` on."""
+        cut = Cut(self._path.with_suffix(".new"), self._disk, self._identity, entries, base)
+        cut.open()
+        self._adopt(cut)
+
+    def _adopt(self, cut: Cut) -> list[Entry]:
+        """Takes ``cut`` for the log, with the present term, vote and commit index.
 
         New file, fsync, rename, fsync of the directory: a crash leaves the old
         file or the new one.
         """
-        identity = dict(self._identity)
-        identity["generation"] = int(identity["generation"]) + 1
-        commit = max(min(self._commit, entries[-1][1]), entries[0][1])
-        data = b"".join(
+        first, last = cut.entries[cut.base][1], cut.entries[-1][1]
+        commit = max(min(self._commit, last), first)
+        cut.finish(
             [
-                _record(_IDENTITY_KIND, msgspec.msgpack.encode(identity)),
                 _record(_STATE_KIND, msgspec.msgpack.encode((self._term, self._vote))),
-                *(_record(_ENTRY_KIND, _ENTRY.pack(index, term) + command) for command, index, term in entries),
                 _record(_COMMIT_KIND, _INDEX.pack(commit)),
             ]
         )
-        # True as soon as the file has its name, so it vouches for itself.
-        data += _record(_SYNCED_KIND, _SYNCED.pack(_MAGIC, len(data)))
-        path = self._path.with_suffix(".new")
-        descriptor = self._disk.open(path)
         try:
-            self._disk.reserve(descriptor, len(data) + RESERVE_BYTES + GROWTH_BYTES)
-            self._disk.write(descriptor, data, 0)
-            self._disk.sync(descriptor)
-        except OSError as error:
-            self._disk.close(descriptor)
-            self._disk.unlink(path)
-            raise DiskUnavailable(f"no room for a new log in {path.parent}: {error.strerror}") from None
-        try:
-            self._disk.replace(path, self._path)
+            self._disk.replace(cut.path, self._path)
         except OSError as error:
             raise Fatal(f"replacing {self._path} failed ({error.strerror})") from error
         self._disk.close(self._descriptor)
-        self._descriptor = descriptor
-        self._identity = identity
-        self._entries = list(entries)
+        self._descriptor = cut.descriptor
+        self._identity = cut.identity
+        former = self._entries
+        self._entries = cut.entries[cut.base :]
         self._commit = commit
         self._buffer.clear()
         self._buffered = 0
-        self._end = self._synced = len(data)
-        self._reserved = len(data) + RESERVE_BYTES + GROWTH_BYTES
+        self._end = self._synced = self._made = cut.end
+        self._reserved = cut.end + RESERVE_BYTES + GROWTH_BYTES
         self._unsynced = False
         self._write_mark()
+        return former
+
+    def _position(self, index: int) -> int:
+        return index - self._entries[0][1]
 
     # -- opening -------------------------------------------------------------------
 
     def _load(self, data: bytes) -> None:
         offset = 0
-        while True:
-            record = _read_record(data, offset)
-            if record is None:
-                break
+        entries = self._entries
+        while (record := _read_record(data, offset)) is not None:
             kind, body, following = record
-            if offset == 0:
+            if kind == _ENTRY_KIND and entries:
+                # Here and not in ``_replay``: a long log is little else.
+                index, term = _ENTRY.unpack_from(body)
+                if index != entries[-1][1] + 1:
+                    raise self._damaged(offset, f"entry {index} follows entry {entries[-1][1]}")
+                entries.append((body[_ENTRY.size :], index, term))
+            elif offset == 0:
                 self._check_identity(kind, body)
             else:
                 self._replay(kind, body, offset)
             offset = following
         if offset == 0 or not self._entries:
-            raise self._damaged(offset, "the file does not start as a log of this project does")
+            raise self._damaged(offset, "its first record does not check out")
         synced = max(self._read_mark(), _synced_behind(data, offset))
         if offset < synced:
             raise self._damaged(offset, f"the record there does not check out, but the file was whole up to {synced}")
         rest = len(data) - offset
-        if rest and any(data[offset : offset + RECORD_BYTES_MAX]):
+        if rest and data[offset : offset + RECORD_BYTES_MAX].strip(b"\0"):
             logger.warning("cut a torn tail off %s at byte %d (a write was under way at a crash)", self._path, offset)
         if self._entries[-1][2] > self._term:
             # A vote of the term noted says nothing about the later one.
@@ -410,7 +535,7 @@ class Journal(LibraryJournal):
 
     def _check_identity(self, kind: int, body: bytes) -> None:
         if kind != _IDENTITY_KIND:
-            raise self._damaged(0, "the file does not start as a log of this project does")
+            raise self._damaged(0, "it does not start as a log does")
         found = msgspec.msgpack.decode(body, type=dict[str, str | int])
         if int(found.get("format", 0)) > _FORMAT:
             raise WrongDirectory(f"{self._path} was written by a newer version of this software: upgrade this node")
@@ -425,8 +550,6 @@ class Journal(LibraryJournal):
     def _replay(self, kind: int, body: bytes, offset: int) -> None:
         if kind == _ENTRY_KIND:
             index, term = _ENTRY.unpack_from(body)
-            if self._entries and index != self._entries[-1][1] + 1:
-                raise self._damaged(offset, f"entry {index} follows entry {self._entries[-1][1]}")
             self._entries.append((body[_ENTRY.size :], index, term))
         elif kind == _TRUNCATE_KIND:
             (index,) = _INDEX.unpack(body)
@@ -447,7 +570,8 @@ class Journal(LibraryJournal):
 
     def _last_mark(self) -> tuple[int, int] | None:
         """The file's generation and how far it was synced, as noted last; None if nothing was ever noted."""
-        data = self._disk.read(self._path.with_suffix(".synced"))
+        path = self._path.with_suffix(".synced")
+        data = self._disk.read(path) if path.exists() else b""
         if len(data) < _MARK.size:
             return None
         generation, offset, checksum = _MARK.unpack_from(data)
@@ -455,9 +579,8 @@ class Journal(LibraryJournal):
 
     def _damaged(self, offset: int, what: str) -> Damaged:
         return Damaged(
-            f"{self._path} is damaged at byte {offset}: {what}. This node will not start on it, because it may have "
-            "acknowledged what is lost there. Choices: restore the file from the disk's own redundancy; or, if the "
-            "other nodes form a quorum, give this member's place to a new node with an empty data directory.",
+            f"{self._path} is damaged at byte {offset}: {what}. This node does not start on it, because it may have "
+            f"acknowledged what is lost there. {CHOICES}",
             file=str(self._path),
             offset=offset,
         )

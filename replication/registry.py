@@ -303,10 +303,14 @@ class Registry:
             level=self.level,
         )
 
-    def replace(self, state: State) -> None:
-        """Takes over ``state`` in place of everything held so far. It must not be older."""
+    def replace(self, state: State) -> State:
+        """Takes over ``state`` in place of everything held so far. It must not be older.
+
+        Answers what was held, for the caller to let go of: freeing a large state takes long.
+        """
         if state.applied_index < self.applied_index:
             raise Fatal(f"a snapshot at {state.applied_index} cannot replace what is at {self.applied_index}")
+        former = self.root()
         # Its services are of another era, so they are copied before they are changed.
         self._services = state.services.copy()
         self._requests = state.requests.copy()
@@ -317,6 +321,7 @@ class Registry:
         self._total = state.total
         self.level = state.level
         self._publish(state.applied_index, state.term)
+        return former
 
     def _check_next(self, index: int, term: int) -> None:
         if index != self.applied_index + 1 or term < self.applied_term:

@@ -8,26 +8,38 @@ and a vote is worse than a node that is down (defect D11).
 
 Writing and verifying take a second or so for a large registry, so they run on
 one background thread, from an immutable picture of the state; no fork (D5).
+That thread must not hold up the tick thread: it works in steps of a fraction of
+a millisecond, rests as long as it worked (``Snapshots.rest``), and syncs as it
+goes, since on common file systems the log's own sync waits for what another
+file has not written back. Freeing a large state is work too (``let_go``).
+
 The file appears under its name only when it is whole and on stable storage,
 and the one before it stays as ``snapshot.previous``.
 """
 
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from .disk import Disk
-from .errors import Damaged, WrongDirectory
+from .disk import CHOICES, Disk, remedy
+from .errors import Damaged, DiskUnavailable, WrongDirectory
 from .registry import State
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 32 * 1024
 """Encoded at a time: small, so that the background thread gives way often."""
+WORK_S = 0.0005
+"""The background thread works for about so long before it rests as long."""
+REST_S_MAX = 0.005
+SYNC_BYTES = 1024 * 1024
+"""Written between two syncs of a state file."""
 
 _FORMAT = 1
 _MAGIC = b"rollcall snapshot\n"
@@ -47,10 +59,10 @@ class SnapshotHeader(Struct, frozen=True):
 
 
 class Snapshots:
-    """The state files of one data directory.
+    """The state files of one data directory, and the background thread that works on them.
 
-    ``save`` and ``install`` hand back a future; one job runs at a time. The
-    owner calls ``close``, which waits for a job under way.
+    ``save``, ``install`` and ``run`` hand back a future; one job runs at a time.
+    The owner calls ``close``, which waits for a job under way.
     """
 
     def __init__(self, directory: Path, *, cluster: str, disk: Disk | None = None) -> None:
@@ -58,15 +70,18 @@ class Snapshots:
         self._previous: Path = directory / "snapshot.previous"
         self._cluster: str = cluster
         self._disk: Disk = disk or Disk()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
+        self._thread: int = 0
+        self._rested_at: float = 0.0
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot", initializer=self._begin)
         for leftover in directory.glob("snapshot*.tmp"):
             self._disk.unlink(leftover)
 
     def load(self) -> tuple[SnapshotHeader, State] | None:
-        """The newest state file, verified; None if there is none. Raises ``Damaged``."""
-        if not self.path.exists():
-            return None
-        return self.read(self.path)
+        """The newest state file, verified; None if there is none. Raises ``Damaged`` or ``DiskUnavailable``."""
+        try:
+            return self.read(self.path) if self.path.exists() else None
+        except OSError as error:
+            raise DiskUnavailable(f"{self.path} cannot be read: {error.strerror}; {remedy(error)}") from None
 
     def read(self, path: Path) -> tuple[SnapshotHeader, State]:
         """The state file at ``path``, verified in full."""
@@ -79,21 +94,58 @@ class Snapshots:
             raise WrongDirectory(f"{path} was written by a newer version of this software: upgrade this node")
         if header.cluster != self._cluster:
             raise WrongDirectory(f"{path} belongs to cluster {header.cluster!r}, this node to {self._cluster!r}")
-        state = State.from_chunks(frames)
+        try:
+            state = State.from_chunks(frames)
+        except Damaged as error:
+            if "file" in error.facts:
+                raise
+            # Each part checks out by itself; together they are not what was written.
+            raise self._damaged(path, 0, error.message) from None
         if state.applied_index != header.index:
             raise self._damaged(path, 0, f"its header says index {header.index}, its state {state.applied_index}")
         return header, state
 
     def save(self, state: State) -> "Future[SnapshotHeader]":
-        """Writes ``state`` in the background; the future ends when it is durable."""
-        return self._submit(lambda: self._save(state))
+        """Writes ``state``, which is given up, in the background; the future ends when the file is durable."""
+        return self.run(lambda: self._save(state))
 
     def install(self, path: Path) -> "Future[tuple[SnapshotHeader, State]]":
         """Verifies a received file in the background and makes it the newest one, durably."""
-        return self._submit(lambda: self._install(path))
+        return self.run(lambda: self._install(path))
+
+    def run(self, job: Callable[[], T]) -> "Future[T]":
+        """Other long work for the background thread, which is to call ``rest`` often."""
+        return self._worker.submit(job)
+
+    def let_go(self, state: State | None, *lists: list[Any]) -> None:
+        """Frees a state, and the items of lists, in the background and one by one: freeing
+        a hundred thousand records at once would hold up every thread."""
+        parts = list(lists)
+        self.run(lambda: self._free([*(state.give_up() if state is not None else ()), *parts]))
+
+    def rest(self) -> None:
+        """Called between small steps of long work: rests as long as was worked, now and then.
+
+        Does nothing on other threads: at the start of a node nobody waits for the one that reads.
+        """
+        if threading.get_ident() != self._thread:
+            return
+        worked_s = time.perf_counter() - self._rested_at
+        if worked_s >= WORK_S:
+            time.sleep(min(worked_s, REST_S_MAX))
+            self._rested_at = time.perf_counter()
 
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self) -> None:
+        self._thread = threading.get_ident()
+
+    def _free(self, parts: list[list[Any]]) -> None:
+        for part in parts:
+            while part:
+                part.pop()
+                self.rest()
 
     def _install(self, path: Path) -> tuple[SnapshotHeader, State]:
         found = self.read(path)
@@ -110,9 +162,6 @@ class Snapshots:
             self._disk.link(self.path, self._previous)
         self._disk.replace(path, self.path)
 
-    def _submit(self, job: Callable[[], T]) -> "Future[T]":
-        return self._worker.submit(job)
-
     def _save(self, state: State) -> SnapshotHeader:
         header = SnapshotHeader(_FORMAT, self._cluster, state.applied_index, state.term)
         path = self.path.with_suffix(".tmp")
@@ -120,9 +169,13 @@ class Snapshots:
         descriptor = self._disk.open(path)
         try:
             offset = self._append(descriptor, _MAGIC, 0)
-            offset = self._append(descriptor, _frame(msgspec.msgpack.encode(header)), offset)
+            offset = synced = self._append(descriptor, _frame(msgspec.msgpack.encode(header)), offset)
             for chunk in state.chunks(CHUNK_BYTES):
                 offset = self._append(descriptor, _frame(chunk), offset)
+                if offset - synced >= SYNC_BYTES:
+                    self._disk.sync(descriptor)
+                    synced = offset
+                self.rest()
             self._append(descriptor, _frame(b""), offset)
         except OSError:
             self._disk.close(descriptor)
@@ -130,6 +183,7 @@ class Snapshots:
             raise
         self._disk.close(descriptor)
         self._adopt(path)
+        self._free(state.give_up())
         return header
 
     def _append(self, descriptor: int, data: bytes, offset: int) -> int:
@@ -152,12 +206,17 @@ class Snapshots:
                 if not length:
                     return
                 yield data
+                self.rest()
 
     def _damaged(self, path: Path, offset: int, what: str) -> Damaged:
+        previous = ""
+        if path == self.path and self._previous.exists():
+            previous = (
+                f". The state file before it is {self._previous}: if it takes the place of this one, the node says "
+                "whether the log still reaches back to it"
+            )
         return Damaged(
-            f"{path} is damaged at byte {offset}: {what}. This node will not start on it. Choices: put the copy "
-            f"{self._previous.name} in its place, which works while the log still reaches back to it; or, if the other "
-            "nodes form a quorum, give this member's place to a new node with an empty data directory.",
+            f"{path} is damaged at byte {offset}: {what}. This node does not start on it. {CHOICES}{previous}",
             file=str(path),
             offset=offset,
         )

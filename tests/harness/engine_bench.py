@@ -1,6 +1,6 @@
 """The engine alone: three processes on loopback, fsync on, no HTTP.
 
-    python tests/harness/engine_bench.py [--seconds 4] [--writers 64]
+    python tests/harness/engine_bench.py [--seconds 4] [--writers 64] [--tls]
 
 The process that measures leads (the others wait longer before they stand for
 election). Prints one JSON object: the median of one write at a time, in
@@ -18,9 +18,11 @@ import threading
 import time
 from pathlib import Path
 
+from rollcall.node import certs
 from rollcall.replication.commands import Register
 from rollcall.replication.engine import Engine, EngineConfig
 from rollcall.replication.records import Registration
+from rollcall.replication.tls import Credentials
 from rollcall.replication.transport import Endpoint, Transport
 
 START_S = 15.0
@@ -35,9 +37,14 @@ def make(node: str, endpoints: dict[str, Endpoint], directory: Path, *, patient:
         election_timeout_s_min=5.0 if patient else 0.4,
         election_timeout_s_max=6.0 if patient else 1.0,
     )
+    folder = directory / "certificates" / node
+    credentials = None
+    if folder.exists():
+        files = (folder / "cert.pem", folder / "key.pem", folder / "ca.pem")
+        credentials = Credentials(*files, cluster="bench", node=node)
     engine = Engine(
         node,
-        Transport(node, peers, cluster="bench", listen=endpoints[node]),
+        Transport(node, peers, cluster="bench", listen=endpoints[node], credentials=credentials),
         config,
         on_fatal=lambda error: os._exit(1),
     )
@@ -90,12 +97,14 @@ def many_at_once(engine: Engine, writers: int, seconds: float) -> float:
     return sum(counts) / (time.monotonic() - began)
 
 
-def measure(seconds: float = 4.0, writers: int = 64) -> dict[str, float]:
+def measure(seconds: float = 4.0, writers: int = 64, *, tls: bool = False) -> dict[str, float]:
     """Starts three engines, measures, stops them."""
     endpoints = {f"n{i}": Endpoint("127.0.0.1", port) for i, port in enumerate(free_ports(3))}
     processes = multiprocessing.get_context("spawn")
     stop = processes.Event()
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as directory:
+        if tls:
+            certs.make("bench", list(endpoints), Path(directory) / "certificates")
         followers = [
             processes.Process(target=follow, args=(node, endpoints, Path(directory), stop)) for node in ("n1", "n2")
         ]
@@ -135,5 +144,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--writers", type=int, default=64)
+    parser.add_argument("--tls", action="store_true", help="the engines speak TLS among themselves")
     options = parser.parse_args()
-    print(json.dumps(measure(options.seconds, options.writers)))
+    print(json.dumps(measure(options.seconds, options.writers, tls=options.tls)))

@@ -70,6 +70,8 @@ class SimDisk(Disk):
         self.cut_at_step: str = ""
         """Cut the power before the next step of that name."""
         self.full: bool = False
+        self.sync_fails: bool = False
+        """The next sync ends with an error; what is on the disk then is what a power cut would leave."""
         self.on_step: Callable[[str, str], None] = lambda step, name: None
         self._files: dict[Path, _File] = {}
         self._open: dict[int, Path] = {}
@@ -90,6 +92,12 @@ class SimDisk(Disk):
         self._files.clear()
         self._renamed = None
         self.cut_at, self.cut_at_step = None, ""
+        self.sync_fails = False
+
+    def forget(self) -> None:
+        """The files were changed by other hands: what is there now is durable."""
+        self._files.clear()
+        self._renamed = None
 
     def close_all(self) -> None:
         """What the end of a process does to its files."""
@@ -138,6 +146,8 @@ class SimDisk(Disk):
     def sync(self, descriptor: int) -> None:
         path = self._open[descriptor]
         self._step("sync", path)
+        if self.sync_fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         self._files[path].sync()
 
     def replace(self, source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rollcall.replication import journal as journal_module
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal, WrongDirectory
-from rollcall.replication.journal import FIRST_ENTRY, Entry, Journal
+from rollcall.replication.journal import FIRST_ENTRY, Cut, Entry, Journal
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_a_commit_index_is_not_noted_before_its_entries_are_on_disk(tmp_path, di
     journal.setRaftCommitIndex(2)
 
     assert [step for step in disk.trace if step[1] == "journal"] == [("write", "journal"), ("sync", "journal")]
-    assert not journal.dirty
+    assert not journal._unsynced
 
 
 def test_a_commit_index_alone_costs_no_sync(tmp_path, disk):
@@ -107,7 +107,7 @@ def test_a_commit_index_alone_costs_no_sync(tmp_path, disk):
 
     journal.setRaftCommitIndex(4)
 
-    assert not journal.dirty
+    assert not journal._unsynced
     assert disk.trace == []
 
 
@@ -133,6 +133,97 @@ def test_resetting_leaves_nothing_but_the_new_base(tmp_path, disk):
 
     assert journal[:] == [(b"\x01", 50, 1)]
     assert journal.getRaftCommitIndex() == 50
+
+
+def no_rest() -> None:
+    pass
+
+
+def test_the_log_goes_on_while_it_is_cut_in_the_background(tmp_path, disk):
+    journal = filled(tmp_path, disk, 9)
+    journal.setRaftCommitIndex(7)
+    cut = journal.begin_cut(4)
+    journal.add(entry("v11"), 11, 1)
+    journal.setRaftCommitIndex(8)
+    journal.write_cut(cut, no_rest)
+    journal.deleteEntriesFrom(8)
+    journal.setCurrentTerm(2, "c")
+    journal.add(entry("other"), 9, 2)
+
+    dropped = journal.end_cut(cut)
+    journal = reopened(journal, tmp_path, disk)
+
+    assert len(dropped) == 9
+    assert (journal.base_index, journal.last_index, journal.getRaftCommitIndex()) == (5, 9, 8)
+    assert values(journal) == ["v6", "v7", "v8", "other"]
+    assert (journal.getCurrentTerm(), journal.getVotedForNodeId()) == (2, "c")
+
+
+def test_what_is_committed_while_a_cut_is_written_is_written_with_it(tmp_path, disk, monkeypatch):
+    """So that little is left to the tick thread, however long the file takes."""
+    monkeypatch.setattr(journal_module, "CUT_STEP_BYTES", 2_000)
+    monkeypatch.setattr(journal_module, "CUT_REST_BYTES", 2_000)
+    journal = filled(tmp_path, disk, 300)
+    journal.setRaftCommitIndex(200)
+    cut = journal.begin_cut(10)
+    journal.write_cut(cut, lambda: journal.setRaftCommitIndex(300))
+    before = cut.end
+    assert [step for step, name in disk.trace if name == "journal.cut"][-1] == "sync"
+
+    journal.end_cut(cut)
+
+    assert journal.size - before < 2_000
+    assert reopened(journal, tmp_path, disk).base_index == 11
+
+
+def test_a_cut_is_dropped_if_the_log_was_replaced_meanwhile(tmp_path, disk):
+    journal = filled(tmp_path, disk, 9)
+    journal.setRaftCommitIndex(7)
+    cut = journal.begin_cut(4)
+    journal.reset((b"\x01", 50, 1))
+    journal.write_cut(cut, no_rest)
+
+    assert journal.end_cut(cut) == []
+    assert not (tmp_path / "journal.cut").exists()
+    assert reopened(journal, tmp_path, disk)[:] == [(b"\x01", 50, 1)]
+
+
+def test_only_what_is_committed_is_cut_away(tmp_path, disk):
+    journal = filled(tmp_path, disk, 9)
+    journal.setRaftCommitIndex(5)
+
+    with pytest.raises(Fatal, match="only up to 5 is committed"):
+        journal.begin_cut(5)
+
+
+@pytest.mark.parametrize("when", ["while it is written", "at its end"])
+def test_a_cut_without_room_changes_nothing(tmp_path, disk, when):
+    journal = filled(tmp_path, disk, 9)
+    journal.setRaftCommitIndex(7)
+    cut = journal.begin_cut(4)
+    if when == "at its end":
+        journal.write_cut(cut, no_rest)
+    disk.full = True
+
+    with pytest.raises(DiskUnavailable, match="free some room"):
+        journal.write_cut(cut, no_rest)
+        journal.end_cut(cut)
+
+    assert journal.base_index == 1
+    assert not (tmp_path / "journal.cut").exists()
+    disk.full = False
+    assert reopened(journal, tmp_path, disk).last_index == 10
+
+
+def test_growth_counts_from_the_last_compaction(tmp_path, disk):
+    journal = filled(tmp_path, disk, 9)
+    grown = journal.growth
+    journal.setRaftCommitIndex(9)
+
+    journal.deleteEntriesTo(8)
+
+    assert grown > 9 * len(entry("v2"))
+    assert journal.growth == 0
 
 
 @pytest.mark.parametrize("size", [3_000, 70_000, 2_000_000])
@@ -455,8 +546,9 @@ def test_wherever_the_file_ends_the_commit_index_is_within_the_log(tmp_path, dis
     assert commits == set(range(1, 9))
 
 
+@pytest.mark.parametrize("compact", ["at once", "in the background"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_power_cut_at_any_step_of_a_compaction_loses_nothing(tmp_path, seed):
+def test_a_power_cut_at_any_step_of_a_compaction_loses_nothing(tmp_path, seed, compact):
     chance = random.Random(seed)
     for step in range(40):
         disk = SimDisk()
@@ -468,7 +560,12 @@ def test_a_power_cut_at_any_step_of_a_compaction_loses_nothing(tmp_path, seed):
         journal.sync()
         disk.cut_at = disk.steps + step
         try:
-            journal.deleteEntriesTo(6)
+            if compact == "at once":
+                journal.deleteEntriesTo(6)
+            else:
+                cut = journal.begin_cut(6)
+                journal.write_cut(cut, no_rest)
+                journal.end_cut(cut)
             finished = True
         except PowerCut:
             finished = False
@@ -519,6 +616,7 @@ class JournalModel(RuleBasedStateMachine):
         self.journal = opened(self.directory, self.disk)
         self.journal.setCurrentTerm(1, None)
         self.journal.sync()
+        self.cut: Cut | None = None
         self.possible: list[Picture] = [self.picture()]
 
     def teardown(self) -> None:
@@ -558,14 +656,14 @@ class JournalModel(RuleBasedStateMachine):
         low, high = self.journal.getRaftCommitIndex(), self.journal.last_index
         # What is committed is on disk first: everything until now is certain.
         if low + int((high - low) * part) > low:
-            if self.journal.dirty:
+            if self.journal._unsynced:
                 self.possible = [self.picture()]
             self.journal.setRaftCommitIndex(low + int((high - low) * part))
             self.note()
 
     @rule()
     def sync(self) -> None:
-        dirty = self.journal.dirty
+        dirty = self.journal._unsynced
         self.journal.sync()
         # A note of the commit index alone is written and left to the next sync.
         if dirty:
@@ -577,6 +675,39 @@ class JournalModel(RuleBasedStateMachine):
         if position:
             self.journal.deleteEntriesTo(position)
             self.possible = [self.picture()]
+
+    @rule(part=st.floats(0, 1))
+    @precondition(lambda self: self.cut is None)
+    def begin_cut(self, part: float) -> None:
+        position = int((self.journal.getRaftCommitIndex() - self.journal.base_index) * part)
+        self.cut = self.journal.begin_cut(position)
+        self.cut_is_written = False
+
+    @rule()
+    @precondition(lambda self: self.cut is not None and not self.cut_is_written)
+    def write_cut(self) -> None:
+        self.journal.write_cut(self.cut, no_rest)
+        self.cut_is_written = True
+
+    @rule(seed=st.integers(0, 2**32), step=st.none() | st.integers(0, 8))
+    @precondition(lambda self: self.cut is not None and self.cut_is_written)
+    def end_cut(self, seed: int, step: int | None) -> None:
+        self.disk.cut_at = None if step is None else self.disk.steps + step
+        self.note()
+        cut, self.cut = self.cut, None
+        base, written = self.journal.base_index, cut.entries is self.journal._entries
+        entries, term, vote, commit = self.picture()
+        after = (entries[cut.base :], term, vote, commit) if written else (entries, term, vote, commit)
+        try:
+            self.journal.end_cut(cut)
+            assert self.journal.base_index == base + (cut.base if written else 0)
+            assert self.picture() == after
+            self.disk.cut_at = None
+            if written:
+                self.possible = [after]
+        except PowerCut:
+            self.possible.append(after)
+            self.cut_power(seed)
 
     @rule(seed=st.integers(0, 2**32))
     def cut_power(self, seed: int) -> None:
@@ -608,6 +739,7 @@ class JournalModel(RuleBasedStateMachine):
         self.recover()
 
     def recover(self) -> None:
+        self.cut = None
         self.journal = opened(self.directory, self.disk)
         assert self.picture() in self.possible, "the journal is nothing that it ever was since the last sync"
         self.possible = [self.picture()]

@@ -232,6 +232,48 @@ def test_a_save_without_room_leaves_the_file_before(tmp_path, snapshots, disk):
     assert list(tmp_path.glob("*.tmp")) == []
 
 
+def test_a_large_file_is_synced_as_it_grows(snapshots, disk, monkeypatch):
+    """So that the log's own sync never waits for all of it."""
+    monkeypatch.setattr(snapshot_module, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(snapshot_module, "SYNC_BYTES", 1000)
+
+    snapshots.save(registry(60).root()).result()
+
+    steps = [step for step, name in disk.trace if name == "snapshot.tmp" and step in ("write", "sync")]
+    longest = max(len(run) for run in "".join(step[0] for step in steps).split("s"))
+    assert 1 < longest < 8
+
+
+def test_the_background_thread_rests_as_long_as_it_works(tmp_path, monkeypatch):
+    rests: list[float] = []
+    monkeypatch.setattr(snapshot_module.time, "sleep", rests.append)
+    monkeypatch.setattr(snapshot_module, "WORK_S", 0.0)
+    snapshots = Snapshots(tmp_path, cluster="test")
+
+    snapshots.rest()
+    assert rests == [], "nobody waits for another thread"
+    snapshots.run(snapshots.rest).result()
+    snapshots.save(registry(5).root()).result()
+    snapshots.close()
+
+    assert len(rests) > 1
+    assert all(0 <= rest_s <= snapshot_module.REST_S_MAX for rest_s in rests)
+
+
+def test_what_is_let_go_is_freed_bit_by_bit(snapshots):
+    """And a reader that still holds a service sees all of it."""
+    former = registry(5)
+    service = former.service("default", "s")
+    state = former.root()
+    events = [object() for _ in range(9)]
+
+    snapshots.let_go(state, events)
+
+    assert (events, state.services, state.requests) == ([], {}, {})
+    assert len(service.instances) == 4
+    assert former.service("default", "s") == service
+
+
 def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
     (tmp_path / "snapshot.tmp").write_bytes(b"half")
     (tmp_path / "snapshot-received.tmp").write_bytes(b"half")

@@ -4,8 +4,10 @@ import threading
 from collections.abc import Callable, ItemsView, Iterator
 from typing import Any
 
+import pytest
+from rollcall.replication import state as state_module
 from rollcall.replication.records import Instance
-from rollcall.replication.state import ServiceState, ServiceView
+from rollcall.replication.state import ServiceState, ServiceView, State
 
 
 def instance(id: str, version: str) -> Instance:
@@ -115,3 +117,26 @@ def test_a_reader_that_was_overtaken_by_a_change_looks_again() -> None:
 
     assert is_whole(service.look(), "2")
     assert is_whole(service.look(), "2")
+
+
+def test_a_large_service_is_written_in_the_order_of_its_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is sorted: the same state gives the same bytes on every node."""
+    service = ServiceState(("default", "web"), object())
+    for number in range(50):
+        id = f"i{number * 37 % 50}"
+        service.instances[id] = instance(id, "1")
+    state = State(
+        applied_index=1,
+        term=1,
+        last_time_ns=1,
+        services={service.name: service},
+        requests={},
+        instances=50,
+        total=0,
+    )
+    at_once = list(state.chunks(500))
+
+    monkeypatch.setattr(state_module, "SORT_MAX", 7)
+
+    assert list(state.chunks(500)) == at_once
+    assert len(at_once) > 5

@@ -1,0 +1,92 @@
+"""The commands of docs/operations.md that save a registry, as they stand there."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from harness.cluster import ALONE, Cluster, StartCluster, instance_path
+
+pytestmark = pytest.mark.integration
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
+MADE_ANEW = (
+    "reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp",
+    "create_index", "reg_index", "modify_index", "lease",
+)  # fmt: skip
+
+
+def script(name: str, directory: Path) -> Path:
+    """A script of the document, in a file."""
+    text = DOCUMENT.read_text("utf-8")
+    found = re.search(rf"<!-- {re.escape(name)} -->\n```sh\n(.*?)```", text, re.DOTALL)
+    assert found is not None, f"{DOCUMENT.name} has no {name}"
+    path = directory / name
+    path.write_text(found[1], "utf-8")
+    return path
+
+
+def shell(path: Path, url: str, given: bytes = b"") -> bytes:
+    return subprocess.run(["sh", str(path), url], input=given, stdout=subprocess.PIPE, check=True, timeout=60.0).stdout
+
+
+def records(lines: bytes) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The exported instances by their keys, less what a new registry makes anew."""
+    found = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines.splitlines()]
+    return {
+        (each["env"], each["service"], each["id"]): {k: v for k, v in each.items() if k not in MADE_ANEW}
+        for each in found
+    }
+
+
+def fill(cluster: Cluster) -> None:
+    """Two environments, ids and texts that need quoting, an override, and more than one batch."""
+    cluster.register_many(0, "bulk", [f"b{number}" for number in range(700)], ttl_s=600)
+    cluster.register(0, "cart", "cart 1/é:80", meta={"say": 'a "word"\nor two'}, tags=["v1"], zone="a", ttl_s=None)
+    cluster.register(0, "cart", "cart-2", status="starting", weight=7)
+    answer = cluster.ask(
+        0, "PUT", instance_path("cart", "cart-2") + "/status", {"status": "out_of_service", "reason": "upgrade"}
+    )
+    assert answer.status == 200
+    mail = {"op": "register", "env": "prod", "service": "mail", "id": "m1", "address": "10.0.1.1", "port": 25}
+    assert cluster.ask(0, "POST", "/api/v1/batch", {"operations": [mail]}).status == 200
+
+
+@pytest.mark.skipif(shutil.which("jq") is None or shutil.which("curl") is None, reason="needs curl and jq")
+def test_what_was_exported_can_be_imported_into_another_cluster(start_cluster: StartCluster, tmp_path: Path):
+    old, new = start_cluster(1, **ALONE), start_cluster(1, cluster_id="another", **ALONE)
+    fill(old)
+    exporting, importing = script("export.sh", tmp_path), script("import.sh", tmp_path)
+    exported = shell(exporting, old.url(0))
+
+    shell(importing, new.url(0), exported)
+
+    assert len(records(exported)) == 703
+    assert records(shell(exporting, new.url(0))) == records(exported)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None or shutil.which("curl") is None, reason="needs curl and jq")
+def test_a_copy_of_a_stopped_nodes_directory_can_be_read_as_a_cluster_of_its_own(
+    start_cluster: StartCluster, bench: Path, tmp_path: Path
+):
+    three = start_cluster(3)
+    fill(three)
+    three.wait_same()
+    node = three.followers()[0]
+    three.terminate(node)
+    copy = Cluster(bench / "copy", 1, **ALONE)
+    shutil.copytree(three.node_dir(node), copy.node_dir(0))
+    three.start_node(node)
+
+    copy.settings["node_id"] = three.node_id(node)
+    copy.settings["members"] = ""
+    try:
+        copy.start_node(0)
+        copy.wait_ready(30.0)
+        exporting = script("export.sh", tmp_path)
+        assert records(shell(exporting, copy.url(0))) == records(shell(exporting, three.url(three.wait_for_leader())))
+    finally:
+        copy.close()

@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rollcall.replication import journal as journal_module
 from rollcall.replication import wire
-from rollcall.replication.commands import FORMAT, Envelope
+from rollcall.replication.commands import FORMAT, Envelope, Raise, level_of
 from rollcall.replication.disk import Disk
 from rollcall.replication.engine import LEADER
 from rollcall.replication.errors import Damaged, Fatal
@@ -26,9 +26,22 @@ logger = logging.getLogger(__name__)
 
 
 class EngineMember(Member):
-    """An engine on a simulated disk."""
+    """An engine on a simulated disk. ``hellos`` is what its peers say of themselves, where
+    that is not the usual; ``config`` is for the engine. Both may be changed before a restart."""
 
-    def __init__(self, directory: Path, clock: Clock, node: str, members: Sequence[str], poison: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clock: Clock,
+        node: str,
+        members: Sequence[str],
+        poison: str = "",
+        *,
+        hellos: Mapping[str, wire.Hello] | None = None,
+        **config: Any,
+    ) -> None:
+        self.hellos: dict[str, wire.Hello] = dict(hellos or {})
+        self.config: dict[str, Any] = {"snapshot_entries": 1_000_000, "snapshot_interval_s": 1e9, **config}
         self.node = node
         self.peers = tuple(member for member in members if member != node)
         self.directory: Path = directory
@@ -40,6 +53,7 @@ class EngineMember(Member):
 
     def _start(self) -> None:
         self.network: Network = Network()
+        self.network.hellos = self.hellos
         self.network.on_send = lambda source, target, message: self.trace.append(f"send {type(message).__name__}")
         self.disk.on_step = self._trace_step
         self.bench: Bench | None = None
@@ -50,8 +64,7 @@ class EngineMember(Member):
                 self.directory,
                 self.network,
                 self.disk,
-                snapshot_entries=1_000_000,
-                snapshot_interval_s=1e9,
+                **self.config,
             )
         except Fatal as error:
             self.disk.close_all()
@@ -61,7 +74,7 @@ class EngineMember(Member):
         if self._poison:
             _poison(self.engine.registry, self._poison)
         for peer in self.peers:
-            self.network.connect(self.node, peer)
+            self.connect(peer)
 
     def _trace_step(self, step: str, name: str) -> None:
         if step in ("write", "sync") and name == "journal":
@@ -205,7 +218,7 @@ class EngineMember(Member):
         return [(to, message.term) for _, to, message in self.network.sent if isinstance(message, wire.GrantVote)]
 
     def connect(self, peer: str) -> None:
-        self.network.connect(self.node, peer)
+        self._run(lambda: self.network.connect(self.node, peer))
 
     def disconnect(self, peer: str) -> None:
         self.network.disconnect(self.node, peer)
@@ -243,13 +256,16 @@ def _placed(journal: Journal) -> list[Placed]:
     ]
 
 
-def state_file(directory: Path, last: tuple[int, int], values: Sequence[str]) -> bytes:
+def state_file(directory: Path, last: tuple[int, int], values: Sequence[str], *, level: int = 1) -> bytes:
     """A state file as another node would have written it; ``last`` is index and term of its last entry."""
     registry = Registry()
     registry.skip(1, 0)
     index, term = last
     for position in range(2, index + 1 - len(values)):
-        registry.skip(position, term)
+        if position == 2 and level > 1:
+            registry.apply(position, term, Envelope(level_of(Raise(level)), 1, Raise(level)))
+        else:
+            registry.skip(position, term)
     for position, value in enumerate(values, start=index - len(values) + 1):
         registry.apply(position, term, Envelope(FORMAT, position, command(value)))
     directory.mkdir(exist_ok=True)

@@ -18,8 +18,10 @@ from rollcall.replication.errors import (
     NotCaughtUp,
     NotDone,
     NotFound,
+    NotLeader,
     Unknown,
 )
+from rollcall.replication.log import Proposal
 from rollcall.replication.records import Key, Registration
 
 CART = Key("default", "cart", "c1")
@@ -185,6 +187,44 @@ def test_a_linearizable_read_passes_a_barrier_through_the_log(pair: Pair) -> Non
     assert pair.leader.linearize()
     assert pair.follower_log.asked == [BARRIER]
     assert pair.leader.registry.applied_index == before + 2
+
+
+def test_from_the_second_level_on_a_linearizable_read_writes_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Proposal] = []
+    read_index = pair.leader_log.read_index
+
+    def counted() -> Proposal:
+        asked.append(read_index())
+        return asked[-1]
+
+    monkeypatch.setattr(pair.leader_log, "read_index", counted)
+    before = pair.leader.registry.applied_index
+    assert pair.leader.linearize()
+    assert (len(asked), pair.leader.registry.applied_index) == (0, before + 1)
+
+    pair.leader.registry.level = 2
+    assert pair.follower.linearize()
+    assert pair.leader.linearize()
+
+    assert pair.follower_log.asked == [BARRIER]
+    assert (len(asked), pair.leader.registry.applied_index) == (2, before + 1)
+
+
+def test_a_read_whose_leader_is_deposed_meanwhile_is_not_linearizable(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deposed() -> Proposal:
+        read = Proposal(b"")
+        read.resolve(None, NotLeader("leader does not lead any more"))
+        return read
+
+    monkeypatch.setattr(pair.leader_log, "read_index", deposed)
+    pair.leader.registry.level = 2
+
+    assert not pair.follower.linearize()
+    assert not pair.leader.linearize()
 
 
 def test_without_a_leader_a_read_is_not_linearizable(pair: Pair) -> None:

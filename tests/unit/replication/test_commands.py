@@ -14,15 +14,19 @@ from rollcall.replication.commands import (
     Barrier,
     Batch,
     Command,
+    Compare,
     Deregister,
     Envelope,
     Evict,
     Judgement,
+    Raise,
+    Readmit,
     Register,
     SetStatus,
     decode,
     encode,
     from_peer,
+    level_of,
     to_peer,
 )
 from rollcall.replication.errors import Fatal, Invalid, TooLarge
@@ -37,14 +41,28 @@ FROM_CLIENTS = [
     SetStatus("default", "web", "a", None),
     Batch((REGISTER, Deregister(KEY))),
 ]
-INTERNAL = [Evict((Judgement(KEY, 7),), term=3), Barrier()]
+SECOND_LEVEL = [Raise(LEVEL), Raise(LEVEL + 1), Compare(9, "digest"), Readmit("node-1", "disk")]
+INTERNAL = [Evict((Judgement(KEY, 7),), term=3), Barrier(), *SECOND_LEVEL]
 
 
 @pytest.mark.parametrize("command", [*FROM_CLIENTS, *INTERNAL])
 def test_the_log_gives_back_the_command_it_was_given(command: Command) -> None:
-    envelope = Envelope(FORMAT, 1_700_000_000_000_000_000, command, "request-1")
+    envelope = Envelope(level_of(command), 1_700_000_000_000_000_000, command, "request-1")
 
     assert decode(encode(envelope)) == envelope
+
+
+def test_every_command_has_the_level_of_the_release_that_brought_it() -> None:
+    """A release of a lower level cannot read it, so this must never change for a command that is out."""
+    levels = {type(command).__name__: level_of(command) for command in [*FROM_CLIENTS, *INTERNAL]}
+
+    assert levels == {
+        **dict.fromkeys(["Register", "Deregister", "SetStatus", "Batch", "Evict", "Barrier"], 1),
+        **dict.fromkeys(["Raise", "Compare", "Readmit"], 2),
+    }
+    assert levels.keys() == {kind.__name__ for kind in Command.__args__}
+    assert max(levels.values()) <= LEVEL
+    assert FORMAT == 1
 
 
 @pytest.mark.parametrize("command", FROM_CLIENTS)

@@ -14,18 +14,23 @@ from hypothesis import strategies as st
 from rollcall.replication import registry as registry_module
 from rollcall.replication.commands import (
     FORMAT,
+    LEVEL,
     Barrier,
     Batch,
     Command,
+    Compare,
     Deregister,
     Envelope,
     Evict,
     Judgement,
     Operation,
+    Raise,
+    Readmit,
     Register,
     SetStatus,
     decode,
     encode,
+    level_of,
 )
 from rollcall.replication.errors import (
     AlreadyRegistered,
@@ -52,7 +57,7 @@ def register(service: str = "web", id: str = "a", *, if_absent: bool = False, **
 
 def run(registry: Registry, command: Command, *, time_ns: int = 0, term: int = 1, request_id: str = "") -> Applied:
     """Applies the next entry, by way of the log's encoding."""
-    envelope = decode(encode(Envelope(FORMAT, time_ns, command, request_id)))
+    envelope = decode(encode(Envelope(level_of(command), time_ns, command, request_id)))
     return registry.apply(registry.applied_index + 1, term, envelope)
 
 
@@ -351,13 +356,67 @@ def test_an_eviction_judged_in_another_term_is_void(registry: Registry) -> None:
     assert (applied.events, len(registry)) == ((), 1)
 
 
-def test_a_barrier_changes_nothing_but_the_index(registry: Registry) -> None:
+@pytest.mark.parametrize("command", [Barrier(), Compare(1, "digest"), Readmit("b", "disk"), Raise(1)])
+def test_what_is_for_the_engine_changes_nothing_but_the_index(registry: Registry, command: Command) -> None:
     run(registry, register())
     before = contents(registry), registry.digest()[1]
-    applied = run(registry, Barrier())
+    applied = run(registry, command)
 
     assert (applied.outcome, applied.events) == (Outcome(2, ("none",)), ())
     assert (contents(registry), registry.digest()[1], registry.applied_index) == (*before, 2)
+
+
+# -- the feature level
+
+
+def test_a_level_is_raised_and_shows_in_the_digest(registry: Registry) -> None:
+    digests = [registry.digest()[1]]
+    for level in (LEVEL, LEVEL + 1, LEVEL + 7):
+        assert done(registry, Raise(level)).kinds == ("none",)
+        assert registry.level == level
+        digests.append(registry.digest()[1])
+
+    assert len(set(digests)) == 4
+
+
+def test_a_level_never_goes_down(registry: Registry) -> None:
+    run(registry, Raise(LEVEL + 3))
+    before = registry.digest()[1]
+
+    for level in (LEVEL + 2, 1, LEVEL + 3):
+        run(registry, Raise(level))
+        assert (registry.level, registry.digest()[1]) == (LEVEL + 3, before)
+
+
+def test_the_way_to_a_level_makes_no_difference(registry: Registry) -> None:
+    other = Registry()
+    for level in (1, 2, 5):
+        run(registry, Raise(level))
+        run(other, Raise(5))
+
+    assert registry.digest() == other.digest()
+    assert bytes_of(registry) == bytes_of(other)
+
+
+def test_a_snapshot_holds_the_level(registry: Registry) -> None:
+    run(registry, register())
+    run(registry, Raise(LEVEL))
+    restored = Registry()
+    restored.replace(State.from_chunks(bytes_of(registry)))
+
+    assert (restored.level, restored.digest()) == (LEVEL, registry.digest())
+    assert bytes_of(restored) == bytes_of(registry)
+
+
+def test_a_snapshot_of_a_release_without_levels_is_of_the_first() -> None:
+    """And the first adds nothing to the digest, so old and new nodes agree on it."""
+    header, *rest = _snapshot()
+    old = {name: value for name, value in msgspec.msgpack.decode(header).items() if name != "level"}
+
+    state = State.from_chunks([msgspec.msgpack.encode(old), *rest])
+
+    assert state.level == 1
+    assert state.digest() == State.from_chunks([header, *rest]).digest()
 
 
 # -- the order of entries
@@ -661,7 +720,9 @@ def test_a_newer_snapshot_format_is_refused() -> None:
         State.from_chunks([msgspec.msgpack.encode({**header, "format": 2}), *good[1:]])
 
 
-@pytest.mark.parametrize("field", ["applied_index", "term", "last_time_ns", "services", "instances", "requests"])
+@pytest.mark.parametrize(
+    "field", ["applied_index", "term", "last_time_ns", "services", "instances", "requests", "level"]
+)
 def test_a_header_that_was_changed_is_damaged(field: str) -> None:
     good = _snapshot()
     header = msgspec.msgpack.decode(good[0])
@@ -716,7 +777,8 @@ batches = st.builds(Batch, st.lists(operations, min_size=1, max_size=6).map(tupl
 evictions = st.builds(
     Evict, st.lists(st.builds(Judgement, keys, st.integers(1, 20)), max_size=5).map(tuple), st.integers(1, 2)
 )
-commands = operations | operations | batches | evictions | st.just(Barrier())
+internal = st.sampled_from([Barrier(), Raise(1), Raise(2), Raise(3), Compare(1, "digest"), Readmit("b", "disk")])
+commands = operations | operations | batches | evictions | internal
 
 
 class Entry(msgspec.Struct, frozen=True):

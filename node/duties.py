@@ -55,8 +55,12 @@ NOT_KNOWN = ProtectionView(active=False, leased=0, late=0, allowed_late=0, reaso
 class _Tenure:
     """The leases of one term of leadership, and the lock around them."""
 
-    def __init__(self, term: int) -> None:
-        self.term: int = term
+    def __init__(self, leadership: Leadership, now: float) -> None:
+        self.leadership: Leadership = leadership
+        self.term: int = leadership.term
+        self.looked_at: float = now
+        self.viewed_at: float = 0.0
+        self.swept_at: float = now
         self.lock = threading.Lock()
         self.leases: Leases | None = None
         self.early: list[tuple[Event, ...]] = []
@@ -78,6 +82,7 @@ class Duties:
         self._evicted: Callable[[int], None] = evicted
         self._tenure: _Tenure | None = None
         self._view: ProtectionView = NOT_KNOWN
+        self._asked_at: float = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="duties", daemon=True)
         log.listen(self._applied)
@@ -163,20 +168,28 @@ class Duties:
 
     def _run(self) -> None:
         leadership: Leadership | None = None
-        asked_at = 0.0
         while not self._stop.is_set():
             try:
                 leadership = self._log.wait_leadership(leadership, time.monotonic() + LOOK_S)
-                if leadership.serving:
-                    self._lead(leadership)
-                elif leadership.leader is not None and time.monotonic() - asked_at > VIEW_S:
-                    asked_at = time.monotonic()
-                    self._ask(leadership.leader)
+                self.step(leadership)
             except Exception:
                 logger.exception("the leader's duties failed; trying again")
-                self._stop.wait(1.0)
-            finally:
                 self._tenure = None
+                self._stop.wait(1.0)
+        self._tenure = None
+
+    def step(self, leadership: Leadership) -> None:
+        """What is due now under this leadership. Called when it changes, and every ``LOOK_S``."""
+        tenure = self._tenure
+        if tenure is not None and tenure.leadership == leadership:
+            self._lead(tenure, time.monotonic())
+            return
+        self._tenure = None
+        if leadership.serving:
+            self._begin(leadership)
+        elif leadership.leader is not None and time.monotonic() - self._asked_at > VIEW_S:
+            self._asked_at = time.monotonic()
+            self._ask(leadership.leader)
 
     def _ask(self, leader: str) -> None:
         if leader == self._log.node_id:
@@ -187,9 +200,8 @@ class Duties:
         except (RollcallError, msgspec.DecodeError) as error:
             logger.debug("could not ask %s whether evictions are held: %s", leader, error)
 
-    def _lead(self, leadership: Leadership) -> None:
-        """Until this node leads no more: keeps the leases, looks, sweeps."""
-        tenure = _Tenure(leadership.term)
+    def _begin(self, leadership: Leadership) -> None:
+        tenure = _Tenure(leadership, time.monotonic())
         # Events from here on are kept in order, so the table below may miss none:
         # what it holds already is skipped by its registration's index.
         self._tenure = tenure
@@ -200,23 +212,22 @@ class Duties:
             tenure.early.clear()
             tenure.leases = leases
         logger.info("keeping %d leases in term %d", len(leases), tenure.term)
-        looked_at = time.monotonic()
-        viewed_at = 0.0
-        swept_at = looked_at
-        while not self._stop.is_set():
-            if self._log.wait_leadership(leadership, time.monotonic() + LOOK_S) != leadership:
-                return
-            now = time.monotonic()
-            status = self._log.status()
-            with tenure.lock:
-                self._look(leases, status, now, paused=now - looked_at > LOOK_S + PAUSED_S)
-            looked_at = now
-            if now - viewed_at > VIEW_S:
-                self._view_now(tenure, leases, now)
-                viewed_at = now
-            if now - swept_at > leases.sweep_interval_s():
-                self._sweep(tenure, leases, now)
-                swept_at = now
+
+    def _lead(self, tenure: _Tenure, now: float) -> None:
+        """Looks whether this node can hear, counts who is late, and evicts whose time is up."""
+        leases = tenure.leases
+        if leases is None:
+            return
+        status = self._log.status()
+        with tenure.lock:
+            self._look(leases, status, now, paused=now - tenure.looked_at > LOOK_S + PAUSED_S)
+        tenure.looked_at = now
+        if now - tenure.viewed_at > VIEW_S:
+            self._view_now(tenure, leases, now)
+            tenure.viewed_at = now
+        if now - tenure.swept_at > leases.sweep_interval_s():
+            self._sweep(tenure, leases, now)
+            tenure.swept_at = now
 
     def _look(self, leases: Leases, status: LogStatus, now: float, *, paused: bool) -> None:
         """Whether this node could listen, and which nodes are in contact (design section 4)."""

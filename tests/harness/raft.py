@@ -125,7 +125,7 @@ class Network:
     def greet(self, one: str, other: str) -> bool:
         """Each end sees the other's hello; False if either objects."""
         objections = [
-            self._joined[here].on_greeted(Node(there), self._hello(there))
+            self._joined[here].greeted(self._hello(there))
             for here, there in ((one, other), (other, one))
             if here in self._joined
         ]
@@ -160,6 +160,9 @@ class Network:
     def inject(self, source: str, target: str, message: wire.Message) -> None:
         """``message`` from a node that the test plays; it arrives in the target's next round."""
         self._links[source, target].append(wire.encode(message))
+
+    def hang_up(self, target: str) -> None:
+        """Tells a node of connections that ended meanwhile; here that is told when it happens."""
 
     def silent_s(self, node: str, peer: str) -> float:
         """For how long ``node`` has heard nothing of ``peer``; this network does not count it."""
@@ -209,7 +212,7 @@ class MemoryTransport:
         self._waiting: deque[tuple[str, wire.Message]] = deque()
         self._handlers: dict[str, Handler] = {}
         self._asked: dict[int, tuple[str, Answered]] = {}
-        self._request_ids = itertools.count(1)
+        self._request_ids = itertools.count(random.getrandbits(48))
         network.join(self)
 
     def attach(self, poller: Poller, **callbacks: Callable[..., Any]) -> None:
@@ -220,6 +223,10 @@ class MemoryTransport:
 
     def introduce(self, *, level: int, disk: str, standing: str, met: Mapping[str, str]) -> None:
         self.hello = structs.replace(self.hello, level=level, disk=disk, standing=standing, met=dict(met))
+
+    def greeted(self, hello: wire.Hello) -> str:
+        """Why this node refuses the peer that says ``hello``, or nothing."""
+        return self.on_greeted(Node(hello.node), hello)
 
     def on_connected(self, node: Node) -> None:
         self._draining.discard(node.id)
@@ -247,6 +254,7 @@ class MemoryTransport:
                     self.on_message(self._nodes[source], message)
                 except Invalid as error:
                     self.drop(self._nodes[source], f"sent {error.message}")
+        self._network.hang_up(self.id)
 
     def tick(self) -> None:
         while self._posted:

@@ -1,0 +1,563 @@
+"""Every rule that makes the engine safe, and the product without it: can the simulation tell?
+
+A rule is switched off by changing a few lines of a few functions, in a process
+of its own (``Rule.switch_off``). The lines are found by their text, so a rule
+whose lines have changed says so (``Stale``) instead of passing for one that was
+never caught. "D3" and the like number the library's defects as
+``replication/DESIGN.md`` lists them.
+
+Some rules guard against what nothing in a world does by itself, such as a
+listener that raises. Those ``provoke`` it: the world must be as well as ever with
+the provocation and the rule, and must notice the provocation without the rule.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from harness.sim_disk import PowerCut
+from rollcall.node import duties, leases
+from rollcall.replication import engine, install, journal, log, registry, snapshot, standing
+from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
+
+from simulation import judge, node
+
+
+class Stale(RuntimeError):
+    """The product no longer has the lines that this rule is made of."""
+
+
+class Edit:
+    """Other lines in one function. ``changes`` are pairs of old and new text, each found once."""
+
+    def __init__(self, owner: Any, name: str, *changes: tuple[str, str]) -> None:
+        self.owner: Any = owner
+        self.name: str = name
+        self.changes: tuple[tuple[str, str], ...] = changes
+
+    def apply(self) -> None:
+        setattr(self.owner, self.name, self.changed)
+
+    @cached_property
+    def changed(self) -> Any:
+        """The function with the other lines. Raises ``Stale``."""
+        found = inspect.getattr_static(self.owner, self.name)
+        function = found.fget if isinstance(found, property) else found
+        text = textwrap.dedent(inspect.getsource(function)).removeprefix("@property\n")
+        for old, new in self.changes:
+            if text.count(old) != 1:
+                raise Stale(f"{self.owner.__name__}.{self.name} has {text.count(old)} times: {old!r}")
+            text = text.replace(old, new)
+        # There is no class around it any more that ``super`` could find by itself.
+        text = text.replace("super()", f"super({self.owner.__name__}, self)")
+        made: dict[str, Any] = {}
+        exec(compile(text, f"<{self.name}, a rule less>", "exec"), function.__globals__, made)
+        changed = made[function.__name__]
+        return property(changed) if isinstance(found, property) else changed
+
+
+class Rule(NamedTuple):
+    """One rule: its name, what it says, how it is switched off.
+
+    ``nodes``: how many take part in the worlds that show it. ``instead``: the test
+    that shows it where random schedules do not.
+    """
+
+    name: str
+    what: str
+    off: tuple[Edit | Callable[[], None], ...]
+    provoke: tuple[Callable[[], None], ...] = ()
+    nodes: int = 3
+    instead: str = ""
+
+    def prepare(self) -> None:
+        """Finds the lines. To be called before anything is switched off, and before the files can change."""
+        for change in self.off:
+            if isinstance(change, Edit):
+                _ = change.changed
+
+    def provoke_it(self) -> None:
+        for act in self.provoke:
+            act()
+
+    def switch_off(self) -> None:
+        """For good: the process plays one schedule."""
+        _stumble_on()
+        self.provoke_it()
+        for change in self.off:
+            if isinstance(change, Edit):
+                change.apply()
+            else:
+                change()
+
+
+def _stumble_on() -> None:
+    """A round that fails is survived, the same failure three times in a row is not, as ``Engine._run`` has it."""
+    turn = node.EngineNode.turn
+    failures: dict[int, list[str]] = {}
+
+    def stumbling(self: node.EngineNode) -> float:
+        before = failures.setdefault(id(self), [])
+        try:
+            seconds = turn(self)
+        except (Fatal, OSError, MemoryError, DiskUnavailable, PowerCut):
+            raise
+        except Exception as error:
+            before.append(repr(error))
+            if before[-3:].count(before[-1]) == 3:
+                raise Fatal(f"the same failure three times in a row: {error!r}") from error
+            return 0.01
+        before.clear()
+        return seconds
+
+    node.EngineNode.turn = stumbling
+
+
+# -- what some rules need to be provoked ------------------------------------------------------
+
+
+def _listener_that_raises() -> None:
+    listen = engine.Engine.listen
+
+    def listening(self: engine.Engine, listener: Callable[..., None]) -> None:
+        def raising(index: int, events: Any) -> None:
+            if index % 7 == 0 and index not in raised:
+                raised.add(index)
+                raise ValueError("a listener that raises")
+
+        raised: set[int] = set()
+        listen(self, raising)
+        listen(self, listener)
+
+    engine.Engine.listen = listening
+
+
+def _command_that_cannot_be_applied() -> None:
+    """Every comparison of digests, a command that changes nothing, raises when it is applied."""
+    apply = registry.Registry.apply
+
+    def raising(self: registry.Registry, index: int, term: int, envelope: Any) -> registry.Applied:
+        if type(envelope.command).__name__ == "Compare":
+            raise ValueError("a command that cannot be applied")
+        return apply(self, index, term, envelope)
+
+    registry.Registry.apply = raising
+
+    class Replica(registry.Registry):
+        """The judge's own copy of the log does what the nodes should do."""
+
+        def apply(self, index: int, term: int, envelope: Any) -> registry.Applied:
+            try:
+                return super().apply(index, term, envelope)
+            except ValueError as error:
+                self.skip(index, term)
+                return registry.Applied(None, RollcallError(str(error)), ())
+
+    judge.Registry = Replica
+
+
+# -- rules that take more than other lines to switch off ----------------------------------------
+
+
+def _compaction_in_place() -> None:
+    def in_place(self: Any, cut: Any) -> None:
+        data = cut.path.read_bytes()[: cut.end]
+        self._disk.truncate(self._descriptor, 0)
+        for start in range(0, len(data), 256):
+            self._disk.write(self._descriptor, data[start : start + 256], start)
+        self._disk.sync(self._descriptor)
+        self._disk.close(cut.descriptor)
+        self._disk.unlink(cut.path)
+        cut.descriptor = self._descriptor
+
+    journal.Journal._in_place = in_place  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _commit_index_aside() -> None:
+    """As the library has it: the commit index in a small file of its own, which may be newer than the log."""
+
+    def note(self: Any, index: int) -> None:
+        self._path.with_suffix(".meta").write_text(str(index))
+
+    def noted(self: Any) -> int:
+        path = self._path.with_suffix(".meta")
+        return max(self._commit, int(path.read_text()) if path.exists() else 0)
+
+    journal.Journal._note = note  # pyright: ignore[reportAttributeAccessIssue]
+    journal.Journal._noted = noted  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _put(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(owner, name, value)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "D1",
+        "A follower deletes only entries in conflict, not what it holds already",
+        (
+            Edit(
+                engine.Engine,
+                "_store",
+                ("        if held == term:\n", "        if held == term and index <= self._commit_index:\n"),
+            ),
+        ),
+    ),
+    Rule(
+        "D2",
+        "The commit index follows only what was verified against this leader",
+        (
+            Edit(
+                engine.Engine,
+                "_on_append",
+                (
+                    "    commit = min(message.commit_index, verified)\n",
+                    "    commit = min(message.commit_index, self._journal.last_index)\n",
+                ),
+                (
+                    "        self._answer(node, alive=True)\n        return\n    term, leader",
+                    "        commit = min(message.commit_index, self._journal.last_index)\n"
+                    "        if commit > self._commit_index:\n"
+                    "            self._SyncObj__raftCommitIndex = commit\n"
+                    "            self._journal.setRaftCommitIndex(commit)\n"
+                    "        self._answer(node, alive=True)\n        return\n    term, leader",
+                ),
+            ),
+        ),
+    ),
+    Rule(
+        "D3",
+        "A state file that cannot be used is not acknowledged",
+        (
+            Edit(
+                engine.Engine,
+                "_continue_install",
+                (
+                    'from the leader could not be used: %s", error)\n',
+                    'from the leader could not be used: %s", error)\n'
+                    "        if self._SyncObj__raftLeader is not None and self._role == FOLLOWER:\n"
+                    "            self._answer(self._SyncObj__raftLeader, next_index=self._journal.last_index + 1)\n",
+                ),
+            ),
+        ),
+    ),
+    Rule(
+        "D3 torn",
+        "A torn transfer of a state file is noticed: pieces have their place, and the file its checksums",
+        (
+            Edit(install.Incoming, "take", ("    if offset == self.received:\n", "    if True:\n")),
+            Edit(
+                engine.Engine,
+                "_receive",
+                (
+                    "message.offset == 0 and (self._receiving is None or self._receiving.received)",
+                    "self._receiving is None",
+                ),
+            ),
+        ),
+    ),
+    Rule(
+        "D4",
+        "An acknowledgement counts only in the term that it was given in",
+        (Edit(engine.Engine, "_on_progress", ("message.term < self._term or self._role", "self._role")),),
+    ),
+    Rule(
+        "D5",
+        "At a start, what the log holds behind the state file is kept",
+        (
+            Edit(
+                engine.Engine,
+                "_restore",
+                (
+                    "        if journal.term_at(header.index) != header.term:\n",
+                    "        if journal.base_index != header.index:\n",
+                ),
+                ("if journal.getRaftCommitIndex() >= header.index:", "if False:"),
+            ),
+        ),
+    ),
+    Rule(
+        "D6",
+        "The log is compacted into a new file that takes the old one's place at once",
+        (
+            _compaction_in_place,
+            Edit(
+                journal.Journal,
+                "_adopt",
+                ("        self._disk.replace(cut.path, self._path)\n", "        self._in_place(cut)\n"),
+                ("    self._disk.close(self._descriptor)\n", ""),
+            ),
+        ),
+    ),
+    Rule(
+        "D6 sync",
+        "The new file is on stable storage before it takes the old one's place",
+        (Edit(journal.Cut, "finish", ("        self._disk.sync(self.descriptor)\n", "")),),
+    ),
+    Rule(
+        "D7",
+        "The log is synced at all",
+        (Edit(journal.Journal, "sync", ("        self._disk.sync(self._descriptor)\n", "        pass\n")),),
+    ),
+    Rule(
+        "D7 hold",
+        "Votes and acknowledgements leave only after the sync",
+        (_put(engine.Engine, "_hold", lambda self, node, message: self._wire.send(node, message)),),
+    ),
+    Rule(
+        "D7 votes",
+        "Votes and candidacies leave only after the sync",
+        (
+            Edit(
+                engine.Engine,
+                "_hold",
+                (
+                    "    self._held.append((node, message))\n",
+                    "    if isinstance(message, wire.Progress):\n"
+                    "        self._held.append((node, message))\n"
+                    "    else:\n"
+                    "        self._wire.send(node, message)\n",
+                ),
+            ),
+        ),
+    ),
+    Rule(
+        "D8",
+        "The commit index stands behind the entries that it covers",
+        (
+            _commit_index_aside,
+            Edit(
+                journal.Journal,
+                "setRaftCommitIndex",
+                ("    if self._unsynced:\n        self.sync()\n", "    self._note(raftCommitIndex)\n"),
+            ),
+            Edit(
+                journal.Journal,
+                "_load",
+                ("    if self._commit > self._entries[-1][1]:\n", "    self._commit = self._noted()\n    if False:\n"),
+            ),
+        ),
+    ),
+    Rule(
+        "D9, D10",
+        "Term and vote are on disk",
+        (Edit(journal.Journal, "setCurrentTerm", ("    self._put(_STATE_KIND", "    None and self._put(_STATE_KIND")),),
+    ),
+    Rule(
+        "D11",
+        "Every record of the log has its checksum",
+        (Edit(journal, "_read_record", ("    if zlib.crc32(body, kind) != checksum:\n", "    if False:\n")),),
+    ),
+    Rule(
+        "D11 state",
+        "Every part of a state file has its checksum",
+        (Edit(snapshot.Snapshots, "_frames", (" or zlib.crc32(data) != checksum", "")),),
+    ),
+    Rule(
+        "D11 torn",
+        "Damage before what was synced is not taken for the torn tail of a crash",
+        (Edit(journal.Journal, "_load", ("    if offset < synced:\n", "    if False:\n")),),
+    ),
+    Rule(
+        "D12",
+        "An entry is applied once, whoever raises at the news of it",
+        (
+            Edit(
+                engine.Engine,
+                "_apply",
+                ("    self._SyncObj__raftLastApplied = index\n", ""),
+                (
+                    "    if waiting is not None:\n",
+                    "    self._SyncObj__raftLastApplied = index\n    if waiting is not None:\n",
+                ),
+                ("        except (MemoryError, Fatal):\n", "        except Exception:\n"),
+            ),
+        ),
+        provoke=(_listener_that_raises,),
+    ),
+    Rule(
+        "D13",
+        "A command that cannot be applied is passed over, on every node alike",
+        (
+            Edit(
+                engine.Engine,
+                "_apply",
+                ("        except (MemoryError, OSError, Fatal):\n", "        except Exception:\n"),
+            ),
+        ),
+        provoke=(_command_that_cannot_be_applied,),
+    ),
+    Rule(
+        "D14",
+        "Every refusal of a follower names the same proven point",
+        (
+            Edit(
+                engine.Engine,
+                "_on_append",
+                (
+                    "        self._answer(node, next_index=verified + 1, reset=True)\n",
+                    "        self._answer(node, next_index=self._journal.last_index + 1, reset=True)\n",
+                ),
+            ),
+        ),
+    ),
+    Rule(
+        "D15",
+        "A state file that is older than what is applied is not installed",
+        (
+            Edit(engine.Engine, "_on_install", ("    if message.index <= self._applied:\n", "    if False:\n")),
+            Edit(engine.Engine, "_continue_install", ("    if header.index <= self._applied:\n", "    if False:\n")),
+        ),
+    ),
+    Rule(
+        "D17",
+        "Room for a record is reserved before anything changes",
+        (_put(journal.Journal, "_reserve", _nothing),),
+    ),
+    Rule(
+        "D20",
+        "An answer goes to the write whose entry was committed, not to whatever waited for its index",
+        (Edit(engine.Engine, "_apply", ("        if proposed_term == term:\n", "        if True:\n")),),
+    ),
+    Rule(
+        "D21",
+        "A write that nothing becomes of is answered at its deadline",
+        (_put(log.Proposal, "give_up", _nothing),),
+    ),
+    Rule(
+        "sync errors",
+        "A sync that fails ends the process: the second one may lie",
+        (
+            Edit(
+                journal.Journal,
+                "sync",
+                ('        raise Fatal(f"fdatasync of', '        return\n        raise Fatal(f"fdatasync of'),
+            ),
+        ),
+    ),
+    Rule(
+        "state file sync",
+        "A state file is on stable storage before the log is cut behind it",
+        (Edit(snapshot.Snapshots, "_adopt", ("        self._disk.sync(descriptor)\n", "        pass\n")),),
+    ),
+    Rule(
+        "votes per voter",
+        "A voter's vote counts once",
+        (Edit(engine.Engine, "_on_grant_vote", (" or node.id in self._votes", "")),),
+    ),
+    Rule(
+        "own term first",
+        "A leader serves only after it has applied the first entry of its own term",
+        (Edit(engine.Engine, "_serving", (" and self._applied_term == self._term", "")),),
+    ),
+    Rule(
+        "read round",
+        "A linearizable read asks a quorum whether this leader still leads",
+        (
+            Edit(
+                engine.Engine,
+                "_finish_read_round",
+                (" and self._is_quorum(len(finished.said_yes))", ""),
+            ),
+        ),
+    ),
+    Rule(
+        "read round number",
+        "An answer counts for the round of reads that asked",
+        (
+            Edit(
+                engine.Engine,
+                "_on_read_probed",
+                (" and message.round == self._round.number", ""),
+            ),
+        ),
+    ),
+    Rule(
+        "pre-vote",
+        "A node asks before it stands for election, and only without a leader",
+        (
+            Edit(
+                engine.Engine,
+                "_continue_election",
+                ("    if due == 0 or now <= due or self.registry.level < PRE_VOTE_LEVEL:\n", "    if True:\n"),
+            ),
+        ),
+    ),
+    Rule(
+        "stickiness",
+        "A node that hears a leader helps nobody to depose it",
+        (_put(engine.Engine, "_hears_leader", lambda self, now: False),),
+    ),
+    Rule(
+        "idempotency",
+        "A request is remembered, so that trying it again does not do it again",
+        (_put(registry.Registry, "_remember", _nothing),),
+    ),
+    Rule(
+        "eviction, registration",
+        "An eviction is void if the instance was registered again since it was judged",
+        (Edit(registry._Draft, "_evict", (" or instance.reg_index != reg_index", "")),),
+    ),
+    Rule(
+        "eviction, term",
+        "An eviction is void in another term than that of the leader that judged",
+        (Edit(registry._Draft, "run", ("            if command.term != term:\n", "            if False:\n")),),
+    ),
+    Rule(
+        "leases, election",
+        "A new leader starts every lease afresh, at full length",
+        (
+            Edit(
+                duties.Duties,
+                "_begin",
+                (
+                    "Leases(self._log.registry.leased(), time.monotonic(),",
+                    "Leases(self._log.registry.leased(), time.monotonic() - 1.5,",
+                ),
+            ),
+        ),
+    ),
+    Rule(
+        "leases, deafness",
+        "A leader that could not hear renewals gives every lease a full length afterwards",
+        (_put(leases.Leases, "disturbed", _nothing),),
+    ),
+    Rule(
+        "leases, quorum",
+        "A leader renews leases only while it has heard a quorum lately",
+        (
+            Edit(
+                duties.Duties,
+                "renew",
+                ("    if (status.leader_contact_s or 0.0) > self._settings.contact_s_max:\n", "    if False:\n"),
+            ),
+        ),
+    ),
+    Rule(
+        "leases, evicting",
+        "A renewal that comes while an eviction is under way waits for its outcome",
+        (_put(leases.Leases, "mark_evicting", _nothing),),
+    ),
+    Rule(
+        "readmit",
+        "A node that lost its disk does not vote before the cluster has agreed on the new one",
+        (Edit(standing.Standing, "votes", ('self._record.standing == "member"', "True")),),
+    ),
+    Rule(
+        "readmit, vote",
+        "A node that is readmitted counts its vote of that term as given away",
+        (
+            Edit(
+                engine.Engine,
+                "_admit",
+                ("self._SyncObj__votedForNodeId or self._spent_vote()", "self._SyncObj__votedForNodeId"),
+            ),
+        ),
+    ),
+)

@@ -82,19 +82,18 @@ _NONE = Grant("none")
 _EVICTING = Grant("evicting")
 
 
-class _Lease:
-    __slots__ = ("evicting", "heard", "judgement", "renewed_at", "runs_out_at", "ttl_s", "via")
+class _Lease(Struct, gc=False):
+    """``gc=False``: it can be in no cycle, and a collection need not look at a hundred thousand of them."""
 
-    def __init__(self, judgement: Judgement, ttl_s: float, via: str | None, now: float, clock: float) -> None:
-        self.judgement = judgement
-        self.ttl_s = ttl_s
-        self.via = via
-        self.renewed_at = now
-        # If nothing lengthens it.
-        self.runs_out_at = now + ttl_s
-        # When it was last heard, on the clock that stands still while the leader is deaf.
-        self.heard = clock
-        self.evicting = False
+    judgement: Judgement
+    ttl_s: float
+    via: str | None
+    renewed_at: float
+    runs_out_at: float
+    """If nothing lengthens it."""
+    heard: float
+    """When it was last heard, on the clock that stands still while the leader is deaf."""
+    evicting: bool = False
 
 
 class _Contact:
@@ -168,7 +167,7 @@ class Leases:
         if instance.ttl_s is None:
             return
         judgement = Judgement(key, instance.reg_index)
-        self._leases[key] = _Lease(judgement, instance.ttl_s, via, now, self._clock(now))
+        self._leases[key] = _Lease(judgement, instance.ttl_s, via, now, now + instance.ttl_s, self._clock(now))
         self._lengths[instance.ttl_s] = self._lengths.get(instance.ttl_s, 0) + 1
 
     def removed(self, instance: Instance) -> None:

@@ -26,6 +26,8 @@ from rollcall.cluster.local import LocalCluster, free_port
 from rollcall.cluster.processes import LocalError
 
 from harness.load import Load, each, pump, request
+from harness.traffic import Ledger, Traffic, Writer
+from harness.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ class Row:
 class Bench:
     """A cluster that is started when first asked for, and how long to load it."""
 
-    def __init__(self, directory: Path, settings: dict[str, str], quick: bool) -> None:
+    def __init__(self, directory: Path, settings: dict[str, str], quick: bool, kills: int = 10) -> None:
         self._directory: Path = directory
         self._settings: dict[str, str] = settings
         self._started: LocalCluster | None = None
         self.quick: bool = quick
         self.seconds: float = 2.0 if quick else 5.0
+        self.kills: int = 3 if quick else kills
         self._numbers = itertools.count()
 
     @property
@@ -147,9 +150,8 @@ def reads(bench: Bench) -> Iterator[Row]:
 
 
 def failover(bench: Bench) -> Iterator[Row]:
-    kills = 3 if bench.quick else 10
     took_s: list[float] = []
-    for number in range(kills):
+    for number in range(bench.kills):
         leader = bench.cluster.wait_for_leader()
         survivors = [i for i in range(bench.cluster.nodes) if i != leader]
         write = request("PUT", f"/api/v1/services/failover/instances/f-{number}", {"ttl_s": None})
@@ -160,9 +162,25 @@ def failover(bench: Bench) -> Iterator[Row]:
             done = bench.load(bench.cluster.url(survivors[number % 2]), iter([write]), connections=1).done
         took_s.append(time.perf_counter() - began)
         bench.cluster.restart(leader)
-    note = f"worst {max(took_s):.2f} s of {kills}"
-    what = "kill -9 of the leader to the next acknowledged write, median"
-    yield Row(what, 1.0, statistics.median(took_s), "s", at_most=True, note=note)
+    yield from _median_and_worst("kill -9 of the leader to the next acknowledged write", took_s, 0.7, 2.0)
+
+
+def handover(bench: Bench) -> Iterator[Row]:
+    """The leader is told to end while clients write through the others."""
+    paused_s: list[float] = []
+    for _ in range(bench.kills):
+        leader = bench.cluster.wait_for_leader()
+        ledger = Ledger()
+        survivors = [i for i in range(bench.cluster.nodes) if i != leader]
+        with Traffic(*(Writer(bench.cluster, i, ledger) for i in survivors for _ in range(4))):
+            wait_for(lambda ledger=ledger: len(ledger.acknowledged) > 200, "writes to be under way", 30.0)
+            began = time.monotonic()
+            bench.cluster.terminate(leader)
+            ended = time.monotonic()
+            wait_for(lambda ledger=ledger, ended=ended: len(ledger.since(ended)) > 200, "writes to go on", 30.0)
+            paused_s.append(ledger.pause_s(began))
+        bench.cluster.restart(leader)
+    yield from _median_and_worst("SIGTERM of the leader under load, longest time without a write", paused_s, 0.5, 0.5)
 
 
 def restart(bench: Bench) -> Iterator[Row]:
@@ -194,9 +212,15 @@ MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "reads": reads,
     "renewals": renewals,
     "failover": failover,
+    "handover": handover,
     "batches": batches,
     "restart": restart,
 }
+
+
+def _median_and_worst(what: str, took_s: list[float], median: float, worst: float) -> Iterator[Row]:
+    yield Row(f"{what}, median", median, statistics.median(took_s), "s", at_most=True, note=f"of {len(took_s)}")
+    yield Row(f"{what}, worst", worst, max(took_s), "s", at_most=True, note=f"of {len(took_s)}")
 
 
 def _median_ms(what: str, target_ms: float, load: Load) -> Row:
@@ -239,6 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="./scripts/bench", description="Measures what the product promises.")
     parser.add_argument("what", nargs="*", help=f"which ones (default: all): {', '.join(MEASUREMENTS)}")
     parser.add_argument("--quick", action="store_true", help="shorter runs, fewer kills, fewer instances")
+    parser.add_argument("--kills", type=int, default=10, help="how often the leader is killed, and told to end")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the nodes")
     options = parser.parse_args()
@@ -255,7 +280,7 @@ def main() -> None:
         for name in options.what or MEASUREMENTS:
             print(f"measuring: {name}", file=sys.stderr, flush=True)
             # A cluster of its own for each: what one left behind must not slow down the next.
-            bench = Bench(directory / name, settings, options.quick)
+            bench = Bench(directory / name, settings, options.quick, options.kills)
             try:
                 rows += MEASUREMENTS[name](bench)
             finally:

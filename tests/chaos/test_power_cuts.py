@@ -1,0 +1,41 @@
+"""Whole clusters lose power: nothing acknowledged is lost, and this test would see it if it were."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from chaos.nodes import ChaosCluster
+from chaos.power_cuts import SETTINGS, cut_again_and_again
+
+pytestmark = pytest.mark.integration
+
+
+def made(directory: Path, nodes: int, *, forgetful: bool = False) -> ChaosCluster:
+    return ChaosCluster(directory, nodes, network="direct", forgetful=forgetful, settings=SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("times", "nodes"),
+    [(3, 3), pytest.param(200, 3, marks=pytest.mark.slow), pytest.param(50, 5, marks=pytest.mark.slow)],
+)
+def test_when_the_power_of_all_is_cut_nothing_acknowledged_is_lost(tmp_path: Path, times: int, nodes: int):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    with made(tmp_path, nodes) as cluster:
+        result = cut_again_and_again(cluster, times, random.Random(seed), print)
+
+        print(result)
+        assert not cluster.crashed()
+    assert not result.lost
+    assert result.cuts == times
+    assert result.forgotten > 0, "the cuts took nothing: this showed nothing"
+
+
+def test_on_disks_that_lie_about_syncs_writes_are_lost(tmp_path: Path):
+    """What the test above would see if the product forgot to sync."""
+    with made(tmp_path, 3, forgetful=True) as cluster:
+        result = cut_again_and_again(cluster, 1, None)
+
+    # Not all: a log that was just cut is a new file, and its first sync is real.
+    assert result.lost

@@ -36,6 +36,10 @@ LOOK_S = 0.1
 PAUSED_S = 1.0
 """A look that comes so much too late means that this process was paused."""
 
+CONTACT_S = 1.0
+"""A peer that was silent for so long is out of contact: what it took of renewals may be on the way.
+Short beside what is left of the shortest lease after a renewal was due (2 s, renewed at a third)."""
+
 VIEW_S = 1.0
 """How often the leader counts who is late, and the others ask it."""
 
@@ -105,14 +109,24 @@ class Duties:
         it still does.
         """
         tenure = self._tenure
+        if tenure is None:
+            raise NotLeader(f"{self._log.node_id} keeps no leases now")
+        leases = self._leases_of(tenure)
+        now = time.monotonic()
+        with tenure.lock:
+            renewed = [self._renew_one(leases, renewal, via, now) for renewal in renewals]
+        # Once more: this process may have been paused in between, and another leads by now.
+        self._leases_of(tenure)
+        return renewed
+
+    def _leases_of(self, tenure: _Tenure) -> Leases:
+        """The leases of ``tenure``, if this node leads and heard a quorum a moment ago."""
         status = self._log.status()
-        if tenure is None or tenure.leases is None or not status.serving_term or status.term != tenure.term:
+        if tenure.leases is None or not status.serving_term or status.term != tenure.term:
             raise NotLeader(f"{status.node} keeps no leases now")
         if (status.leader_contact_s or 0.0) > self._settings.contact_s_max:
             raise NotLeader(f"{status.node} has not heard a quorum for {status.leader_contact_s:.1f} s")
-        now = time.monotonic()
-        with tenure.lock:
-            return [self._renew_one(tenure.leases, renewal, via, now) for renewal in renewals]
+        return tenure.leases
 
     def lease(self, key: Key) -> LeaseView | None:
         """The lease as this node knows it: exact on the leader, elsewhere None."""
@@ -236,7 +250,7 @@ class Duties:
         else:
             leases.recovered(now)
         for peer in status.peers:
-            if peer.reachable and (peer.contact_s or 0.0) < 2.0:
+            if peer.reachable and (peer.contact_s or 0.0) < CONTACT_S:
                 leases.back(peer.id, now)
             else:
                 leases.lost(peer.id, now, down=peer.down)

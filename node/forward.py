@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from ..replication.commands import from_peer, to_peer
-from ..replication.errors import Invalid, NotDone, RollcallError, from_wire, to_wire
+from ..replication.errors import Invalid, NotDone, RollcallError, Unknown, from_wire, to_wire
 from ..replication.log import Log, Proposal, Reply
 from ..replication.registry import Outcome
 from .values import Renewal, Renewed
@@ -85,10 +85,11 @@ class Rounds(Generic[T, R]):
             if own in self._waiting:
                 self._waiting.remove(own)
             group = [own, *(self._waiting.popleft() for _ in range(min(len(self._waiting), ROUND_MAX - 1)))]
-        error: RollcallError | None = None
+        error: RollcallError | None = Unknown("the question was not asked to its end")
         answers: Sequence[R | None] = [None] * len(group)
         try:
             answers = self._send([asked.item for asked in group], deadline)
+            error = None
         except RollcallError as problem:
             error = problem
         finally:
@@ -97,11 +98,11 @@ class Rounds(Generic[T, R]):
                 self._under_way = following is not None
                 if following is not None:
                     following.leads = True
-        for asked, answer in zip(group, answers, strict=True):
-            asked.answer, asked.error = answer, error
-            asked.answered.set()
-        if following is not None:
-            following.answered.set()
+            for asked, answer in zip(group, answers, strict=True):
+                asked.answer, asked.error = answer, error
+                asked.answered.set()
+            if following is not None:
+                following.answered.set()
 
 
 class Submission(Struct, frozen=True, array_like=True):

@@ -283,6 +283,8 @@ class Service:
         if status.standing == "new":
             missing = ", ".join(peer.id for peer in status.peers if peer.contact_s is None) or "the others to meet"
             return False, f"a new cluster begins when all members have met: waiting for {missing}"
+        if status.standing == "rejoining":
+            return False, "waiting for the cluster to fill this node's new disk and to readmit it (--rejoin)"
         if not status.caught_up:
             return False, "catching up with the cluster"
         contact_s = math.inf if status.leader_contact_s is None else status.leader_contact_s

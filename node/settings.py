@@ -102,8 +102,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         about("http", "URL that this node is reached at by clients and nodes (default: http_host, http_port)"),
     ] = ""
+    # An Idempotency-Key is remembered for 60 s, which must be ten times as long.
     write_timeout_s: Annotated[
-        _Positive, about("http", "longest time a write waits for its outcome, elections included", unit="s", agree=True)
+        Annotated[float, Meta(gt=0, le=6)],
+        about("http", "longest time a write waits for its outcome, elections included", unit="s", agree=True),
     ] = 5.0
     body_bytes_max: Annotated[_Bytes, about("http", "largest body of a request", unit="bytes")] = 256 * 1024
     batch_body_bytes_max: Annotated[

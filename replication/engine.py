@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import heapq
 import logging
+import math
 import os
 import random
 import threading
@@ -179,13 +180,13 @@ class Engine(SyncObj):
     _SyncObj__raftLog: Journal
     _SyncObj__raftCommitIndex: int
     _SyncObj__raftLastApplied: int
-    _SyncObj__raftElectionDeadline: float
     _SyncObj__newAppendEntriesTime: float
     _SyncObj__raftNextIndex: dict[Node, int]
     _SyncObj__raftMatchIndex: dict[Node, int]
     _SyncObj__lastResponseTime: dict[Node, float]
     _SyncObj__otherNodes: set[Node]
     _SyncObj__needLoadDumpFile: bool
+    _SyncObj__transferInProgress: bool
     _SyncObj__setCurrentTerm: Callable[[int, str | None], None]
     _SyncObj__generateRaftTimeout: Callable[[], float]
 
@@ -228,6 +229,7 @@ class Engine(SyncObj):
         self._send_now: bool = False
         self._commit_moved: bool = False
         self._receiving: Incoming | None = None
+        self._receiving_from: tuple[int, str] = (0, "")
         self._installing: Future[tuple[SnapshotHeader, State]] | None = None
         self._saving: Future[SnapshotHeader] | None = None
         self._cutting: tuple[Cut, Future[None]] | None = None
@@ -406,13 +408,13 @@ class Engine(SyncObj):
     def _pause_s(self, now: float) -> float:
         if self._held or self._send_now or self._commit_index > self._applied:
             return 0.0
-        if self._proposals and self._log_has_room:
+        if self._proposals and self._transfer is None and self._log_has_room:
             return 0.0
         if self._reads and self._round is None and self._serving:
             return 0.0
         if self._role == LEADER:
             return min(TICK_S, max(0.001, self._SyncObj__newAppendEntriesTime - now))
-        remaining_s = self._SyncObj__raftElectionDeadline - now
+        remaining_s = self._due - now
         return min(TICK_S, remaining_s) if remaining_s > 0 else TICK_S
 
     def _on_wake(self, descriptor: int, events: int) -> None:
@@ -532,6 +534,16 @@ class Engine(SyncObj):
         self._wire.post(self._wire.set_draining)
 
     # -- names for the library's private state -------------------------------------
+
+    @property
+    def _SyncObj__raftElectionDeadline(self) -> float:
+        """The library's election timer. It sees only what has been asked for (``_continue_election``):
+        it looks at the clock once more, later, and would find a time that nobody asked about."""
+        return math.inf if self._due and self.registry.level >= PRE_VOTE_LEVEL else self._due
+
+    @_SyncObj__raftElectionDeadline.setter
+    def _SyncObj__raftElectionDeadline(self, due: float) -> None:
+        self._due: float = due
 
     @property
     def _role(self) -> int:
@@ -874,7 +886,7 @@ class Engine(SyncObj):
             return False
         if self._role == LEADER and term == self._term:
             raise Fatal(f"two leaders in term {term}: {node.id} and {self.node_id}")
-        if term > self._term or self._SyncObj__raftLeader != node:
+        if (term, node.id) != self._receiving_from:
             # The rest of a state file would have come from the leader before.
             self._abort_receiving()
         heartbeat = {"type": "append_entries", "term": term, "commit_index": self._commit_index}
@@ -966,18 +978,20 @@ class Engine(SyncObj):
         if self._role == LEADER:
             return
         if not self._standing.votes:
-            self._SyncObj__raftElectionDeadline = max(
-                self._SyncObj__raftElectionDeadline, now + self._config.election_timeout_s_max
-            )
+            self._due = max(self._due, now + self._config.election_timeout_s_max)
             return
-        due = self._SyncObj__raftElectionDeadline
+        due = self._due
+        if due == 0 and self._wire.nodes() and not any(map(self._wire.connected, self._wire.nodes())):
+            # What was granted was granted then; when somebody is reached again it must be asked anew.
+            due = self._due = now
+            self._SyncObj__transferInProgress = False
         if due == 0 or now <= due or self.registry.level < PRE_VOTE_LEVEL:
             return
         reached = [node for node in self._wire.nodes() if self._wire.connected(node)]
         if not reached and self._wire.nodes():
             return
         shortest = self._config.election_timeout_s_min
-        self._SyncObj__raftElectionDeadline = now + random.uniform(shortest / 4, shortest / 2)
+        self._due = now + random.uniform(shortest / 4, shortest / 2)
         self._pre_votes = {self.node_id}
         for node in reached:
             self._wire.send(node, wire.PreVote(self._term, self._journal.last_index, self._journal[-1][2]))
@@ -986,7 +1000,7 @@ class Engine(SyncObj):
     def _count_pre_votes(self) -> None:
         if self._is_quorum(len(self._pre_votes)):
             self._pre_votes.clear()
-            self._SyncObj__raftElectionDeadline = 0
+            self._due = 0
 
     def _is_quorum(self, count: int) -> bool:
         return 2 * count > len(self._SyncObj__otherNodes) + 1
@@ -1146,6 +1160,7 @@ class Engine(SyncObj):
     # -- the standing of this node's disk (standing.py) ----------------------------
 
     def _introduce(self) -> None:
+        """Tells every peer, now and at each greeting, how this node stands."""
         self._wire.introduce(
             level=self._config.level,
             disk=self._standing.disk,
@@ -1162,12 +1177,15 @@ class Engine(SyncObj):
             )
         self._levels[node.id] = hello.level
         self._disks[node.id] = (hello.standing, hello.disk)
-        if self._standing.meet(node.id, hello.disk, hello.standing, hello.met):
-            logger.info("every member was met: %s takes part from here on", self.node_id)
+        before = self._standing.announced
+        became = self._standing.meet(node.id, hello.disk, hello.standing, hello.met)
+        if self._standing.announced != before:
             self._introduce()
+        if became:
+            logger.info("every member was met: %s takes part from here on", self.node_id)
             # There is no leader to wait for; and all members come here at the same moment.
             soon = random.uniform(0, self._config.election_timeout_s_min)
-            self._SyncObj__raftElectionDeadline = time.monotonic() + soon
+            self._due = time.monotonic() + soon
         return ""
 
     def _admit(self) -> None:
@@ -1192,6 +1210,7 @@ class Engine(SyncObj):
             self._disk_failed(error)
             self._SyncObj__setState(FOLLOWER)
             return
+        self._abort_receiving()
         self._followers = {node: _Follower() for node in self._wire.nodes()}
         # The library does this too, but after the role shows: until then an earlier tenure's ages would stand there.
         self._SyncObj__lastResponseTime.update(dict.fromkeys(self._wire.nodes(), time.monotonic()))
@@ -1209,7 +1228,7 @@ class Engine(SyncObj):
         if old == LEADER:
             self._leader_heard_at = time.monotonic()
             # The library leaves a deposed leader's timer where it was, long past.
-            self._SyncObj__raftElectionDeadline = time.monotonic() + self._SyncObj__generateRaftTimeout()
+            self._due = time.monotonic() + self._SyncObj__generateRaftTimeout()
             for follower in self._followers.values():
                 self._stop_sending(follower)
             self._transfer = None
@@ -1229,7 +1248,7 @@ class Engine(SyncObj):
             if self._role == FOLLOWER and self.registry.level >= PRE_VOTE_LEVEL:
                 # Probably its process is gone. Who still hears it will say so.
                 soon = time.monotonic() + random.uniform(0, self._config.election_timeout_s_min / 4)
-                self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
+                self._due = min(self._due, soon)
         if self._role == LEADER:
             self._begin_again(node)
 
@@ -1436,6 +1455,8 @@ class Engine(SyncObj):
             logger.info("sending the state file at entry %d to %s", sending.index, node.id)
         for offset, data in sending.pieces(now):
             self._wire.send(node, wire.Install(self._term, sending.index, offset, sending.total, data))
+            if follower.sending is not sending:
+                return  # the connection broke, and with it the file was closed
 
     def _stop_sending(self, follower: _Follower) -> None:
         if follower.sending is not None:
@@ -1453,7 +1474,7 @@ class Engine(SyncObj):
             self._answer(node, next_index=self._commit_index + 1)
             return
         try:
-            self._receive(message)
+            self._receive(node, message)
         except OSError as error:
             self._abort_receiving()
             self._disk_failed(DiskUnavailable(f"no room for a state file: {error.strerror}"))
@@ -1466,11 +1487,12 @@ class Engine(SyncObj):
             self._receiving = None
             self._installing = self._snapshots.install(receiving.path)
 
-    def _receive(self, message: wire.Install) -> None:
+    def _receive(self, node: Node, message: wire.Install) -> None:
         if message.offset == 0 and (self._receiving is None or self._receiving.received):
             self._abort_receiving()
             path = self._config.directory / "snapshot-received.tmp"
             self._receiving = Incoming(path, message.index, self._disk)
+            self._receiving_from = (message.term, node.id)
         if self._receiving is not None and self._receiving.index == message.index:
             self._receiving.take(message.offset, message.data)
 
@@ -1536,13 +1558,7 @@ class Engine(SyncObj):
     def _begin_transfer(self) -> None:
         if self._role != LEADER or self._transfer is not None:
             return
-        able = [
-            node
-            for node in self._wire.nodes()
-            if self._wire.connected(node)
-            and not self._wire.draining(node)
-            and self._followers.setdefault(node, _Follower()).votes
-        ]
+        able = [node for node in self._wire.nodes() if self._able_to_lead(node)]
         if not able:
             return
         target = max(able, key=lambda node: (self._match[node], node.id))
@@ -1573,13 +1589,12 @@ class Engine(SyncObj):
         if not self._disk_error:
             logger.error("%s; this node neither leads nor acknowledges until there is room", error.message)
         self._disk_error = error.message
+        self._SyncObj__transferInProgress = False
         self._disk_retry_at = time.monotonic() + DISK_RETRY_S
         self._begin_transfer()
 
     def _try_disk(self, now: float) -> None:
-        self._SyncObj__raftElectionDeadline = max(
-            self._SyncObj__raftElectionDeadline, now + self._config.election_timeout_s_max
-        )
+        self._due = max(self._due, now + self._config.election_timeout_s_max)
         if now < self._disk_retry_at:
             return
         self._disk_retry_at = now + DISK_RETRY_S

@@ -47,6 +47,9 @@ REMEMBER_NS = 60 * 10**9
 """How long the outcome of a request with an ``Idempotency-Key`` is remembered:
 at least ten times the write timeout (5 s by default), in the time of commands."""
 
+REMEMBER_MIN = 10_000
+"""The newest requests are remembered longer than that: another leader's clock may be ahead."""
+
 REMEMBER_MAX = 100_000
 """Requests remembered at most; the oldest are forgotten first."""
 
@@ -389,7 +392,7 @@ class Registry:
         while self._requests_by_age:
             oldest = self._requests[self._requests_by_age[0]]
             if (
-                now - oldest.time_ns <= REMEMBER_NS
+                (now - oldest.time_ns <= REMEMBER_NS or (self.level > 1 and len(self._requests) <= REMEMBER_MIN))
                 and len(self._requests) <= REMEMBER_MAX
                 and self._requests_operations <= REMEMBER_OPERATIONS_MAX
             ):

@@ -7,9 +7,10 @@ has a standing, kept in the file ``standing``:
 
 - ``new``: made by this process or an earlier one, and never taken part. Such a
   node neither votes nor acknowledges. It becomes a member when it has met every
-  other member as new (a cluster is being born), or a member that met this very
-  disk when it was. If it meets a member that did not, the disk that the cluster
-  knew is gone, and the process stops (``Fatal``).
+  other member as new and all of them have met the same disks (a cluster is
+  being born), or when it meets a member that met this very disk at its birth. If
+  it meets a member that did not, the disk that the cluster knew is gone, and the
+  process stops (``Fatal``).
 - ``rejoining``: a new directory that an operator said may come in place of a
   lost one. It stores what the leader sends, and its acknowledgements do not
   count. The leader proposes ``Readmit`` with the id of this disk; when that
@@ -63,6 +64,7 @@ class Standing:
         self._node: str = node
         self._others: frozenset[str] = frozenset(others)
         self._seen_new: dict[str, str] = {}
+        self._views: dict[str, dict[str, str]] = {}
         self._record: _Record = self._read(empty=empty, rejoin=rejoin)
         if self.kind == "new" and not self._others:
             self._become("member", {})
@@ -82,7 +84,13 @@ class Standing:
 
     @property
     def met(self) -> dict[str, str]:
-        return self._record.met
+        """The disks of the others: as this node has met them so far, or as they were at the birth."""
+        return self._seen_new if self.kind == "new" else self._record.met
+
+    @property
+    def announced(self) -> tuple[Kind, dict[str, str]]:
+        """What the others must be told when it changes."""
+        return self.kind, dict(self.met)
 
     def meet(self, peer: str, disk: str, kind: str, met: dict[str, str]) -> bool:
         """What ``peer`` said of itself. True if that made this node a member.
@@ -93,7 +101,11 @@ class Standing:
             return False
         if kind == "new" and disk:
             self._seen_new[peer] = disk
-            if self._seen_new.keys() != self._others:
+            self._views[peer] = {**met, peer: disk}
+            # Not before all have seen the same: a node that was replaced meanwhile, or that only
+            # some have met, would let the same cluster be born twice.
+            ours = {**self._seen_new, self._node: self.disk}
+            if self._seen_new.keys() != self._others or any(view != ours for view in self._views.values()):
                 return False
             self._become("member", self._seen_new)
             return True

@@ -249,8 +249,11 @@ class Transport:
         self._resume_accepting()
 
     def introduce(self, *, level: int, disk: str, standing: str, met: Mapping[str, str]) -> None:
-        """What this node says of itself in every hello from now on."""
+        """What this node says of itself in every hello from now on, and at once to who is connected."""
         self._hello = structs.replace(self._hello, level=level, disk=disk, standing=standing, met=dict(met))
+        for peer in self._peers.values():
+            if peer.connection is not None:
+                self._write(peer.connection, encode(self._hello))
 
     @property
     def address(self) -> Endpoint:
@@ -587,7 +590,12 @@ class Transport:
             why = f"it refuses this node: {_shown(message.reason, 300)}"
             self._refuse(connection, "by the other end", why, calls_itself=connection.peer)
         elif isinstance(message, Hello):
-            raise Invalid("a second greeting")
+            if (message.node, message.incarnation) != (connection.peer, connection.incarnation):
+                raise Invalid("a greeting in another's name")
+            wrong = self._on_greeted(peer.node, message)
+            if wrong:
+                self._write(connection, encode(Refused(wrong)))
+                self._refuse(connection, "standing", wrong, calls_itself=connection.peer)
         else:
             self._on_message(peer.node, message)
 
@@ -598,6 +606,7 @@ class Transport:
         if not isinstance(message, Hello):
             raise Invalid("something before its hello")
         kind, wrong = self._objection(connection, message)
+        said = self._hello
         if not wrong:
             kind, wrong = "standing", self._on_greeted(self._peers[message.node].node, message)
         if wrong:
@@ -617,6 +626,8 @@ class Transport:
         peer.down = False
         peer.draining = False
         self._compare(message)
+        if self._hello != said:
+            self._write(connection, encode(self._hello))
         if self._draining:
             self._write(connection, encode(Ping(draining=True)))
         logger.info("connected to %s%s", message.node, " over TLS" if connection.channel is not None else "")

@@ -266,9 +266,14 @@ class ChaosCluster:
             self._ending.add(node)
             self._local.rejoining = ""
             self._local.start_node(self._number(node))
+            # Or nobody could reach it: a node that is only ever dialed would wait for ever.
+            self._apply()
         code = self._local.wait_ended(self._number(node), timeout_s)
         if code is None:
             self.kill([node])
+        else:
+            with self._lock:
+                self._apply()
         return code
 
     def pause(self, names: Collection[str]) -> None:

@@ -194,10 +194,21 @@ def test_damaged_files_are_refused(cluster: ChaosCluster, writes: Writes):
     assert not injected.violations
 
 
-def test_a_lost_disk_is_refused_until_an_operator_says_rejoin(cluster: ChaosCluster, writes: Writes):
-    injected = strike(cluster, "wipe")
-    (node,) = injected.targets
+@pytest.mark.parametrize("node", ["node-0", "node-2"])
+def test_a_lost_disk_is_refused_until_an_operator_says_rejoin(
+    cluster: ChaosCluster, writes: Writes, monkeypatch: pytest.MonkeyPatch, node: str
+):
+    """The first node is dialed by all others, the last one dials them: they meet in different ways."""
+    claim = cluster.claim
 
+    def claim_first(chance: random.Random, count: int, *, leader_first: float = 0.0) -> tuple[str, ...]:
+        return tuple(sorted(claim(chance, count, leader_first=leader_first), key=lambda name: name != node))
+
+    monkeypatch.setattr(cluster, "claim", claim_first)
+    injected = strike(cluster, "wipe")
+
+    assert injected.targets == (node,)
+    assert not injected.violations
     assert not cluster.runs(node)
     injected.heal()
     assert not injected.violations

@@ -125,16 +125,18 @@ class Network:
     def greet(self, one: str, other: str) -> bool:
         """Each end sees the other's hello; False if either objects."""
         objections = [
-            self._joined[here].greeted(self._hello(there))
+            self._joined[here].greeted(self._hello(there, here))
             for here, there in ((one, other), (other, one))
             if here in self._joined
         ]
         return not any(objections)
 
-    def _hello(self, node: str) -> wire.Hello:
+    def _hello(self, node: str, to: str) -> wire.Hello:
         if node in self._joined:
-            return self._joined[node].hello
-        return self.hellos.get(node) or hello_of(node)
+            return self._joined[node].hello_for(to)
+        # A node that the test plays has always known this one, unless the test says otherwise.
+        known = structs.replace(hello_of(node), standing="member", met={to: self._joined[to].hello.disk})
+        return self.hellos.get(node) or known
 
     def disconnect(self, one: str, other: str) -> None:
         """The connection ends; what was on its way is lost."""
@@ -204,6 +206,7 @@ class MemoryTransport:
     def __init__(self, network: Network, node: str, members: Iterable[str]) -> None:
         self.id: str = node
         self.hello: wire.Hello = hello_of(node)
+        self._said: dict[str, wire.Hello] = {}
         self._network: Network = network
         self._others: list[Node] = [Node(member) for member in members if member != node]
         self._nodes: dict[str, Node] = {other.id: other for other in self._others}
@@ -223,6 +226,13 @@ class MemoryTransport:
 
     def introduce(self, *, level: int, disk: str, standing: str, met: Mapping[str, str]) -> None:
         self.hello = structs.replace(self.hello, level=level, disk=disk, standing=standing, met=dict(met))
+        for other in self._others:
+            self._network.send(self.id, other.id, wire.encode(self.hello))
+
+    def hello_for(self, peer: str) -> wire.Hello:
+        """What this node says of itself to ``peer``, at the start of a connection."""
+        self._said[peer] = self.hello
+        return self.hello
 
     def greeted(self, hello: wire.Hello) -> str:
         """Why this node refuses the peer that says ``hello``, or nothing."""
@@ -230,6 +240,9 @@ class MemoryTransport:
 
     def on_connected(self, node: Node) -> None:
         self._draining.discard(node.id)
+        if self._said.get(node.id, self.hello) != self.hello:
+            # The peer's own hello changed what this node says of itself.
+            self.send(node, self.hello)
         self._on_connected(node)
 
     def on_disconnected(self, node: Node) -> None:
@@ -245,6 +258,10 @@ class MemoryTransport:
             source, message = self._waiting.popleft()
             if isinstance(message, wire.Ping):
                 self._draining.add(source)
+            elif isinstance(message, wire.Hello):
+                why = self.on_greeted(self._nodes[source], message)
+                if why:
+                    self.drop(self._nodes[source], why)
             elif isinstance(message, wire.Request) and message.kind in self._handlers:
                 self._take_request(source, message)
             elif isinstance(message, wire.Answer):

@@ -62,6 +62,9 @@ class _Wire(LibraryTransport):
         self._network.may_repeat = lambda message: False
         self._network.join(self)  # pyright: ignore[reportArgumentType]
 
+    def hello_for(self, peer: str) -> object:
+        return self.hello
+
     def greeted(self, hello: object) -> str:
         return ""
 
@@ -229,6 +232,10 @@ class BareNode:
     @property
     def votes(self) -> bool:
         return True
+
+    @property
+    def durable(self) -> None:
+        return None
 
     # -- asked by clients
 

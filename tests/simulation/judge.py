@@ -20,7 +20,7 @@ from rollcall.replication.log import Proposal
 from rollcall.replication.records import Event, Instance
 from rollcall.replication.registry import Applied, Registry
 
-from simulation.node import Node
+from simulation.node import Durable, Node
 
 LINEARIZABLE_S = 20.0
 """The checker's patience; a history that takes longer counts as a violation."""
@@ -76,6 +76,7 @@ class Judge:
         self.lease_slack_s: float = 0.0
         self._seen_commit: dict[str, int] = dict.fromkeys(names, 0)
         self._applied: dict[str, int] = dict.fromkeys(names, 0)
+        self._durable: dict[str, Durable] = {}
         self._evictions: defaultdict[str, list[Operation]] = defaultdict(list)
         self._history: defaultdict[str, list[tuple[int, Instance | None]]] = defaultdict(list)
         """Instance to what it was from which index on."""
@@ -86,6 +87,21 @@ class Judge:
         self._seen_commit[node.name] = 0
         self._applied[node.name] = node.applied_index
         self._check_state(node, node.applied_index)
+        self._check_durable(node)
+
+    def _check_durable(self, node: Node) -> None:
+        """What was on disk when the process before ended is there."""
+        known, found = self._durable.get(node.name), node.durable
+        if known is None or found is None:
+            return
+        voted = found.term > known.term or known.vote in (None, found.vote)
+        if found.term < known.term or not voted or (found.last_term, found.last_index) < known[2:]:
+            raise Violation("durability", f"{node.name} had {known} on its disk, and comes back with {found}")
+
+    def ended(self, name: str, *, midway: bool) -> None:
+        """A node's process ended; ``midway``: in a turn, so that what it noted since the last may be there or not."""
+        if midway:
+            self._durable.pop(name, None)
 
     def turned(self, node: Node) -> None:
         """After a node's turn, or anything else that it did."""
@@ -93,6 +109,9 @@ class Judge:
         if node.leads:
             self._check_leader(node)
         self._check_commit(node)
+        durable = node.durable
+        if durable is not None:
+            self._durable[name] = durable
         if node.applied_index != self._applied[name]:
             self.counts["state files installed"] += 1
             self._applied[name] = node.applied_index

@@ -351,7 +351,7 @@ class SimNetwork(Network):
         for here, there in ((one, other), (other, one)):
             if here not in self._joined or there not in self._joined:
                 return False
-            hello = self._joined[there].hello
+            hello = self._joined[there].hello_for(here)
             objection = self._world.act(here, lambda here=here, hello=hello: self._joined[here].greeted(hello))
             if objection is None or objection:
                 return False

@@ -61,6 +61,15 @@ class Entry(NamedTuple):
     command: bytes
 
 
+class Durable(NamedTuple):
+    """What a node may have told others between two turns: all of it is on its disk."""
+
+    term: int
+    vote: str | None
+    last_term: int
+    last_index: int
+
+
 class Node(Protocol):
     """A running process, as its world sees it."""
 
@@ -96,6 +105,11 @@ class Node(Protocol):
     @property
     def votes(self) -> bool:
         """Whether it takes part in elections."""
+        ...
+
+    @property
+    def durable(self) -> "Durable | None":
+        """What must be there again after any restart; None if it promises nothing of the kind."""
         ...
 
     # -- what clients ask of it; each calls back once, or never if the process ends first
@@ -295,6 +309,11 @@ class EngineNode:
     @property
     def votes(self) -> bool:
         return self.engine._standing.votes
+
+    @property
+    def durable(self) -> Durable | None:
+        journal = self.engine._journal
+        return Durable(journal._term, journal._vote, journal[-1][2], journal.last_index)
 
     # -- asked by clients: what ``Service`` does, without waiting --------------------
 

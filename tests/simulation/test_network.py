@@ -23,6 +23,9 @@ class Host:
         self.told: list[str] = []
         self.objection: str = ""
 
+    def hello_for(self, peer: str) -> wire.Hello:
+        return self.hello
+
     def greeted(self, hello: wire.Hello) -> str:
         return self.objection
 

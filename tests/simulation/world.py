@@ -238,6 +238,7 @@ class World:
             failures = self._failures.pop(name, None)
         except PowerCut:
             self._look_at(node)
+            self.judge.ended(name, midway=True)
             powerless, for_s, number = self.crashes.pop(name)
             self.note(name, f"is gone in the middle of a file operation (fault {number})")
             if powerless:
@@ -247,11 +248,13 @@ class World:
             return None
         except (Fatal, OSError, MemoryError) as error:
             self._look_at(node)
+            self.judge.ended(name, midway=True)
             self._failed(name, error)
             return None
         except DiskUnavailable as error:
             # As the loop of the tick thread: it goes on, but not for ever.
             self._look_at(node)
+            self.judge.ended(name, midway=True)
             if not self.disks[name].full:
                 raise Violation("stopped", f"{name} says without reason: {error}") from error
             failures = self._failures.setdefault(name, [])
@@ -344,6 +347,7 @@ class World:
         try:
             node = self._make_node(place)
         except PowerCut:
+            self.judge.ended(name, midway=True)
             powerless, for_s, number = self.crashes.pop(name)
             self.note(name, f"is gone while it starts (fault {number})")
             disk.cut_power(random.Random(number)) if powerless else disk.close_all()
@@ -448,6 +452,7 @@ class World:
         self.disks[name].forget()
         if fault.lasting and self._can_readmit():
             self._rejoining.add(name)
+            self.judge.ended(name, midway=True)
             self.later(max(1.0, fault.for_s), lambda: self._rejoin(name))
         else:
             kept.rename(directory)

@@ -69,8 +69,8 @@ from .transport import Transport
 
 logger = logging.getLogger(__name__)
 
-# The library reads CLOCK_MONOTONIC_RAW, which the time service does not steer: it parts
-# from the clock of this file by seconds a day, and deadlines cross between the two.
+# The library reads CLOCK_MONOTONIC_RAW, which a time service does not steer as it does the
+# clock of this file: the two part by what was corrected, and deadlines cross between them.
 pysyncobj.syncobj.monotonicTime = time.monotonic  # pyright: ignore[reportAttributeAccessIssue]
 
 REVIEWED: Mapping[str, str] = {

@@ -528,8 +528,10 @@ class Journal(LibraryJournal):
         self._disk.truncate(self._descriptor, offset)
         self._disk.reserve(self._descriptor, offset + RESERVE_BYTES + GROWTH_BYTES)
         self._reserved = offset + RESERVE_BYTES + GROWTH_BYTES
-        # What was read may still be only in the page cache: it counts from now on.
+        # What was read may still be only in the page cache: it counts from now on. So may the name
+        # of the file: a process that was killed right after a rename leaves that to this one.
         self._disk.sync(self._descriptor)
+        self._disk.sync_directory(self._path.parent)
         self._synced = offset
         self._write_mark()
 

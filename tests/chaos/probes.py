@@ -17,7 +17,7 @@ from harness.cluster import Line
 from harness.history import Change, Digest
 from msgspec import Struct
 
-from chaos.clients import NO_ANSWER, Desk, Place, body
+from chaos.desk import NO_ANSWER, Desk, Place, body
 from chaos.ledger import Lagged, Ledger, Polled, Sized
 
 PERIOD_S = 0.25

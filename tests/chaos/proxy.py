@@ -278,7 +278,9 @@ class _Connection:
     async def _carry(self, directions: Mapping[Pair, _Direction]) -> None:
         source, target = self._link.source, self._link.target
         there, back = directions[source, target], directions[target, source]
-        near = self._sockets[source]
+        near = self._sockets.get(source)
+        if near is None:
+            return  # it was cut before it began
         try:
             while there.condition.held or back.condition.held:
                 await there.open.wait()

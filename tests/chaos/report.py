@@ -8,9 +8,10 @@ from html import escape
 from pathlib import Path
 
 from chaos import figures, timeline
+from chaos.checks import Check
 from chaos.ledger import Book
 from chaos.timeline import clock
-from chaos.verdict import Check, Verdict
+from chaos.verdict import Verdict
 
 EVICTIONS_SHOWN = 400
 VIOLATIONS_OPEN = 4

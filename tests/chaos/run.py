@@ -19,32 +19,27 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
-import msgspec
-from harness import history, traffic
-from harness.cluster import Line
-from harness.history import Held
+from harness import traffic
 from harness.waiting import wait_for
 from msgspec import Struct
 from rich.console import Console
 from rollcall.cluster.processes import LocalError
 
 from chaos import faults, figures, logs, schedule
-from chaos.clients import NO_ANSWER, Mortals, everybody, see_off
+from chaos.clients import Mortals, everybody, see_off
 from chaos.faults import CATALOGUE, Happened
-from chaos.ledger import Began, Book, Crashed, Healed, Ledger, Odd, Phase, Struck, Trouble, read
+from chaos.lastwords import agree
+from chaos.ledger import Began, Book, Crashed, Healed, Ledger, Phase, Struck, Trouble, read
 from chaos.live import Live, Tally
 from chaos.nodes import ChaosCluster, NetworkKind
 from chaos.probes import Sizes, probes
 from chaos.report import write_report
 from chaos.schedule import Planned
 from chaos.verdict import Verdict, judge
-from chaos.watchers import Watcher, watchers
+from chaos.watchers import watchers
 
 SETTLE_S = 20.0
 """From the last healing on, clients go on for so long: time for the dead to be evicted and for all nodes to be back."""
-
-AGREE_S = 30.0
-"""So long nodes may take until they stand at one index, and watchers until they know of it."""
 
 REPORTS = Path("chaos-report")
 
@@ -80,10 +75,13 @@ class Result(Struct, frozen=True, kw_only=True):
 
 def carry_out(options: Options, console: Console) -> Result:
     """Runs it, from starting the nodes to the report. ``KeyboardInterrupt`` ends it with the verdict so far."""
-    options.directory.mkdir(parents=True, exist_ok=True)
-    options.report.parent.mkdir(parents=True, exist_ok=True)
     path = options.directory / "ledger.jsonl"
-    path.unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(options.directory)  # an earlier run's
+    options.directory.mkdir(parents=True, exist_ok=True)
+    if any(options.directory.iterdir()):
+        raise LocalError(f"{options.directory} holds other things than a run: name a directory that is new or empty")
+    options.report.parent.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     cluster = ChaosCluster(
         options.directory / "nodes",
@@ -179,7 +177,7 @@ def _run(options: Options, cluster: ChaosCluster, ledger: Ledger, tally: Tally, 
             _sleep(SETTLE_S, interrupted.is_set)
             ledger.note(Phase(at=time.monotonic(), name="quiet"))
             wrong += see_off([thread for thread in others if thread not in mortals])
-            _agree(urls, ledger, watching)
+            agree(urls, ledger, watching)
             if interrupted.is_set():
                 console.print("interrupted: the verdict is on what happened so far", highlight=False)
         at_work = list(watching)
@@ -229,82 +227,6 @@ def _strike(cluster: ChaosCluster, planned: Sequence[Planned], ledger: Ledger, o
         faults.play(cluster, planned, tell, over)
     except Exception as error:  # noqa: BLE001 - without faults a run proves nothing, and must say so
         ledger.note(Trouble(at=time.monotonic(), text=f"the faults ended early: {error!r}"))
-
-
-# The end: everybody's last word
-
-
-class _Instance(Struct):
-    service: str
-    id: str
-    version: str
-    status_override: str | None = None
-
-
-class _Listed(Struct):
-    instances: list[_Instance]
-
-
-_listed = msgspec.json.Decoder(_Listed)
-
-
-def _agree(urls: Mapping[str, str], ledger: Ledger, watching: Sequence[Watcher]) -> None:
-    """Waits until all nodes stand at one index, and notes what they hold there, and who did not get so far."""
-    until = time.monotonic() + AGREE_S
-    index: int | None = None
-    while index is None and time.monotonic() < until:
-        index = _final(urls, ledger)
-        time.sleep(0.1)
-    if index is None:
-        return  # the verdict misses the nodes' last words
-    until = time.monotonic() + AGREE_S
-    while time.monotonic() < until and any(watcher.position < index for watcher in watching):
-        time.sleep(0.1)
-    for watcher in watching:
-        if watcher.position < index:
-            text = f"{watcher.name} is at {watcher.position}, {AGREE_S:g} s after all nodes were at {index}"
-            ledger.note(Odd(client=watcher.name, node="", at=time.monotonic(), text=text))
-
-
-def _final(urls: Mapping[str, str], ledger: Ledger) -> int | None:
-    """Reads everything from every node; the index if it was the same on all, before and after."""
-    digests: dict[str, history.Digest] = {}
-    finals: list[history.Final] = []
-    with contextlib.ExitStack() as stack:
-        lines = {node: Line(url, 10.0) for node, url in urls.items()}
-        for line in lines.values():
-            stack.callback(line.close)
-        try:
-            digests = {node: _digest(node, line) for node, line in lines.items()}
-            if len({digest.index for digest in digests.values()}) > 1:
-                return None
-            for node, line in lines.items():
-                finals.append(history.Final(node=node, index=digests[node].index, found=_everything(line)))
-            if {node: _digest(node, line) for node, line in lines.items()} != digests:
-                return None
-        except (*NO_ANSWER, msgspec.MsgspecError, KeyError):
-            return None
-    for fact in (*digests.values(), *finals):
-        ledger.note(fact)
-    return next(iter(digests.values())).index
-
-
-def _digest(node: str, line: Line) -> history.Digest:
-    said = line.ask("GET", "/api/v1/cluster/digest").json
-    return history.Digest(node=node, index=said["applied_index"], digest=said["sha256"])
-
-
-def _everything(line: Line) -> dict[str, Held]:
-    found: dict[str, Held] = {}
-    for service in line.ask("GET", "/api/v1/services?env=*").json["services"]:
-        answer = line.ask("GET", f"/api/v1/services/{service['name']}/instances?health=any&env={service['env']}")
-        for instance in _listed.decode(answer.body).instances:
-            key = history.key_of(service["env"], instance.service, instance.id)
-            found[key] = Held(instance.version, instance.status_override or "")
-    return found
-
-
-# Odds and ends
 
 
 def _sleep(seconds: float, until: Callable[[], bool]) -> None:
@@ -421,6 +343,7 @@ def run(
     console.print(f"seed {seed}", highlight=False)
     asked = ["./scripts/chaos", "run", "--minutes", f"{minutes:g}", "--nodes", nodes, "--faults", kinds]
     asked += ["--seed", str(seed), "--network", network]
+    asked += ["--clients", str(clients), "--rate", f"{rate:g}"]
     asked += ["--forgetful"] if forgetful else []
     options = Options(
         seed=seed,

@@ -52,7 +52,7 @@ class Spaces:
 
     def start(self) -> None:
         """``OSError`` says what this machine refused."""
-        self._number = _free_number()
+        self._number = _claimed_number()
         self._tag = f"rcl{self._number}"
         try:
             self._build()
@@ -61,11 +61,18 @@ class Spaces:
             raise
 
     def stop(self) -> None:
-        """Takes all of it away again."""
-        for name in self._names:
-            _run(["ip", "netns", "delete", self._space(name)], check=False)
-        for switch in ("p", "c"):
-            _run(["ip", "link", "delete", f"{self._tag}{switch}"], check=False)
+        """Takes away what ``start`` made, and nothing of another cluster's."""
+        tag, self._tag = self._tag, ""
+        if not tag:
+            return
+        for i in range(len(self._names)):
+            # The cables by name: a namespace may live on for a while after it lost its own.
+            for switch in ("p", "c"):
+                _run(["ip", "link", "delete", f"{tag}{switch}{i}"], check=False)
+            _run(["ip", "netns", "delete", f"{tag}-{i}"], check=False)
+        # The first switch last: as long as it is there, the number is taken.
+        for switch in ("c", "p"):
+            _run(["ip", "link", "delete", f"{tag}{switch}"], check=False)
 
     def prefix(self, node: str) -> list[str]:
         """What a node's command is started with, to run on its own machine. The process id stays."""
@@ -96,7 +103,6 @@ class Spaces:
         peers, clients = f"{self._tag}p", f"{self._tag}c"
         gateway = f"10.201.{2 * self._number + 1}.254/24"
         lines = [
-            f"link add {peers} type bridge",
             f"link add {clients} type bridge",
             f"addr add {gateway} dev {clients}",
             f"link set {peers} up",
@@ -172,11 +178,19 @@ class Spaces:
         return f"{self._tag}-{self._names.index(node)}"
 
 
-def _free_number() -> int:
-    used = _run(["ip", "-brief", "address"]) + _run(["ip", "netns", "list"])
+def _claimed_number() -> int:
+    """A number that no other cluster has. Making its first switch takes it: the kernel lets only one do that."""
     for number in range(NETWORKS_MAX):
-        if f"10.201.{2 * number + 1}." not in used and f"rcl{number}-" not in used:
-            return number
+        used = _run(["ip", "-brief", "address"]) + _run(["ip", "netns", "list"])
+        if f"10.201.{2 * number + 1}." in used or f"rcl{number}-" in used:
+            continue
+        try:
+            _run(["ip", "link", "add", f"rcl{number}p", "type", "bridge"])
+        except OSError as error:
+            if "exists" not in str(error):
+                raise
+            continue
+        return number
     raise OSError(f"{NETWORKS_MAX} networks of namespaces are in use already")
 
 

@@ -15,7 +15,8 @@ from harness import history
 from harness.history import Change, Held
 from harness.waiting import wait_for
 
-from chaos.clients import Client, Desk, Keeper, Place, body
+from chaos.clients import Client, Keeper
+from chaos.desk import Desk, Place, body
 from chaos.ledger import Entry, Ledger, Odd, read
 from chaos.probes import Pulse, data_bytes, memory_bytes
 from chaos.watchers import Watcher
@@ -29,7 +30,7 @@ class Reply(NamedTuple):
 
     status: int
     body: Any = {}
-    index: int = 5
+    applied: int = 5
     headers: dict[str, str] = {}
 
 
@@ -60,7 +61,7 @@ class Node:
                     return
                 content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 self.send_response(reply.status)
-                for name, value in {"X-Rollcall-Index": str(reply.index), **reply.headers}.items():
+                for name, value in {"X-Rollcall-Index": str(reply.applied), **reply.headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -158,7 +159,7 @@ def test_a_node_that_is_not_there_has_not_done_it(ledger):
 
 def test_a_read_shows_what_was_found_and_at_which_index(desk, node):
     shown = {"service": "pool-0", "id": "i-0", "version": "v7", "modify_index": 9, "status_override": "down"}
-    node.answer = lambda asked: Reply(200, shown, index=8, headers={"X-Rollcall-Leader-Contact-Ms": "120"})
+    node.answer = lambda asked: Reply(200, shown, applied=8, headers={"X-Rollcall-Leader-Contact-Ms": "120"})
 
     found = desk.read("node-0", PLACE, linearizable=True, min_index=3)
 
@@ -244,7 +245,7 @@ def test_a_watcher_takes_its_position_along(nodes, ledger, book):
             return Reply(200, {"applied_index": 3})
         after = int(asked.path.partition("index=")[2].partition("&")[0])
         if after >= 5:
-            return Reply(304, b"", index=5)
+            return Reply(304, b"", applied=5)
         shown = {"service": "pool-0", "id": "i-0", "version": f"v{after + 1}"}
         event = {"kind": "UPDATE", "index": after + 1, "instance": shown}
         # After each page this node is gone.
@@ -275,7 +276,7 @@ def test_a_watcher_begins_anew_only_when_every_node_has_forgotten(nodes, ledger,
                 return Reply(410, {})
             # The last that remembers says so once, and forgets.
             forgotten.add(name)
-            return Reply(304, b"", index=4, headers={"Connection": "close"})
+            return Reply(304, b"", applied=4, headers={"Connection": "close"})
 
         return answer
 

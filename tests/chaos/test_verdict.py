@@ -7,7 +7,7 @@ import pytest
 from harness import history
 from harness.history import Change, Held, Seen, WatchPage, Write
 
-from chaos import figures, logs, verdict
+from chaos import figures, histories, logs, verdict
 from chaos.ledger import (
     Began,
     Book,
@@ -245,7 +245,7 @@ def test_a_clean_book_gave_every_check_something_to_look_at(entries):
     assert "1 evictions" in looked_at["leases"]
     assert "1 died" in looked_at["leases"]
     # From when node-2 was back: calm enough to say that the dead must go.
-    assert sum(span.seconds for span in verdict.calm(Book(entries))) == pytest.approx(54.0, abs=3.0)
+    assert sum(span.seconds for span in histories.calm(Book(entries))) == pytest.approx(54.0, abs=3.0)
 
 
 def test_an_acknowledged_write_that_nobody_ever_saw_is_lost(entries):

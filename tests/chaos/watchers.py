@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import msgspec
 from harness import history, traffic
 from harness.cluster import Line
-from harness.history import Held, Seen, WatchPage, key_of
+from harness.history import Seen, WatchPage
 from msgspec import Struct
 
-from chaos.clients import ENV, NO_ANSWER
+from chaos.desk import ENV, NO_ANSWER, Shown
 from chaos.ledger import Ledger, Odd
 
 POLL_WAIT_S = 2.0
@@ -29,23 +29,14 @@ SILENT_S = 13.0
 Way = Literal["poll", "stream", "both"]
 
 
-class _Shown(Struct):
-    service: str
-    id: str
-    version: str
-    status_override: str | None = None
-
-
 class _Event(Struct):
     kind: history.SeenKind
     index: int
-    instance: _Shown
+    instance: Shown
 
     @property
     def seen(self) -> Seen:
-        shown = self.instance
-        key = key_of(ENV, shown.service, shown.id)
-        return Seen(self.index, self.kind, key, Held(shown.version, shown.status_override or ""))
+        return Seen(self.index, self.kind, self.instance.key, self.instance.held)
 
 
 class _Page(Struct):

@@ -34,8 +34,8 @@ def make(node: str, endpoints: dict[str, Endpoint], directory: Path, *, patient:
     config = EngineConfig(
         directory=directory / node,
         cluster="bench",
-        election_timeout_s_min=5.0 if patient else 0.4,
-        election_timeout_s_max=6.0 if patient else 1.0,
+        election_timeout_s_min=60.0 if patient else 0.4,
+        election_timeout_s_max=70.0 if patient else 1.0,
     )
     folder = directory / "certificates" / node
     credentials = None

@@ -161,7 +161,10 @@ class SimDisk(Disk):
             if path == source:
                 self._open[descriptor] = target
         self._renamed = (source, target, before, after)
-        self._step("sync directory", target.parent)
+        self.sync_directory(target.parent)
+
+    def sync_directory(self, path: Path) -> None:
+        self._step("sync directory", path)
         self._renamed = None
 
     def link(self, source: Path, target: Path) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 
+KEYS_LEVEL = 2
+"""Feature level from which idempotency keys outlive a leader whose clock is far ahead."""
+
+
 def begin(world: "World", fault: Fault) -> None:
     """Lets a fault happen now."""
     nodes = fault.nodes
@@ -174,6 +178,8 @@ def _pause_all(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
 
 
 def _wall(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
+    if abs(fault.amount) > 1.0 and any(node.registry.level < KEYS_LEVEL for node in world.nodes.values()):
+        return
     world.happened(fault, nodes[0], f"sets its wall clock by {fault.amount:+} s")
     world.clock.jump(nodes[0], int(fault.amount * 1e9))
 

@@ -9,6 +9,7 @@ the end, when everything is mended: see ``last_words``.
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from harness.linearizability import ABSENT, INSTANCE, Operation, check
@@ -116,6 +117,22 @@ class Judge:
             self.counts["state files installed"] += 1
             self._applied[name] = node.applied_index
             self._check_state(node, node.applied_index)
+
+    def counted(self, leader: Node, nodes: Mapping[str, Node]) -> None:
+        """What a leader counts for a commit is there: its followers of this term hold what they acknowledged."""
+        for name, index in leader.counted.items():
+            node = nodes.get(name)
+            if node is None or node.term != leader.term or index <= node.first_index:
+                continue
+            known = self.committed.get(index)
+            wanted = leader.entry(index).term if index > leader.first_index else known.term if known else None
+            held = node.entry(index).term if index <= node.last_index else None
+            if wanted is not None and held != wanted:
+                what = "nothing" if held is None else f"one of term {held}"
+                raise Violation(
+                    "acknowledged entries",
+                    f"{leader.name} counts {name} for entry {index} of term {wanted}, where it holds {what}",
+                )
 
     def _check_leader(self, node: Node) -> None:
         term = node.term

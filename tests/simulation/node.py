@@ -6,7 +6,7 @@ in a node's place. ``EngineNode`` puts the product's parts together as its
 thread, from the end of one wait for the network to the next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -110,6 +110,11 @@ class Node(Protocol):
     @property
     def durable(self) -> "Durable | None":
         """What must be there again after any restart; None if it promises nothing of the kind."""
+        ...
+
+    @property
+    def counted(self) -> Mapping[str, int]:
+        """On a leader: up to which entry it counts each other node as holding its log."""
         ...
 
     # -- what clients ask of it; each calls back once, or never if the process ends first
@@ -314,6 +319,11 @@ class EngineNode:
     def durable(self) -> Durable | None:
         journal = self.engine._journal
         return Durable(journal._term, journal._vote, journal[-1][2], journal.last_index)
+
+    @property
+    def counted(self) -> Mapping[str, int]:
+        followers = self.engine._followers
+        return {n.id: index for n, index in self.engine._match.items() if n in followers and followers[n].votes}
 
     # -- asked by clients: what ``Service`` does, without waiting --------------------
 

@@ -110,8 +110,7 @@ THEMES: tuple[tuple[str, ...], ...] = (
 what is late meets another term, what was not on disk is lost while others are away, and so on."""
 
 
-WALL_JUMPS_S = (-60.0, -10.0, -0.5, 0.5, 10.0, 60.0)
-"""Not an hour: a leader that is ten minutes ahead of the one before makes all nodes forget idempotency keys."""
+WALL_JUMPS_S = (-3600.0, -10.0, -0.5, 0.5, 10.0, 3600.0)
 
 
 def draw(seed: int, nodes: int) -> Plan:

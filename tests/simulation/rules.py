@@ -12,17 +12,19 @@ the provocation and the rule, and must notice the provocation without the rule.
 """
 
 import inspect
+import random
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from harness.sim_disk import PowerCut
 from rollcall.node import duties, leases
-from rollcall.replication import engine, install, journal, log, registry, snapshot, standing
+from rollcall.replication import engine, install, journal, log, registry, snapshot, standing, wire
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
 
-from simulation import judge, node
+from simulation import faults, judge, network, node, workload
+from simulation.plan import Fault
 
 
 class Stale(RuntimeError):
@@ -44,7 +46,7 @@ class Edit:
     def changed(self) -> Any:
         """The function with the other lines. Raises ``Stale``."""
         found = inspect.getattr_static(self.owner, self.name)
-        function = found.fget if isinstance(found, property) else found
+        function: Any = found.fget if isinstance(found, property) else found
         text = textwrap.dedent(inspect.getsource(function)).removeprefix("@property\n")
         for old, new in self.changes:
             if text.count(old) != 1:
@@ -55,7 +57,7 @@ class Edit:
         made: dict[str, Any] = {}
         exec(compile(text, f"<{self.name}, a rule less>", "exec"), function.__globals__, made)
         changed = made[function.__name__]
-        return property(changed) if isinstance(found, property) else changed
+        return property(changed, found.fset) if isinstance(found, property) else changed
 
 
 class Rule(NamedTuple):
@@ -158,6 +160,84 @@ def _command_that_cannot_be_applied() -> None:
     judge.Registry = Replica
 
 
+def _state_files_that_rot() -> None:
+    """A leader's disk gives a wrong bit, once, in every second state file that it reads for a peer."""
+    pieces = install.Outgoing.pieces
+    chance = random.Random(0)
+    read: dict[int, bool] = {}
+
+    def rotting(self: install.Outgoing, now: float) -> Iterator[tuple[int, bytes]]:
+        for offset, data in pieces(self, now):
+            if read.setdefault(id(self), chance.random() < 0.5) and data:
+                read[id(self)] = False
+                place = chance.randrange(len(data))
+                data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+            yield offset, data
+
+    install.Outgoing.pieces = rotting
+
+
+def _comes_again(kind: type[Any]) -> Callable[[], None]:
+    """Every second message of a kind comes once more, up to three seconds late."""
+
+    def provoke() -> None:
+        send = network.SimNetwork.send
+        chance = random.Random(0)
+
+        def sending(self: network.SimNetwork, source: str, target: str, frame: bytes) -> None:
+            send(self, source, target, frame)
+            if isinstance(self.decode(frame), kind) and chance.random() < 0.5:
+                at = self._world.now() + chance.random() ** 2 * 3.0
+                self._strays[target].append((at, source, frame))
+                self._world.wake(target, at)
+
+        network.SimNetwork.send = sending
+
+    return provoke
+
+
+def _a_follower_comes_and_goes() -> None:
+    """In place of all faults: one follower at a time is cut off and comes back. No leader may be deposed by that."""
+    cut_off_until = [0.0]
+
+    def begin(world: Any, fault: Fault) -> None:
+        leader = world.leader()
+        now = world.clock.now
+        if leader is None or now < cut_off_until[0]:
+            return
+        name = next(name for name in fault.nodes if name != leader)
+        for_s = min(fault.for_s, 1.5)
+        cut_off_until[0] = now + for_s + 1.0
+        ways = [way for other in fault.nodes if other != name for way in ((name, other), (other, name))]
+        world.happened(fault, name, f"is cut off, for {for_s:.2f} s")
+        world.network.block(fault.number, ways, lose=fault.lasting)
+        world.later(for_s, lambda: world.network.unblock(fault.number))
+
+    def check(self: judge.Judge, node: Any) -> None:
+        if node.term not in self.leaders and cut_off_until[0]:
+            raise judge.Violation("no needless election", f"{node.name} took over in term {node.term} without need")
+        check_leader(self, node)
+
+    check_leader = judge.Judge._check_leader
+    judge.Judge._check_leader = check
+    faults.begin = begin
+
+
+def _holders_that_come_back_late() -> None:
+    """Instances often miss heartbeats for about as long as their lease, and then renew or register again."""
+    renew = workload.Leaseholder._renew
+    chance = random.Random(0)
+
+    def renewing(self: workload.Leaseholder) -> None:
+        if chance.random() < 0.7:
+            renew(self)
+            return
+        again = chance.choice((self._register, lambda: renew(self)))
+        self._world.later(self._world.plan.lease_s * chance.uniform(0.6, 1.2), again)
+
+    workload.Leaseholder._renew = renewing
+
+
 # -- rules that take more than other lines to switch off ----------------------------------------
 
 
@@ -246,26 +326,22 @@ RULES: tuple[Rule, ...] = (
                 ),
             ),
         ),
+        provoke=(_state_files_that_rot,),
+        instead="test_defects_log.py::test_d03_a_state_file_that_cannot_be_loaded_is_not_acknowledged",
     ),
     Rule(
-        "D3 torn",
-        "A torn transfer of a state file is noticed: pieces have their place, and the file its checksums",
-        (
-            Edit(install.Incoming, "take", ("    if offset == self.received:\n", "    if True:\n")),
-            Edit(
-                engine.Engine,
-                "_receive",
-                (
-                    "message.offset == 0 and (self._receiving is None or self._receiving.received)",
-                    "self._receiving is None",
-                ),
-            ),
-        ),
+        "D3 checksum",
+        "A state file that was received is verified before it is used",
+        (Edit(snapshot.Snapshots, "_frames", (" or zlib.crc32(data) != checksum", "")),),
+        provoke=(_state_files_that_rot,),
     ),
     Rule(
         "D4",
         "An acknowledgement counts only in the term that it was given in",
         (Edit(engine.Engine, "_on_progress", ("message.term < self._term or self._role", "self._role")),),
+        provoke=(_comes_again(wire.Progress),),
+        nodes=5,
+        instead="test_defects_log.py::test_d04_an_acknowledgement_of_an_earlier_term_counts_for_nothing",
     ),
     Rule(
         "D5",
@@ -414,6 +490,7 @@ RULES: tuple[Rule, ...] = (
             Edit(engine.Engine, "_on_install", ("    if message.index <= self._applied:\n", "    if False:\n")),
             Edit(engine.Engine, "_continue_install", ("    if header.index <= self._applied:\n", "    if False:\n")),
         ),
+        provoke=(_comes_again(wire.Install),),
     ),
     Rule(
         "D17",
@@ -421,7 +498,7 @@ RULES: tuple[Rule, ...] = (
         (_put(journal.Journal, "_reserve", _nothing),),
     ),
     Rule(
-        "D20",
+        "own entry",
         "An answer goes to the write whose entry was committed, not to whatever waited for its index",
         (Edit(engine.Engine, "_apply", ("        if proposed_term == term:\n", "        if True:\n")),),
     ),
@@ -450,6 +527,8 @@ RULES: tuple[Rule, ...] = (
         "votes per voter",
         "A voter's vote counts once",
         (Edit(engine.Engine, "_on_grant_vote", (" or node.id in self._votes", "")),),
+        provoke=(_comes_again(wire.GrantVote),),
+        nodes=5,
     ),
     Rule(
         "own term first",
@@ -470,13 +549,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "read round number",
         "An answer counts for the round of reads that asked",
-        (
-            Edit(
-                engine.Engine,
-                "_on_read_probed",
-                (" and message.round == self._round.number", ""),
-            ),
-        ),
+        (Edit(engine.Engine, "_on_read_probed", (" and message.round == self._round.number", "")),),
+        provoke=(_comes_again(wire.ReadProbed),),
     ),
     Rule(
         "pre-vote",
@@ -487,12 +561,19 @@ RULES: tuple[Rule, ...] = (
                 "_continue_election",
                 ("    if due == 0 or now <= due or self.registry.level < PRE_VOTE_LEVEL:\n", "    if True:\n"),
             ),
+            Edit(
+                engine.Engine,
+                "_SyncObj__raftElectionDeadline",
+                ("math.inf if self._due and self.registry.level >= PRE_VOTE_LEVEL else self._due", "self._due"),
+            ),
         ),
+        provoke=(_a_follower_comes_and_goes,),
     ),
     Rule(
         "stickiness",
         "A node that hears a leader helps nobody to depose it",
         (_put(engine.Engine, "_hears_leader", lambda self, now: False),),
+        provoke=(_a_follower_comes_and_goes,),
     ),
     Rule(
         "idempotency",
@@ -503,6 +584,7 @@ RULES: tuple[Rule, ...] = (
         "eviction, registration",
         "An eviction is void if the instance was registered again since it was judged",
         (Edit(registry._Draft, "_evict", (" or instance.reg_index != reg_index", "")),),
+        provoke=(_holders_that_come_back_late,),
     ),
     Rule(
         "eviction, term",
@@ -527,6 +609,7 @@ RULES: tuple[Rule, ...] = (
         "leases, deafness",
         "A leader that could not hear renewals gives every lease a full length afterwards",
         (_put(leases.Leases, "disturbed", _nothing),),
+        instead="test_duties.py::test_a_pause_of_the_leader_evicts_nobody",
     ),
     Rule(
         "leases, quorum",
@@ -534,15 +617,18 @@ RULES: tuple[Rule, ...] = (
         (
             Edit(
                 duties.Duties,
-                "renew",
+                "_leases_of",
                 ("    if (status.leader_contact_s or 0.0) > self._settings.contact_s_max:\n", "    if False:\n"),
             ),
         ),
+        provoke=(_holders_that_come_back_late,),
     ),
     Rule(
         "leases, evicting",
         "A renewal that comes while an eviction is under way waits for its outcome",
         (_put(leases.Leases, "mark_evicting", _nothing),),
+        provoke=(_holders_that_come_back_late,),
+        instead="test_duties.py::test_a_renewal_during_an_eviction_waits_for_its_outcome",
     ),
     Rule(
         "readmit",

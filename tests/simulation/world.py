@@ -272,6 +272,8 @@ class World:
 
     def _look_at(self, node: Node) -> None:
         self.judge.turned(node)
+        if node.leads:
+            self.judge.counted(node, self.nodes)
         if node.leads and node.term not in self._seen_terms:
             self._seen_terms.add(node.term)
             self.note(node.name, f"leads term {node.term} from entry {node.last_index} on")

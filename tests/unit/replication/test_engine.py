@@ -90,7 +90,7 @@ def test_a_library_with_a_changed_file_is_refused(tmp_path):
 
 
 def test_the_library_and_the_engine_read_one_clock():
-    """By itself the library reads another one, which parts from ours by seconds a day; deadlines cross between them."""
+    """By itself the library reads one that no time service steers; deadlines cross between the two."""
     library = pysyncobj.syncobj  # pyright: ignore[reportAttributeAccessIssue]
     former = engine_module.time.monotonic()
 

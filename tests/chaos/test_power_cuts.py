@@ -12,7 +12,10 @@ pytestmark = pytest.mark.integration
 
 
 def made(directory: Path, nodes: int, *, forgetful: bool = False) -> ChaosCluster:
-    return ChaosCluster(directory, nodes, network="direct", forgetful=forgetful, settings=SETTINGS)
+    # A lying disk keeps a new file's first sync. Were logs cut, and so made anew, the nodes would lose different
+    # amounts, and then rightly not agree to go on; without that, all lose the same.
+    settings = {"snapshot_entries": 1_000_000} if forgetful else SETTINGS
+    return ChaosCluster(directory, nodes, network="direct", forgetful=forgetful, settings=settings)
 
 
 @pytest.mark.parametrize(
@@ -37,5 +40,5 @@ def test_on_disks_that_lie_about_syncs_writes_are_lost(tmp_path: Path):
     with made(tmp_path, 3, forgetful=True) as cluster:
         result = cut_again_and_again(cluster, 1, None)
 
-    # Not all: a log that was just cut is a new file, and its first sync is real.
-    assert result.lost
+    assert result.acknowledged > 0
+    assert len(result.lost) == 3 * result.acknowledged, "all of them, on every node"

@@ -178,7 +178,8 @@ def _pause_all(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
 
 
 def _wall(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
-    if abs(fault.amount) > 1.0 and any(node.registry.level < KEYS_LEVEL for node in world.nodes.values()):
+    levels = [node.registry.level for node in world.nodes.values()]
+    if abs(fault.amount) > 1.0 and min(levels, default=0) < KEYS_LEVEL:
         return
     world.happened(fault, nodes[0], f"sets its wall clock by {fault.amount:+} s")
     world.clock.jump(nodes[0], int(fault.amount * 1e9))

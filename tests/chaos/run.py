@@ -276,7 +276,7 @@ def _kinds(text: str) -> tuple[str, ...]:
     unknown = [name for name in wanted if name not in CATALOGUE]
     if unknown or not wanted:
         known = ", ".join(CATALOGUE)
-        raise click.BadParameter(f"no such fault: {', '.join(unknown) or text!r}; choose from {known}, or all")
+        raise click.BadParameter(f"no such fault: {', '.join(unknown) or text}; choose from {known}, or all")
     return wanted
 
 

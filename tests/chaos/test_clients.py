@@ -266,27 +266,30 @@ def test_a_watcher_takes_its_position_along(nodes, ledger, book):
 
 
 def test_a_watcher_begins_anew_only_when_every_node_has_forgotten(nodes, ledger, book):
-    forgotten = {"node-0"}
+    """First only node-1 remembers, then only node-0, then nobody. None: the node hangs up."""
+    first, then = [4, None, 5], [6, None]
 
     def answering(name: str) -> Callable[[Asked], Reply]:
         def answer(asked: Asked) -> Reply:
             if asked.path.endswith("/digest"):
-                return Reply(200, {"applied_index": 9 if len(forgotten) == 2 else 3})
-            if name in forgotten:
+                return Reply(200, {"applied_index": 3 if first else 9})
+            remembered = first if name == "node-1" else then
+            if not remembered or (name == "node-0" and first):
                 return Reply(410, {})
-            # The last that remembers says so once, and forgets.
-            forgotten.add(name)
-            return Reply(304, b"", applied=4, headers={"Connection": "close"})
+            index = remembered.pop(0)
+            return Reply(0, None) if index is None else Reply(304, b"", applied=index)
 
         return answer
 
     for name, node in nodes.items():
         node.answer = answering(name)
-    watch(nodes, ledger, lambda: len(pages(book)) >= 3)
+    watch(nodes, ledger, lambda: len(pages(book)) >= 5)
 
-    assert [(page.after, page.examined, page.reload) for page in pages(book)[:3]] == [
+    assert [(page.after, page.examined, page.reload) for page in pages(book)[:5]] == [
         (3, 3, True),
         (3, 4, False),
+        (4, 5, False),
+        (5, 6, False),
         (9, 9, True),
     ]
 

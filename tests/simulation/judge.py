@@ -78,6 +78,7 @@ class Judge:
         self._seen_commit: dict[str, int] = dict.fromkeys(names, 0)
         self._applied: dict[str, int] = dict.fromkeys(names, 0)
         self._durable: dict[str, Durable] = {}
+        self._votes: dict[tuple[str, int], str] = {}
         self._evictions: defaultdict[str, list[Operation]] = defaultdict(list)
         self._history: defaultdict[str, list[tuple[int, Instance | None]]] = defaultdict(list)
         """Instance to what it was from which index on."""
@@ -118,11 +119,23 @@ class Judge:
             self._applied[name] = node.applied_index
             self._check_state(node, node.applied_index)
 
+    def voted(self, voter: str, term: int, candidate: str) -> None:
+        """A vote left a node: it is the only one of that node in that term, whatever became of its disk since."""
+        known = self._votes.setdefault((voter, term), candidate)
+        if known != candidate:
+            raise Violation("one vote a term", f"{voter} voted for {known} in term {term}, and now for {candidate}")
+
     def counted(self, leader: Node, nodes: Mapping[str, Node]) -> None:
         """What a leader counts for a commit is there: its followers of this term hold what they acknowledged."""
         for name, index in leader.counted.items():
             node = nodes.get(name)
-            if node is None or node.term != leader.term or index <= node.first_index:
+            # What a lost disk acknowledged counts until its successor says that it does not vote yet.
+            if node is None or not node.votes or node.term > leader.term:
+                continue
+            if index and node.term < leader.term:
+                what = f"in term {leader.term}, which {name} knows nothing of"
+                raise Violation("acknowledged entries", f"{leader.name} counts {name} for entry {index} {what}")
+            if index <= node.first_index:
                 continue
             known = self.committed.get(index)
             wanted = leader.entry(index).term if index > leader.first_index else known.term if known else None

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple, Protocol
 
 from harness.raft import HandWorker, MemoryTransport
 from harness.sim_disk import SimDisk
+from pysyncobj.node import Node as LibraryNode
 from pysyncobj.poller import Poller
 from rollcall.node.duties import LOOK_S, Duties, DutySettings
 from rollcall.node.forward import BARRIER, RENEW, SUBMIT, Answered, Desk, read_answer, renewals_asked, submission
 from rollcall.node.service import READ_INDEX_LEVEL
 from rollcall.node.values import Renewal, Renewed
+from rollcall.replication import wire
 from rollcall.replication.changes import Changes
 from rollcall.replication.commands import LEVEL, Barrier, Command, Submittable
 from rollcall.replication.engine import LEADER, Engine, EngineConfig
@@ -51,6 +53,8 @@ class Place(NamedTuple):
     """Told of every command that a node proposes."""
     applied: Callable[["Node", int, tuple[Event, ...]], None]
     """Told of every entry that a node applies, right after."""
+    voted: Callable[[str, int, str], None] = lambda voter, term, candidate: None
+    """Told of every vote that leaves a node, its own for itself included."""
     rejoin: bool = False
     old: bool = False
     """Whether it is to be a node of the release before."""
@@ -191,6 +195,14 @@ class EngineNode:
         self._leadership: Leadership | None = None
         self._duties_at: float = 0.0
         self.transport: MemoryTransport = MemoryTransport(place.network, place.name, plan.names)
+        send = self.transport.send
+
+        def sending(to: LibraryNode, message: wire.Message) -> bool:
+            if isinstance(message, wire.GrantVote | wire.RequestVote):
+                place.voted(place.name, message.term, to.id if isinstance(message, wire.GrantVote) else place.name)
+            return send(to, message)
+
+        self.transport.send = sending
         self.fatal: list[BaseException] = []
         try:
             self.engine: Engine = make_engine(

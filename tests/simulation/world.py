@@ -343,6 +343,7 @@ class World:
             act=self.act,
             proposed=self._proposed,
             applied=self._applied,
+            voted=self.judge.voted,
             rejoin=name in self._rejoining,
             old=name in self.plan.old and not self._incarnations[name],
         )

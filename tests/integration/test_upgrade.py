@@ -200,6 +200,13 @@ def read_what_was_written(cluster: Mixed, round_: str) -> None:
             assert id in {instance["id"] for instance in answer.json["instances"]}
 
 
+def understood_each_other(cluster: Mixed) -> None:
+    """Nobody said anything that the other release took for nonsense, and hung up."""
+    for i in range(cluster.nodes):
+        nonsense = [line for line in cluster.log(i).splitlines() if "closed: the peer sent" in line]
+        assert not nonsense, f"node {i}: {nonsense[:3]}"
+
+
 # -- from the release before
 
 
@@ -229,6 +236,7 @@ def test_a_release_is_replaced_by_this_one_node_by_node_under_load(
         cluster.wait_same()
         ledger.compare(cluster)
         read_what_was_written(cluster, "after")
+        understood_each_other(cluster)
 
 
 def test_nodes_of_both_releases_elect_each_other_and_read_what_the_other_wrote(
@@ -253,6 +261,7 @@ def test_nodes_of_both_releases_elect_each_other_and_read_what_the_other_wrote(
             read_what_was_written(cluster, f"after-the-other-with-{new}-new")
             assert {cluster.level(i) for i in range(3)} == {previous.level}
         cluster.wait_same()
+        understood_each_other(cluster)
 
 
 def test_a_node_that_was_replaced_can_go_back_before_the_others_follow(
@@ -273,6 +282,7 @@ def test_a_node_that_was_replaced_can_go_back_before_the_others_follow(
         assert {cluster.level(k) for k in range(3)} == {previous.level}
         cluster.wait_same()
         assert len(cluster.ids(0, "kept")) == 100
+        understood_each_other(cluster)
 
 
 # -- to the release after

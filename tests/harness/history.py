@@ -721,7 +721,9 @@ def operations(history: History) -> dict[str, list[Operation]]:
     Linearizable reads, and local ones too: those show the state at their index, which may have
     been at any time since the newest write that they can have seen was sent. Evictions are
     taken from the feed, and so is the index of a write without an answer if its value was seen.
+    What was evicted after the nodes' last words is left out, for nobody looked any more.
     """
+    end = max((final.index for final in history.finals), default=math.inf)
     found: dict[str, list[Operation]] = {}
     seen_values = {
         seen.held.value: index
@@ -735,7 +737,7 @@ def operations(history: History) -> dict[str, list[Operation]]:
     earliest = {key: _Earliest(list(operations)) for key, operations in found.items()}
     for (index, _), events in history.seen.items():
         for seen in events:
-            if seen.kind == "EVICT":
+            if seen.kind == "EVICT" and index <= end:
                 found.setdefault(seen.key, []).append(
                     Operation(
                         client="the registry",

@@ -77,10 +77,16 @@ class _Request:
                 self._settled(number, None, Unknown("the connection to the node broke"))
 
         self._world.when_down(name, incarnation, gone)
-        self._give_up = lambda: None
+        self._give_up = gone
         give_up = self._world.act(name, lambda: self._send(node, lambda o, e: self._settled(number, o, e)))
         if give_up is not None and self._try == number and not self._over:
-            self._give_up = lambda: self._world.act(name, give_up) if self._world.is_there(name, incarnation) else None
+
+            def time_is_up() -> None:
+                if self._world.is_there(name, incarnation):
+                    self._world.act(name, give_up)
+                gone()  # if that gave no answer
+
+            self._give_up = time_is_up
             self._world.wake(name, self._world.clock.now)
 
     def _settled(self, number: int, outcome: Outcome | None, error: RollcallError | None) -> None:

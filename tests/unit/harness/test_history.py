@@ -28,6 +28,7 @@ from harness.history import (
     key_of,
     leases,
     line,
+    linearizable,
     load,
     progress,
     save,
@@ -474,6 +475,16 @@ def test_two_leaders_in_a_term_and_two_states_at_an_index_are_found() -> None:
     assert found(led, replace(led, node="n2")) == ["I4"]
     assert found(digest, replace(digest, node="n2", digest="b")) == ["I7"]
     assert found(final, replace(final, node="n2", index=8)) == ["I7"]
+
+
+def test_an_eviction_after_the_last_words_is_no_contradiction_and_one_before_is() -> None:
+    """The registry goes on evicting while watchers are still let finish."""
+    evicted = Seen(3, "EVICT", KEY, Held("v"))
+    page = WatchPage(watch="w", node="n1", at=5.0, after=2, examined=3, events=(evicted,))
+    final = Final(node="n1", index=2, found={KEY: Held("v")})
+
+    assert [v.promise for v in linearizable(History([write(0, 2), page, final]))] == []
+    assert [v.promise for v in linearizable(History([write(0, 2), page, replace(final, index=3)]))] == ["I1"]
 
 
 # -- leases ------------------------------------------------------------------------------------

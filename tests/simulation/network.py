@@ -207,10 +207,9 @@ class SimNetwork(Network):
         if end is None:
             return
         blocks = self._blocks[direction]
-        lossy = self._lossy[direction]
-        if (blocks and any(blocks.values())) or (lossy and self._chance.random() < max(lossy.values())):
+        if self._is_lost(direction) and not self._must_come(frame):
             return
-        if direction in self._astray and not self._send_astray(direction, frame):
+        if direction in self._astray and not self._must_come(frame) and not self._send_astray(direction, frame):
             return
         waiting = self._sent[direction]
         at = NEVER
@@ -220,6 +219,14 @@ class SimNetwork(Network):
                 at = max(at, waiting[-1].arrives_at)
             self._world.wake(target, at)
         waiting.append(_Sent(at, end.connection, frame))
+
+    def _is_lost(self, direction: Direction) -> bool:
+        blocks, lossy = self._blocks[direction], self._lossy[direction]
+        return any(blocks.values()) or (bool(lossy) and self._chance.random() < max(lossy.values()))
+
+    def _must_come(self, frame: bytes) -> bool:
+        """What is said once on a connection comes in its place, or the connection ends."""
+        return isinstance(self.decode(frame), wire.Hello)
 
     def _send_astray(self, direction: Direction, frame: bytes) -> bool:
         """Whether the message is also sent as usual. What a peer asks for comes once: only Raft allows for more."""

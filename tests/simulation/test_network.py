@@ -122,6 +122,21 @@ def test_or_they_are_lost(hosts: Hosts) -> None:
     assert hosts.b.told == ["2 of a"]
 
 
+def test_what_is_said_once_on_a_connection_is_not_lost_and_not_late(hosts: Hosts) -> None:
+    """A node that says anew how it stands says so once: TCP brings that, in its place, while the connection lasts."""
+    hosts.network.lose(1, ("a", "b"), 1.0)
+    hosts.network.stray(("a", "b"), 1, 1.0)
+    hosts.network.block(2, [("a", "b")], lose=True)
+    hosts.network.send("a", "b", wire.encode(hosts.a.hello))
+    hosts.send(1)
+    hosts.run(0.3)
+    assert hosts.network.fetch("b") == []
+
+    hosts.network.heal()
+    hosts.now += 0.1
+    assert hosts.network.fetch("b") == [("a", hosts.a.hello)]
+
+
 def test_of_two_blocks_the_last_to_end_counts(hosts: Hosts) -> None:
     hosts.network.block(1, [("a", "b")], lose=False)
     hosts.network.block(2, [("a", "b")], lose=False)

@@ -108,7 +108,8 @@ class _Gauges(Collector):
         yield _gauge("rollcall_is_leader", "1 on the leader.", status.role == "leader")
         yield _gauge("rollcall_has_leader", "1 where a leader is known.", status.leader is not None)
         if status.leader_contact_s is not None:
-            yield _gauge("rollcall_leader_contact_seconds", "Since the leader was heard.", status.leader_contact_s)
+            since = "Since this node held all that its leader had committed."
+            yield _gauge("rollcall_leader_contact_seconds", since, status.leader_contact_s)
         yield _gauge("rollcall_disk_failing", "1 while the data directory cannot be written.", bool(status.disk_error))
         yield _gauge("rollcall_protection_active", "1 while evictions are held back.", protection.active)
         yield _gauge("rollcall_leases", "Instances with a lease.", protection.leased)

@@ -289,7 +289,7 @@ class Service:
             return False, "catching up with the cluster"
         contact_s = math.inf if status.leader_contact_s is None else status.leader_contact_s
         if contact_s > LEADER_SEEN_S:
-            return False, f"no leader in the last {LEADER_SEEN_S:.0f} s"
+            return False, f"no leader in the last {LEADER_SEEN_S:.0f} s, or this node is further behind it"
         if write and (status.leader is None or contact_s > self._settings.write_timeout_s):
             return False, "no leader now"
         return True, ""

@@ -241,6 +241,17 @@ class Engine(SyncObj):
         self._disk_error: str = ""
         self._disk_retry_at: float = 0.0
         self._leader_heard_at: float | None = None
+        self._began_at: float = time.monotonic()
+        """When this tick began."""
+        self._heard_since: float = self._began_at
+        """When the tick before began. What is read now came after that: it may have waited while this process stood
+        still, but the network was read in between."""
+        self._heard: dict[Node, float] = {}
+        """Per follower, since when at the latest this leader has heard of it."""
+        self._named: tuple[int, float] | None = None
+        """A commit index that a leader named, which is not applied yet, and since when it may have been so."""
+        self._fresh_at: float | None = None
+        """When this node last held all that was committed. None: not since it began."""
         self._applied_term: int = 0
         self._caught_up: bool = False
         self._joined_at: int | None = None
@@ -380,6 +391,8 @@ class Engine(SyncObj):
         """One round; waits for the network at most until something is due."""
         self._wire.tick()
         now = time.monotonic()
+        self._began_at, self._heard_since = now, self._began_at
+        self._note_freshness(now)
         if self._disk_error:
             self._try_disk(now)
         self._continue_transfer(now)
@@ -387,6 +400,14 @@ class Engine(SyncObj):
         self._continue_election(now)
         self._note_leadership()
         self.doTick(self._pause_s(now))
+
+    def _note_freshness(self, now: float) -> None:
+        """A follower is as new as its leader was when it has applied what that had committed then; a leader, as long
+        as a quorum hears it and nothing of an earlier term is left to apply, is as new as can be."""
+        if self._serving:
+            self._fresh_at = now - self._quorum_contact_s(now)
+        elif self._named is not None and self._applied >= self._named[0]:
+            self._fresh_at, self._named = self._named[1], None
 
     def _note_leadership(self) -> None:
         heard_at = self._leader_heard_at
@@ -428,21 +449,16 @@ class Engine(SyncObj):
 
     def status(self) -> LogStatus:
         now = time.monotonic()
-        role = self._role
         leader = self._SyncObj__raftLeader
-        contact = None
-        if role == LEADER:
-            contact = self._quorum_contact_s(now)
-        elif self._leader_heard_at is not None:
-            contact = now - self._leader_heard_at
+        fresh_at = self._fresh_at
         return LogStatus(
             node=self.node_id,
             leader=leader.id if leader is not None else None,
-            role=_ROLES[role],
+            role=_ROLES[self._role],
             term=self._term,
             commit_index=self._commit_index,
             applied_index=self._applied,
-            leader_contact_s=contact,
+            leader_contact_s=None if fresh_at is None else max(0.0, now - fresh_at),
             serving_term=self._serving,
             caught_up=self._caught_up,
             peers=self._wire.statuses(),
@@ -581,12 +597,9 @@ class Engine(SyncObj):
 
     def _quorum_contact_s(self, now: float) -> float:
         """How long ago this leader last heard a quorum, itself included."""
-        ages = sorted(now - heard for heard in list(self._SyncObj__lastResponseTime.values()))
+        ages = sorted(now - heard for heard in self._heard.values())
         needed = (len(self._SyncObj__otherNodes) + 1) // 2
-        if needed == 0:
-            return 0.0
-        # While the library fills the table anew, a quorum has just voted for this node.
-        return max(0.0, ages[needed - 1]) if len(ages) >= needed else 0.0
+        return ages[needed - 1] if needed else 0.0
 
     # -- start-up ------------------------------------------------------------------
 
@@ -835,8 +848,12 @@ class Engine(SyncObj):
         """
         if not self._hear_leader(node, message.term):
             return
-        if self._joined_at is None and not message.detached:
-            self._joined_at = message.commit_index
+        if not message.detached:
+            if self._joined_at is None:
+                self._joined_at = message.commit_index
+            if self._named is None:
+                self._named = (message.commit_index, self._heard_since)
+                self._note_freshness(time.monotonic())
         if self._receiving is not None and message.previous_index:
             # The leader sends entries again, so it no longer sends the state file: it would be waited for in vain.
             self._abort_receiving()
@@ -938,7 +955,7 @@ class Engine(SyncObj):
         follower = self._followers.setdefault(node, _Follower())
         follower.votes = message.voting
         if message.voting:
-            self._SyncObj__lastResponseTime[node] = time.monotonic()
+            self._hear_follower(node)
             self._disks.pop(node.id, None)
         if message.success:
             follower.held = max(follower.held, message.next_index - 1)
@@ -965,6 +982,10 @@ class Engine(SyncObj):
             follower.probing = True
             follower.probe_sent = False
             self._send_now = True
+
+    def _hear_follower(self, node: Node) -> None:
+        self._SyncObj__lastResponseTime[node] = time.monotonic()
+        self._heard[node] = self._heard_since
 
     # -- elections: asked first, and only without a leader (dissertation 9.6, 4.2.3) -
 
@@ -1083,7 +1104,7 @@ class Engine(SyncObj):
     def _on_read_probed(self, node: Node, message: wire.ReadProbed) -> None:
         if self._role != LEADER or message.term != self._term:
             return
-        self._SyncObj__lastResponseTime[node] = time.monotonic()
+        self._hear_follower(node)
         if self._round is not None and message.round == self._round.number:
             self._round.said_yes.add(node.id)
             self._finish_read_round()
@@ -1212,8 +1233,8 @@ class Engine(SyncObj):
             return
         self._abort_receiving()
         self._followers = {node: _Follower() for node in self._wire.nodes()}
-        # The library does this too, but after the role shows: until then an earlier tenure's ages would stand there.
-        self._SyncObj__lastResponseTime.update(dict.fromkeys(self._wire.nodes(), time.monotonic()))
+        # A quorum has just voted for this node.
+        self._heard = dict.fromkeys(self._wire.nodes(), self._heard_since)
         super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
         logger.info("leading term %d from entry %d on", self._term, self._journal.last_index)
 
@@ -1507,7 +1528,7 @@ class Engine(SyncObj):
         now = time.monotonic()
         follower = self._followers.setdefault(node, _Follower())
         if follower.votes:
-            self._SyncObj__lastResponseTime[node] = now
+            self._hear_follower(node)
         sending = follower.sending
         if sending is not None and sending.index == message.index:
             sending.acknowledged(message.offset, now)

@@ -42,10 +42,11 @@ class LogStatus(Struct, frozen=True, kw_only=True):
     """Where this node's log stands.
 
     ``leader`` is a member's id or None. ``leader_contact_s`` is how long ago
-    this node last heard a leader; on the leader itself, how long ago it heard a
-    quorum; None where no leader was ever heard. ``serving_term`` is true on a leader
-    that has applied its own term's first entry. ``caught_up`` turns true once,
-    when this node has applied what was committed when it joined.
+    this node last held all that its leader had committed; on the leader itself, how
+    long ago it heard a quorum; None where that never was. It rather says too much:
+    it counts from before the leader's word was read, not from when. ``serving_term``
+    is true on a leader that has applied its own term's first entry. ``caught_up``
+    turns true once, when this node has applied what was committed when it joined.
     """
 
     node: str

@@ -36,9 +36,6 @@ HELD_S = 4.8
 """A follower answers a write when it has applied it itself, but no later than when its write timeout (5 s)
 is over: the write is done all the same. Such an answer may name an index that the node has not reached."""
 
-AFTERMATH_S = 5.0
-"""What a node cries so soon after a fault may be the fault's."""
-
 WIPED = "wipe"
 """The kind of fault after which a node's disk is empty."""
 
@@ -178,17 +175,11 @@ def _amended(book: Book) -> Iterator[history.Fact]:
     how much of its log was agreed on. It is told under another name.
     A node that was given an empty disk goes by a new name from then on: it has forgotten what it showed.
     A write that was answered at the last moment is told without the node, whose copy may be behind it.
-    A read under a fault, or soon after, is told without its age: what a node names is how long ago it
-    read a word of the leader. That word may have been waiting for a node that was paused or a link that
-    was cut, and a node whose disk is slow or full hears its leader well and is behind all the same.
     """
     wiped = {node: [f.since for f in book.faults if f.kind == WIPED and node in f.targets] for node in book.start.nodes}
-    faults = [Span(span.since, span.until + AFTERMATH_S) for span in figures.fault_spans(book)]
     for fact in book.facts:
         if isinstance(fact, history.Read) and fact.outcome == "ok" and fact.age_s is None:
             fact = msgspec.structs.replace(fact, node=f"{fact.node} (alone)")
-        if isinstance(fact, history.Read) and any(span.since <= fact.called_at < span.until for span in faults):
-            fact = msgspec.structs.replace(fact, age_s=None)
         if isinstance(fact, history.Write | history.Read):
             if isinstance(fact, history.Write) and (fact.returned_at or 0.0) - fact.called_at > HELD_S:
                 fact = msgspec.structs.replace(fact, node=f"{fact.node} (late)")

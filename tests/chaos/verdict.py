@@ -17,7 +17,7 @@ from msgspec import Struct
 from chaos import figures
 from chaos.checks import Check, Violation, check
 from chaos.figures import Span
-from chaos.histories import AFTERMATH_S, WIPED, whole_history
+from chaos.histories import WIPED, whole_history
 from chaos.ledger import Book, Cried, Fault
 from chaos.probes import READER, WRITER
 
@@ -27,6 +27,9 @@ WRITE_S_MAX = 1.0
 
 EVERYWHERE_S = 15.0
 """By then every node serves again: the last to start has read its disk and caught up."""
+
+AFTERMATH_S = 5.0
+"""What a node cries so soon after a fault may be the fault's."""
 
 EXPLAINED: Mapping[str, tuple[str, ...]] = {
     "damage": (r" critical .*cannot start: ",),

@@ -225,6 +225,10 @@ class BareNode:
     def last_index(self) -> int:
         return self.object._SyncObj__raftLog[-1][1]
 
+    @property
+    def age_s(self) -> float | None:
+        return None
+
     def entry(self, index: int) -> Entry:
         command, _, term = self.object._SyncObj__raftLog[index - self.first_index]
         return Entry(term, REGULAR + pickle.loads(command[1:])[1][0] if command[:1] == REGULAR else NO_OP)

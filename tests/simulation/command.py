@@ -34,6 +34,7 @@ SHOWN: tuple[tuple[str, str], ...] = (
     ("writes not done", "writes not done"),
     ("linearizable reads", "linearizable reads"),
     ("local reads", "local reads"),
+    ("local reads that name an age", "local reads that name an age"),
     ("operations checked", "operations checked for an order"),
     ("watch pages", "pages of changes checked"),
     ("watchers sent back", "watchers told to reload"),

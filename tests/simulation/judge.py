@@ -60,7 +60,8 @@ class _State(NamedTuple):
 class Judge:
     """One for each world. ``now`` is given in by whoever tells it something."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], age_slack_s: float) -> None:
+        self._age_slack_s: float = age_slack_s
         self.counts: Counter[str] = Counter()
         self.leaders: dict[int, str] = {}
         self.committed: dict[int, _Committed] = {}
@@ -288,6 +289,17 @@ class Judge:
             raise Violation(
                 "local reads", f"{node.name} at {node.applied_index} does not hold what the log says of {name}"
             )
+
+    def aged(self, node: Node, age_s: float | None, now: float) -> None:
+        """What a node's own copy lacks, and was applied somewhere longer ago than the node says (I9)."""
+        if age_s is None:
+            return
+        self.counts["local reads that name an age"] += 1
+        lacking = node.applied_index + 1
+        applied_at = self.applied_at.get(lacking, now)
+        if applied_at < now - age_s - self._age_slack_s:
+            what = f"says that its copy is {age_s:.3f} s old, and lacks {lacking}, applied {now - applied_at:.3f} s ago"
+            raise Violation("age", f"{node.name} {what}")
 
     # -- at the end ------------------------------------------------------------------
 

@@ -107,6 +107,11 @@ class Node(Protocol):
         ...
 
     @property
+    def age_s(self) -> float | None:
+        """How old it says its copy is, by its own clock; None if it does not say."""
+        ...
+
+    @property
     def votes(self) -> bool:
         """Whether it takes part in elections."""
         ...
@@ -322,6 +327,10 @@ class EngineNode:
     def entry(self, index: int) -> Entry:
         command, _, term = self.engine._journal[index - self.engine._journal.base_index]
         return Entry(term, command)
+
+    @property
+    def age_s(self) -> float | None:
+        return self.engine.status().leader_contact_s
 
     @property
     def votes(self) -> bool:

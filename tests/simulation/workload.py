@@ -262,8 +262,10 @@ class Client:
     def _look(self, key: Key) -> None:
         name = self._world.pick()
         if name is not None:
-            node = self._world.nodes[name]
-            self._world.judge.local_read(node, f"{key.service}/{key.id}", node.registry.instance(key))
+            world, node = self._world, self._world.nodes[name]
+            world.judge.local_read(node, f"{key.service}/{key.id}", node.registry.instance(key))
+            age_s = world.act(name, lambda: node.age_s)
+            world.judge.aged(node, age_s if age_s is None else age_s / world.clock.rate(name), world.clock.now)
 
 
 class Leaseholder:

@@ -1,7 +1,7 @@
 """Every rule that makes the engine safe, and the product without it: can the simulation tell?
 
 A rule is switched off by changing a few lines of a few functions, in a process
-of its own (``Rule.switch_off``). The lines are found by their text, so a rule
+of its own. The lines are found by their text, so a rule
 whose lines have changed says so (``Stale``) instead of passing for one that was
 never caught. "D3" and the like number the library's defects as
 ``replication/DESIGN.md`` lists them.
@@ -16,6 +16,7 @@ import random
 import textwrap
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from harness.sim_disk import PowerCut, SimDisk
@@ -65,7 +66,7 @@ class Rule(NamedTuple):
     """One rule: its name, what it says, how it is switched off.
 
     ``nodes``: how many take part in the worlds that show it. ``instead``: the test
-    that shows it where random schedules do not.
+    (below ``tests``) that fails without it, where no schedule can show it.
     """
 
     name: str
@@ -81,19 +82,28 @@ class Rule(NamedTuple):
             if isinstance(change, Edit):
                 _ = change.changed
 
-    def provoke_it(self) -> None:
-        for act in self.provoke:
-            act()
-
-    def switch_off(self) -> None:
-        """For good: the process plays one schedule."""
-        _stumble_on()
-        self.provoke_it()
+    def change(self) -> None:
+        """Switches the rule off, for good: the process plays one schedule, or one test."""
         for change in self.off:
             if isinstance(change, Edit):
                 change.apply()
             else:
                 change()
+
+    def switch_off(self) -> None:
+        """The same in a world, with what provokes it."""
+        _stumble_on()
+        self.provoke_it()
+        self.change()
+
+    def provoke_it(self) -> None:
+        for act in self.provoke:
+            act()
+
+    @property
+    def provoked_by(self) -> str:
+        """What the worlds have that shows the lack of this rule, in words."""
+        return ", ".join(act.__name__.strip("_").replace("_", " ") for act in self.provoke)
 
 
 def _stumble_on() -> None:
@@ -194,6 +204,7 @@ def _comes_again(kind: type[Any]) -> Callable[[], None]:
 
         network.SimNetwork.send = sending
 
+    provoke.__name__ = f"every second {kind.__name__} comes again"
     return provoke
 
 
@@ -215,9 +226,7 @@ def _a_follower_comes_and_goes() -> None:
         for_s = min(fault.for_s, 1.5)
         quiet_until[0] = now + for_s + 1.0
         world.happened(fault, name, f"is cut off, for {for_s:.2f} s")
-        ways = [way for other in fault.nodes if other != name for way in ((name, other), (other, name))]
-        world.network.block(fault.number, ways, lose=False)
-        world.later(for_s, lambda: world.network.unblock(fault.number))
+        _block(world, fault, [way for other in fault.nodes if other != name for way in _both(name, other)], for_s)
 
     def check(self: judge.Judge, node: Any) -> None:
         if node.term not in self.leaders and quiet_until[0]:
@@ -229,9 +238,25 @@ def _a_follower_comes_and_goes() -> None:
     faults.begin = begin
 
 
-def _everybody_pauses() -> None:
-    """In place of all faults: all nodes stand still at once, for longer than a lease. That is no fault of the
-    instances, and none that lives may be evicted."""
+def _the_leader_is_cut_off() -> None:
+    """In place of all faults: the leader is cut off for longer than an election takes, and hardly longer than
+    it takes the leader to notice."""
+    quiet_until = [0.0]
+
+    def begin(world: Any, fault: Fault) -> None:
+        leader, now = world.leader(), world.clock.now
+        if leader is None or now < quiet_until[0]:
+            return
+        quiet_until[0] = now + 2.5
+        world.happened(fault, leader, "is cut off, for 1.60 s")
+        _block(world, fault, [way for other in fault.nodes if other != leader for way in _both(leader, other)], 1.6)
+
+    faults.begin = begin
+
+
+def _nobody_hears_anybody() -> None:
+    """In place of all faults: all links are cut again and again, each time for less than it takes the leader to
+    give up. That is no fault of the instances, and none that lives may be evicted."""
     quiet_until = [0.0]
     alive: set[str] = set()
 
@@ -239,12 +264,9 @@ def _everybody_pauses() -> None:
         now = world.clock.now
         if now < quiet_until[0]:
             return
-        for_s = world.plan.lease_s * 1.5
-        quiet_until[0] = now + for_s + world.plan.lease_s
-        world.happened(fault, "all", f"are paused, for {for_s:.2f} s")
-        for name in fault.nodes:
-            if world.runs(name):
-                world.pause(name, for_s)
+        quiet_until[0] = now + 1.5
+        world.happened(fault, "all", "hear nobody, for 1.35 s")
+        _block(world, fault, [way for a, b in combinations(fault.nodes, 2) for way in _both(a, b)], 1.35)
 
     def make(self: workload.Leaseholder, world: Any, id: str, dies_at: float | None) -> None:
         make_holder(self, world, id, dies_at)
@@ -261,6 +283,15 @@ def _everybody_pauses() -> None:
     check_eviction = judge.Judge._check_eviction
     judge.Judge._check_eviction = check
     faults.begin = begin
+
+
+def _both(one: str, other: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (one, other), (other, one)
+
+
+def _block(world: Any, fault: Fault, ways: list[tuple[str, str]], for_s: float) -> None:
+    world.network.block(fault.number, ways, lose=True)
+    world.later(for_s, lambda: world.network.unblock(fault.number))
 
 
 def _power_goes_at_the_sync() -> None:
@@ -426,14 +457,12 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         provoke=(_state_files_that_rot,),
-        instead="test_defects_log.py::test_d03_a_state_file_that_cannot_be_loaded_is_not_acknowledged",
     ),
     Rule(
         "D4",
         "An acknowledgement counts only in the term that it was given in",
         (Edit(engine.Engine, "_on_progress", ("message.term < self._term or self._role", "self._role")),),
         provoke=(_comes_again(wire.Progress),),
-        instead="test_defects_log.py::test_d04_an_acknowledgement_of_an_earlier_term_counts_for_nothing",
     ),
     Rule(
         "D5",
@@ -644,7 +673,22 @@ RULES: tuple[Rule, ...] = (
         "read round number",
         "An answer counts for the round of reads that asked",
         (Edit(engine.Engine, "_on_read_probed", (" and message.round == self._round.number", "")),),
-        provoke=(_comes_again(wire.ReadProbed),),
+        provoke=(_comes_again(wire.ReadProbed), _the_leader_is_cut_off),
+    ),
+    Rule(
+        "age",
+        "A copy is as new as its leader's word once it has what the leader had then",
+        (Edit(engine.Engine, "_on_append", ("(message.commit_index, self._heard_since)", "(0, time.monotonic())")),),
+    ),
+    Rule(
+        "age, pauses",
+        "A word may be as old as the look at the network before it was read",
+        (
+            Edit(engine.Engine, "_on_append", ("self._heard_since)", "time.monotonic())")),
+            Edit(engine.Engine, "_hear_follower", ("self._heard_since", "time.monotonic()")),
+        ),
+        instead="unit/replication/test_freshness.py::"
+        "test_a_word_that_waited_while_the_process_stood_still_is_as_old_as_the_pause",
     ),
     Rule(
         "pre-vote",
@@ -704,8 +748,8 @@ RULES: tuple[Rule, ...] = (
         "leases, deafness",
         "A leader that could not hear renewals gives every lease a full length afterwards",
         (_put(leases.Leases, "disturbed", _nothing),),
-        instead="test_duties.py::test_a_pause_of_the_leader_evicts_nobody",
-        provoke=(_everybody_pauses,),
+        provoke=(_nobody_hears_anybody,),
+        instead="unit/node/test_duties.py::test_a_pause_of_the_leader_evicts_nobody",
     ),
     Rule(
         "leases, quorum",
@@ -717,13 +761,12 @@ RULES: tuple[Rule, ...] = (
                 ("    if (status.leader_contact_s or 0.0) > self._settings.contact_s_max:\n", "    if False:\n"),
             ),
         ),
-        provoke=(_holders_that_come_back_late,),
+        provoke=(_the_leader_is_cut_off, _holders_that_come_back_late),
     ),
     Rule(
         "leases, evicting",
         "A renewal that comes while an eviction is under way waits for its outcome",
         (_put(leases.Leases, "mark_evicting", _nothing),),
-        instead="test_duties.py::test_a_renewal_during_an_eviction_waits_for_its_outcome",
         provoke=(_holders_that_come_back_late, _duties_that_lag),
     ),
     Rule(
@@ -743,5 +786,6 @@ RULES: tuple[Rule, ...] = (
             ),
         ),
         provoke=(_disks_are_lost,),
+        instead="unit/replication/test_standing.py::test_the_vote_of_the_term_of_the_readmission_is_spent",
     ),
 )

@@ -150,6 +150,8 @@ class _Follower:
         self.held: int = 0
         self.votes: bool = True
         self.sending: Outgoing | None = None
+        self.at: float | None = None
+        """Its clock in its newest answer on this connection."""
 
 
 class _ReadRound:
@@ -242,14 +244,12 @@ class Engine(SyncObj):
         self._disk_retry_at: float = 0.0
         self._leader_heard_at: float | None = None
         self._began_at: float = time.monotonic()
-        """When this tick began."""
-        self._heard_since: float = self._began_at
-        """When the tick before began. What is read now came after that: it may have waited while this process stood
-        still, but the network was read in between."""
         self._heard: dict[Node, float] = {}
-        """Per follower, since when at the latest this leader has heard of it."""
+        """When a follower certainly followed this leader: it had read what was sent then."""
+        self._asked_at: tuple[int, str, float | None] = (0, "", None)
+        """Term, leader, and its clock when it sent the newest ``Append`` that was read."""
         self._named: tuple[int, float] | None = None
-        """A commit index that a leader named, which is not applied yet, and since when it may have been so."""
+        """A commit index that a leader named, not applied here yet, and when no more than that was committed."""
         self._fresh_at: float | None = None
         """When this node last held all that was committed. None: not since it began."""
         self._applied_term: int = 0
@@ -391,7 +391,6 @@ class Engine(SyncObj):
         """One round; waits for the network at most until something is due."""
         self._wire.tick()
         now = time.monotonic()
-        self._began_at, self._heard_since = now, self._began_at
         self._note_freshness(now)
         if self._disk_error:
             self._try_disk(now)
@@ -400,14 +399,6 @@ class Engine(SyncObj):
         self._continue_election(now)
         self._note_leadership()
         self.doTick(self._pause_s(now))
-
-    def _note_freshness(self, now: float) -> None:
-        """A follower is as new as its leader was when it has applied what that had committed then; a leader, as long
-        as a quorum hears it and nothing of an earlier term is left to apply, is as new as can be."""
-        if self._serving:
-            self._fresh_at = now - self._quorum_contact_s(now)
-        elif self._named is not None and self._applied >= self._named[0]:
-            self._fresh_at, self._named = self._named[1], None
 
     def _note_leadership(self) -> None:
         heard_at = self._leader_heard_at
@@ -763,6 +754,8 @@ class Engine(SyncObj):
         """
         frame = encoded.get((start, count))
         if frame is None:
+            now = time.monotonic()
+            contact_s = self._quorum_contact_s(now)
             previous = max(0, start - 1)
             frame = encoded[start, count] = wire.encode(
                 wire.Append(
@@ -771,10 +764,16 @@ class Engine(SyncObj):
                     previous,
                     (self._journal.term_at(previous) or 0) if start else 0,
                     tuple(self._journal.from_index(start, count)) if count else (),
-                    self._quorum_contact_s(time.monotonic()) > self._config.election_timeout_s_min,
+                    contact_s > self._config.election_timeout_s_min,
+                    now,
+                    contact_s,
+                    self._clocks() if self._serving else {},
                 )
             )
         self._wire.broadcast([node], frame)
+
+    def _clocks(self) -> dict[str, float]:
+        return {node.id: follower.at for node, follower in self._followers.items() if follower.at is not None}
 
     # -- receiving -----------------------------------------------------------------
 
@@ -848,12 +847,10 @@ class Engine(SyncObj):
         """
         if not self._hear_leader(node, message.term):
             return
-        if not message.detached:
-            if self._joined_at is None:
-                self._joined_at = message.commit_index
-            if self._named is None:
-                self._named = (message.commit_index, self._heard_since)
-                self._note_freshness(time.monotonic())
+        self._asked_at = (message.term, node.id, message.at)
+        if self._joined_at is None and not message.detached:
+            self._joined_at = message.commit_index
+        self._take_freshness(message)
         if self._receiving is not None and message.previous_index:
             # The leader sends entries again, so it no longer sends the state file: it would be waited for in vain.
             self._abort_receiving()
@@ -940,7 +937,10 @@ class Engine(SyncObj):
     def _answer(self, node: Node, *, next_index: int = 0, reset: bool = False, alive: bool = False) -> None:
         """Acknowledges, once it is true on disk (``_hold``). Stamped with our term (D4)."""
         success = not reset and not alive
-        self._hold(node, wire.Progress(self._term, next_index, success, reset, self._standing.votes))
+        term, leader, at = self._asked_at
+        asked_at = at if (term, leader) == (self._term, node.id) else None
+        votes = self._standing.votes
+        self._hold(node, wire.Progress(self._term, next_index, success, reset, votes, time.monotonic(), asked_at))
 
     def _on_progress(self, node: Node, message: wire.Progress) -> None:
         """A follower's answer. One of another term says nothing about this one (D4)."""
@@ -954,8 +954,13 @@ class Engine(SyncObj):
             return
         follower = self._followers.setdefault(node, _Follower())
         follower.votes = message.voting
+        follower.at = message.at
         if message.voting:
-            self._hear_follower(node)
+            now = time.monotonic()
+            self._SyncObj__lastResponseTime[node] = now
+            asked_at = now if message.at is None else message.asked_at
+            if asked_at is not None:
+                self._heard[node] = max(self._heard.get(node, 0.0), min(asked_at, now))
             self._disks.pop(node.id, None)
         if message.success:
             follower.held = max(follower.held, message.next_index - 1)
@@ -982,10 +987,6 @@ class Engine(SyncObj):
             follower.probing = True
             follower.probe_sent = False
             self._send_now = True
-
-    def _hear_follower(self, node: Node) -> None:
-        self._SyncObj__lastResponseTime[node] = time.monotonic()
-        self._heard[node] = self._heard_since
 
     # -- elections: asked first, and only without a leader (dissertation 9.6, 4.2.3) -
 
@@ -1104,7 +1105,7 @@ class Engine(SyncObj):
     def _on_read_probed(self, node: Node, message: wire.ReadProbed) -> None:
         if self._role != LEADER or message.term != self._term:
             return
-        self._hear_follower(node)
+        self._SyncObj__lastResponseTime[node] = time.monotonic()
         if self._round is not None and message.round == self._round.number:
             self._round.said_yes.add(node.id)
             self._finish_read_round()
@@ -1178,6 +1179,31 @@ class Engine(SyncObj):
         self._noted = {at: digest for at, digest in self._noted.items() if at >= command.index}
         self._noted[index] = self.registry.digest()[1]
 
+    # -- how old this copy is ------------------------------------------------------
+
+    def _take_freshness(self, message: wire.Append) -> None:
+        """Once this node has applied what its leader names, it holds all that was committed when it sent the
+        answer that the leader had read by then; or, if that is earlier, when a quorum last followed the leader.
+        Its own clock says when that was, however long messages travelled or waited for a process that stood still."""
+        if self._named is not None:
+            return
+        now = time.monotonic()
+        if message.heard is None:
+            at = None if message.detached else now
+        else:
+            at = message.heard.get(self.node_id)
+            if at is not None:
+                at = at - message.contact_s if self._began_at <= at <= now else None
+        if at is not None:
+            self._named = (message.commit_index, at)
+            self._note_freshness(now)
+
+    def _note_freshness(self, now: float) -> None:
+        if self._serving:
+            self._fresh_at = now - self._quorum_contact_s(now)
+        elif self._named is not None and self._applied >= self._named[0]:
+            self._fresh_at, self._named = self._named[1], None
+
     # -- the standing of this node's disk (standing.py) ----------------------------
 
     def _introduce(self) -> None:
@@ -1234,7 +1260,7 @@ class Engine(SyncObj):
         self._abort_receiving()
         self._followers = {node: _Follower() for node in self._wire.nodes()}
         # A quorum has just voted for this node.
-        self._heard = dict.fromkeys(self._wire.nodes(), self._heard_since)
+        self._heard = dict.fromkeys(self._wire.nodes(), time.monotonic())
         super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
         logger.info("leading term %d from entry %d on", self._term, self._journal.last_index)
 
@@ -1278,6 +1304,7 @@ class Engine(SyncObj):
         self._stop_sending(follower)
         follower.probing = True
         follower.probe_sent = False
+        follower.at = None
         if follower.held:
             self._next[node] = follower.held + 1
         self._send_now = True
@@ -1528,7 +1555,7 @@ class Engine(SyncObj):
         now = time.monotonic()
         follower = self._followers.setdefault(node, _Follower())
         if follower.votes:
-            self._hear_follower(node)
+            self._SyncObj__lastResponseTime[node] = now
         sending = follower.sending
         if sending is not None and sending.index == message.index:
             sending.acknowledged(message.offset, now)

@@ -43,10 +43,10 @@ class LogStatus(Struct, frozen=True, kw_only=True):
 
     ``leader`` is a member's id or None. ``leader_contact_s`` is how long ago
     this node last held all that its leader had committed; on the leader itself, how
-    long ago it heard a quorum; None where that never was. It rather says too much:
-    it counts from before the leader's word was read, not from when. ``serving_term``
-    is true on a leader that has applied its own term's first entry. ``caught_up``
-    turns true once, when this node has applied what was committed when it joined.
+    long ago a quorum certainly followed it; None where that never was.
+    ``serving_term`` is true on a leader that has applied its own term's first entry.
+    ``caught_up`` turns true once, when this node has applied what was committed
+    when it joined.
     """
 
     node: str

@@ -83,6 +83,12 @@ class Append(Struct, frozen=True, tag=5, array_like=True):
     previous_term: Term
     entries: tuple[tuple[bytes, int, int], ...]
     detached: bool = False
+    at: float | None = None
+    """The sender's clock. None: of an older release."""
+    contact_s: float = 0.0
+    """How long ago a quorum certainly followed the sender."""
+    heard: dict[str, float] | None = None
+    """``at`` of the newest ``Progress`` of each follower, if the sender knows all that is committed."""
 
 
 class Progress(Struct, frozen=True, tag=6, array_like=True):
@@ -98,6 +104,10 @@ class Progress(Struct, frozen=True, tag=6, array_like=True):
     success: bool
     reset: bool
     voting: bool = True
+    at: float | None = None
+    """The sender's clock. None: of an older release."""
+    asked_at: float | None = None
+    """``at`` of the newest ``Append`` that the sender had read from this leader in this term."""
 
 
 class TimeoutNow(Struct, frozen=True, tag=7, array_like=True):

@@ -28,9 +28,8 @@ PACE_S = 60.0
 CONTACT_S_MAX = 0.4
 """A leader that heard its quorum longer ago renews no leases."""
 
-AGE_SLACK_S = 3.0
-"""What the age that a node names cannot tell: how long a leader without a quorum still believes that
-it leads (1.5 s), and how long a message waits on a busy machine."""
+AGE_SLACK_S = 0.5
+"""What the age that a node names cannot tell: how long an answer is made while the machine is busy with others."""
 
 HELD_S = 4.8
 """A follower answers a write when it has applied it itself, but no later than when its write timeout (5 s)

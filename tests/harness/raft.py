@@ -68,6 +68,11 @@ def entry(value: str | None) -> bytes:
     return REGULAR + encode(Envelope(FORMAT, 1, command(value)))
 
 
+def unstamped(answers: Iterable[wire.Message]) -> list[wire.Message]:
+    """Acknowledgements without what clocks said."""
+    return [structs.replace(a, at=None, asked_at=None) if isinstance(a, wire.Progress) else a for a in answers]
+
+
 def value_of(data: bytes) -> str | None:
     """The ``value`` that an entry registers; None for a no-op."""
     if data[:1] != REGULAR:

@@ -23,6 +23,9 @@ from rollcall.replication.registry import Applied, Registry
 
 from simulation.node import Durable, Node
 
+AGE_SLACK_S = 0.01
+CLOCKS_DIFFER = 0.25
+"""An age is made of times that two nodes measured, of which one may be a tenth slow and the other a tenth fast."""
 LINEARIZABLE_S = 20.0
 """The checker's patience; a history that takes longer counts as a violation."""
 
@@ -60,8 +63,7 @@ class _State(NamedTuple):
 class Judge:
     """One for each world. ``now`` is given in by whoever tells it something."""
 
-    def __init__(self, names: tuple[str, ...], age_slack_s: float) -> None:
-        self._age_slack_s: float = age_slack_s
+    def __init__(self, names: tuple[str, ...]) -> None:
         self.counts: Counter[str] = Counter()
         self.leaders: dict[int, str] = {}
         self.committed: dict[int, _Committed] = {}
@@ -297,7 +299,7 @@ class Judge:
         self.counts["local reads that name an age"] += 1
         lacking = node.applied_index + 1
         applied_at = self.applied_at.get(lacking, now)
-        if applied_at < now - age_s - self._age_slack_s:
+        if applied_at < now - age_s * (1 + CLOCKS_DIFFER) - AGE_SLACK_S:
             what = f"says that its copy is {age_s:.3f} s old, and lacks {lacking}, applied {now - applied_at:.3f} s ago"
             raise Violation("age", f"{node.name} {what}")
 

@@ -110,8 +110,6 @@ THEMES: tuple[tuple[str, ...], ...] = (
 what is late meets another term, what was not on disk is lost while others are away, and so on."""
 
 
-STRAYS_S = (0.01, 0.1, 0.5, 2.0)
-"""How late a message may come."""
 WALL_JUMPS_S = (-3600.0, -10.0, -0.5, 0.5, 10.0, 3600.0)
 
 
@@ -180,7 +178,7 @@ def _fault(number: int, at: float, kind: str, names: tuple[str, ...], chance: ra
         case "loss":
             amount = chance.choice([0.05, 0.3, 0.8])
         case "stray":
-            amount = chance.choice(STRAYS_S)
+            amount = chance.choice([0.01, 0.1, 0.5, 2.0])
         case "wall":
             amount = chance.choice(WALL_JUMPS_S)
         case "flap":

@@ -678,17 +678,23 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "age",
         "A copy is as new as its leader's word once it has what the leader had then",
-        (Edit(engine.Engine, "_on_append", ("(message.commit_index, self._heard_since)", "(0, time.monotonic())")),),
+        (Edit(engine.Engine, "_take_freshness", ("(message.commit_index, at)", "(0, at)")),),
     ),
     Rule(
-        "age, pauses",
-        "A word may be as old as the look at the network before it was read",
-        (
-            Edit(engine.Engine, "_on_append", ("self._heard_since)", "time.monotonic())")),
-            Edit(engine.Engine, "_hear_follower", ("self._heard_since", "time.monotonic()")),
-        ),
-        instead="unit/replication/test_freshness.py::"
-        "test_a_word_that_waited_while_the_process_stood_still_is_as_old_as_the_pause",
+        "age, of a word",
+        "A leader's word is as old as the answer that it had read",
+        (Edit(engine.Engine, "_take_freshness", ("at - message.contact_s if", "now - message.contact_s if")),),
+    ),
+    Rule(
+        "age, of a quorum",
+        "A quorum followed a leader when that sent what they answer, not when the answers are read",
+        (Edit(engine.Engine, "_on_progress", ("min(asked_at, now)", "now")),),
+    ),
+    Rule(
+        "age, of a leader",
+        "A leader's word is no newer than its quorum's last",
+        (Edit(engine.Engine, "_take_freshness", ("at - message.contact_s if", "at if")),),
+        nodes=5,
     ),
     Rule(
         "pre-vote",

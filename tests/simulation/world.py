@@ -45,7 +45,7 @@ from simulation.clock import Clock
 from simulation.judge import Judge, Violation
 from simulation.network import NEVER, SimNetwork, Surroundings
 from simulation.node import EngineNode, MakeNode, Node, Place
-from simulation.plan import STRAYS_S, Fault, Plan
+from simulation.plan import Fault, Plan
 from simulation.workload import LEASED, Client, Leaseholder, Watcher, everything
 
 TURN_S = 0.0002
@@ -106,9 +106,7 @@ class World:
     def __init__(self, plan: Plan, directory: Path, make_node: MakeNode = EngineNode, *, logs: bool = False) -> None:
         self.plan: Plan = plan
         self.clock: Clock = Clock()
-        # What a node cannot know: how long its leader's word travelled, and how long a leader that nobody follows
-        # believes that it leads.
-        self.judge: Judge = Judge(plan.names, age_slack_s=plan.silence_s + max(STRAYS_S) + plan.election_s_max)
+        self.judge: Judge = Judge(plan.names)
         self.nodes: dict[str, Node] = {}
         self.disks: dict[str, SimDisk] = {name: SimDisk() for name in plan.names}
         self.paused: dict[str, float] = {}

@@ -113,7 +113,7 @@ def register_through_leader(bench: Bench) -> Iterator[Row]:
 
 def register_through_follower(bench: Bench) -> Iterator[Row]:
     load = bench.load(bench.follower(), bench.registers("latency"), connections=1, seconds=bench.seconds)
-    yield _median_ms("register through a follower, 1 client, median", 4.0, load)
+    yield _median_ms("register through a follower, 1 client, median", 2.5, load)
 
 
 def registers(bench: Bench) -> Iterator[Row]:

@@ -240,7 +240,8 @@ def _tables(hunts: list[Hunt], bares: list[Bare]) -> str:
     ]
     for found in hunts:
         nodes = f" ({found.nodes} nodes)" if found.nodes != 3 else ""
-        lines.append(f"| {found.rule} | {found.what} | {found.provoked_by}{nodes} | {_seeds(found)} | {_how(found)} |")
+        provoked_by = f"{found.provoked_by}{nodes}".strip()
+        lines.append(f"| {found.rule} | {found.what} | {provoked_by} | {_seeds(found)} | {_how(found)} |")
     if bares:
         lines += [
             "",

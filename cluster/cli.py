@@ -257,6 +257,17 @@ def members(context: Context) -> None:
         click.echo(f"{view.node} cannot write to its disk: {view.disk_error}")
 
 
+@main.command()
+@click.argument("node", default="")
+@command
+def transfer(context: Context, node: str) -> None:
+    """Has leadership handed to NODE (none named: to whoever is most caught up).
+
+    Before a leader's host is rebooted, say. SIGTERM of the leader does it by itself.
+    """
+    click.echo(f"{context.client.transfer(node)} leads now")
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):

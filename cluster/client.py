@@ -253,6 +253,13 @@ class Client:
             self._members.learned((member.http for member in view.members), leader)
         return view
 
+    def transfer(self, to: str = "", *, timeout_s: float | None = None) -> str:
+        """Has leadership handed to the node ``to``, or to the one that is most caught up. The new leader's id."""
+        answer = self._call(
+            "POST", "/cluster/transfer", params={"to": to or None}, attempt_s=WRITE_ATTEMPT_S, timeout_s=timeout_s
+        )
+        return str(answer.body["leader"])
+
     def watch(
         self,
         *services: str,

@@ -25,7 +25,7 @@ from ..replication.log import Log, Proposal, Reply
 from ..replication.registry import Outcome
 from .values import Renewal, Renewed
 
-SUBMIT, BARRIER, RENEW, PROTECTION = "submit", "barrier", "renew", "protection"
+SUBMIT, BARRIER, RENEW, PROTECTION, HAND_OVER = "submit", "barrier", "renew", "protection", "hand over"
 """Kinds of requests between nodes."""
 
 ROUND_MAX = 10_000
@@ -174,9 +174,13 @@ class Desk:
         def renewals(peer: str, payload: bytes, reply: Reply) -> None:
             reply(_encode(Answered(renewed=tuple(renew(_asked.decode(payload).renewals, peer)))))
 
+        def hand_over(peer: str, payload: bytes, reply: Reply) -> None:
+            log.hand_over(payload.decode()).on_done(lambda proposal: reply(_settled(proposal)))
+
         log.serve(SUBMIT, _guarded(submit))
         log.serve(BARRIER, _guarded(read))
         log.serve(RENEW, _guarded(renewals))
+        log.serve(HAND_OVER, _guarded(hand_over))
         log.serve(PROTECTION, lambda peer, payload, reply: reply(protection()))
 
 

@@ -30,7 +30,7 @@ from ..replication.registry import Outcome, Registry
 from .budget import Budget
 from .duties import Duties
 from .eviction import ProtectionView
-from .forward import BARRIER, RENEW, SUBMIT, Desk, Rounds, read_answer, renewals_asked, submission
+from .forward import BARRIER, HAND_OVER, RENEW, SUBMIT, Desk, Rounds, read_answer, renewals_asked, submission
 from .values import LeaseView, Member, Renewal, Renewed
 
 DIRTY_AHEAD_NS = 3600 * 10**9
@@ -140,6 +140,33 @@ class Service:
             shortest = self._settings.lease_ttl_s_min
             if registration.ttl_s is not None and registration.ttl_s < shortest:
                 raise Invalid(f"ttl_s: Expected at least {shortest:g} (lease_ttl_s_min)", field="ttl_s", limit=shortest)
+
+    # -- leadership ----------------------------------------------------------------
+
+    def hand_over(self, to: str = "") -> str:
+        """Has leadership handed to the member ``to``, or to whom the leader chooses. The new leader's id.
+
+        Raises ``NotDone`` if nobody took over.
+        """
+        members = [member.id for member in self._settings.members]
+        if to and to not in members:
+            raise Invalid(f"to: Expected a member ({', '.join(members)}), got {to[:40]!r}", field="to")
+        deadline = time.monotonic() + self._settings.write_timeout_s
+        before = self._log.wait_leadership(None, 0.0)
+        if before.leader is None:
+            raise NoLeader("there is no leader that could hand over")
+        if before.leader == to:
+            return to
+        if before.leader == self.node_id:
+            self._log.hand_over(to).result(deadline)
+        else:
+            read_answer(self._log.request(before.leader, HAND_OVER, to.encode(), deadline))
+        seen = before
+        while time.monotonic() < deadline:
+            seen = self._log.wait_leadership(seen, deadline)
+            if seen.leader not in (None, before.leader):
+                return seen.leader or ""
+        raise NotDone(f"{to or 'nobody'} did not take over within {self._settings.write_timeout_s:g} s")
 
     # -- renewals ------------------------------------------------------------------
 

@@ -517,21 +517,22 @@ class Engine(SyncObj):
             )
             return self._leadership
 
-    def transfer_leadership(self, deadline: float) -> bool:
-        """Hands leadership to a follower that is caught up and not draining itself.
-
-        Stops taking proposals until it is over. True once this node does not
-        lead (any more); False if nobody took over by ``deadline``.
-        """
-        begun = threading.Event()
+    def hand_over(self, to: str = "") -> Proposal:
+        begun = Proposal(b"")
 
         def begin() -> None:
-            self._begin_transfer()
-            begun.set()
+            error = self._begin_transfer(to)
+            begun.resolve(Outcome(self._applied, ()) if error is None else None, error)
 
         self._wire.post(begin)
+        return begun
+
+    def transfer_leadership(self, deadline: float) -> bool:
+        """Hands leadership over and waits. True once this node does not lead (any more);
+        False if nobody took over by ``deadline``."""
+        begun = self.hand_over()
         while self._role == LEADER and time.monotonic() < deadline:
-            if begun.is_set() and self._transfer is None:
+            if begun.settled and self._transfer is None:
                 break  # nobody is able, or who was chosen did not take over
             time.sleep(0.005)
         return self._role != LEADER
@@ -1603,16 +1604,21 @@ class Engine(SyncObj):
 
     # -- leadership transfer (dissertation 3.10) -----------------------------------
 
-    def _begin_transfer(self) -> None:
-        if self._role != LEADER or self._transfer is not None:
-            return
-        able = [node for node in self._wire.nodes() if self._able_to_lead(node)]
+    def _begin_transfer(self, to: str = "") -> NotDone | None:
+        """Why it did not begin, if it did not."""
+        if self._role != LEADER:
+            return NotLeader(f"{self.node_id} does not lead")
+        if self._transfer is not None:
+            return None
+        able = [node for node in self._wire.nodes() if to in ("", node.id) and self._able_to_lead(node)]
         if not able:
-            return
+            who = f"{to} cannot" if to else "no other node can"
+            return NotDone(f"{who} take over now: not connected, shutting down, or not voting yet")
         target = max(able, key=lambda node: (self._match[node], node.id))
         self._transfer = (target, time.monotonic() + TRANSFER_S)
         self._transfer_asked = False
         logger.info("handing leadership to %s", target.id)
+        return None
 
     def _able_to_lead(self, node: Node) -> bool:
         votes = self._followers.setdefault(node, _Follower()).votes

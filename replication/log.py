@@ -176,6 +176,12 @@ class Log(Protocol):
         The outcome holds it and nothing else. Elsewhere settled with ``NotLeader``."""
         ...
 
+    def hand_over(self, to: str = "") -> Proposal:
+        """Begins to hand leadership to the member ``to``, or to the one that has most of the
+        log. Writes wait until it is over, or the chosen one did not take over in time. Settled
+        when it has begun: ``wait_leadership`` tells the end. Elsewhere ``NotLeader``."""
+        ...
+
     def wait_applied(self, index: int, deadline: float) -> bool:
         """Waits until this node has applied ``index``; False when the deadline passed."""
         ...
@@ -251,6 +257,11 @@ class LocalLog:
         read = Proposal(b"")
         read.resolve(Outcome(self.registry.applied_index, ()))
         return read
+
+    def hand_over(self, to: str = "") -> Proposal:
+        begun = Proposal(b"")
+        begun.resolve(None, NotDone("there is no other node"))
+        return begun
 
     def wait_applied(self, index: int, deadline: float) -> bool:
         with self._moved:

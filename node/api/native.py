@@ -39,6 +39,7 @@ ROUTES = (
     ("GET", "/services", "list_services"),
     ("GET", "/cluster", "cluster"),
     ("GET", "/cluster/digest", "digest"),
+    ("POST", "/cluster/transfer", "transfer"),
 )
 
 
@@ -189,6 +190,14 @@ class Native:
         Query.of_request().done()
         g.index, sha256 = self._service.registry.digest()
         return json_answer({"applied_index": g.index, "sha256": sha256})
+
+    def transfer(self) -> Response:
+        query = Query.of_request()
+        to = query.one("to")
+        query.done()
+        with self._service.budget.slot("write"):
+            leader = self._service.hand_over(to or "")
+        return json_answer({"leader": leader})
 
     def _list_with_leases(self, env: str, service: str, wanted: Wanted) -> Response:
         g.index = self._service.registry.applied_index

@@ -50,6 +50,10 @@ class Verbs(Protocol):
         """Makes the change, here or through the leader, and waits until this node has applied it."""
         ...
 
+    def hand_over(self, to: str = "") -> str:
+        """Has leadership handed to a member; the new leader's id."""
+        ...
+
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed]:
         """The leader's word on each heartbeat, in their order."""
         ...

@@ -567,3 +567,14 @@ class TestCluster:
         after = api.get("/api/v1/cluster/digest").json
         assert (after["applied_index"], after["sha256"]) == service.registry.digest()
         assert after["sha256"] != before["sha256"]
+
+
+class TestTransfer:
+    def test_leadership_is_handed_over_on_request(self, api: Api) -> None:
+        assert api.post("/api/v1/cluster/transfer?to=n2").json == {"leader": "n2"}
+
+    def test_it_is_refused_in_the_words_of_every_other_call(self, api: Api, service: FakeService) -> None:
+        problem(api.post("/api/v1/cluster/transfer?from=n2"), 400, "Invalid")
+        problem(api.get("/api/v1/cluster/transfer"), 405)
+        service.has_leader = False
+        problem(api.post("/api/v1/cluster/transfer"), 503, "NoLeader")

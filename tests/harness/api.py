@@ -15,7 +15,7 @@ from rollcall.node.eviction import ProtectionView
 from rollcall.node.values import LeaseView, Member, Renewal, Renewed
 from rollcall.replication.changes import Changes
 from rollcall.replication.commands import Submittable
-from rollcall.replication.errors import Draining, NotCaughtUp
+from rollcall.replication.errors import Draining, NoLeader, NotCaughtUp
 from rollcall.replication.log import LocalLog, LogStatus
 from rollcall.replication.records import Key
 from rollcall.replication.registry import Outcome, Registry
@@ -65,6 +65,11 @@ class FakeService:
         if instance.ttl_s is None:
             return Renewed("ok")
         return Renewed("ok", instance.ttl_s, int(instance.ttl_s * 1000 / 3))
+
+    def hand_over(self, to: str = "") -> str:
+        if not self.has_leader:
+            raise NoLeader("there is no leader")
+        return to or "n2"
 
     def catch_up(self, index: int, wait_s: float) -> None:
         if not self.log.wait_applied(index, time.monotonic() + wait_s):

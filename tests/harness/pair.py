@@ -6,14 +6,16 @@ wrong on the way between them is a switch.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rollcall.node.budget import Budget
 from rollcall.node.duties import Duties, DutySettings
 from rollcall.node.service import Service, ServiceSettings
+from rollcall.node.values import Member
 from rollcall.replication.commands import Command
 from rollcall.replication.errors import NotDone, NotLeader, RollcallError
 from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
+from rollcall.replication.registry import Outcome
 
 
 class LeaderLog(LocalLog):
@@ -27,6 +29,7 @@ class LeaderLog(LocalLog):
         self.contact_s = 0.0
         self.hold: list[Proposal] | None = None
         """Where proposals are kept unsettled, when that is what a test wants."""
+        self.on_hand_over: Callable[[str], None] = lambda leader: None
 
     def serve(self, kind: str, handler: Handler) -> None:
         self.handlers[kind] = handler
@@ -57,6 +60,19 @@ class LeaderLog(LocalLog):
             caught_up=True,
             peers=(),
         )
+
+    def hand_over(self, to: str = "") -> Proposal:
+        begun = Proposal(b"")
+        if not self.leads:
+            begun.resolve(None, NotLeader("leader does not lead"))
+        elif to == "dead":
+            begun.resolve(None, NotDone("dead cannot take over now"))
+        else:
+            begun.resolve(Outcome(self.registry.applied_index, ()))
+            if to != "slow":
+                self.leads, self.leader = False, to or "follower"
+                self.on_hand_over(self.leader)
+        return begun
 
     def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
         return _wait_leadership(lambda: Leadership(self.term, self.leader, self.leads), seen, deadline)
@@ -96,6 +112,7 @@ class FollowerLog(LocalLog):
         self.leader: str | None = "leader"
         self.asked: list[str] = []
         self.fault: Callable[[str], RollcallError | None] = lambda kind: None
+        leader.on_hand_over = lambda id: setattr(self, "leader", id)
 
     def status(self) -> LogStatus:
         index = self.registry.applied_index
@@ -139,12 +156,13 @@ class FollowerLog(LocalLog):
 class Pair:
     """The services of both, with the leader's duties running."""
 
-    def __init__(self, *, write_timeout_s: float = 1.0) -> None:
+    def __init__(self, *, write_timeout_s: float = 1.0, members: Iterable[str] = ()) -> None:
         self.leader_log = LeaderLog()
         self.follower_log = FollowerLog(self.leader_log)
         self.duties = Duties(self.leader_log, DutySettings(sweep_s_max=0.2))
         self.follower_duties = Duties(self.follower_log, DutySettings())
-        settings = ServiceSettings(cluster_id="pair", write_timeout_s=write_timeout_s)
+        shown = tuple(Member(id=id, http="", raft="", role="unknown", reachable=False) for id in members)
+        settings = ServiceSettings(cluster_id="pair", write_timeout_s=write_timeout_s, members=shown)
         self.leader = Service(self.leader_log, self.duties, Budget(64), settings)
         self.follower = Service(self.follower_log, self.follower_duties, Budget(64), settings)
         self.duties.start()

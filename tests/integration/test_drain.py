@@ -47,6 +47,28 @@ def test_the_leader_told_to_stop_under_load_finishes_what_it_began_and_hands_ove
     ledger.compare(three)
 
 
+def test_leadership_goes_on_request_to_each_node_in_turn_while_others_write(three: Cluster, measured: Measured):
+    leader = three.wait_for_leader()
+    ledger = Ledger()
+    pauses: list[float] = []
+    with Traffic(*(Writer(three, i, ledger) for i in range(3))):
+        for to in (*(i for i in range(3) if i != leader), leader):
+            began = time.monotonic()
+            # Any node takes the request, the one that is to lead too.
+            answer = three.ask((to + len(pauses)) % 3, "POST", f"/api/v1/cluster/transfer?to={three.node_id(to)}")
+            assert (answer.status, answer.json) == (200, {"leader": three.node_id(to)})
+            wait_for(lambda began=began: len(ledger.since(began)) > 50, "writes to go on")
+            assert three.wait_for_leader() == to
+            pauses.append(ledger.pause_s(began))
+        refused = three.ask(0, "POST", "/api/v1/cluster/transfer?to=stranger")
+        assert (refused.status, refused.json["field"]) == (400, "to")
+
+    shown = ", ".join(f"{pause_s * 1000:.0f}" for pause_s in pauses)
+    measured(f"leadership handed over on request under load: longest pauses of all writes {shown} ms; {ledger}")
+    assert max(pauses) < TRANSFER_S_MAX
+    ledger.compare(three)
+
+
 def test_a_draining_node_says_so_and_takes_nothing_new_before_it_closes(three: Cluster):
     """A write that cannot end (the others are frozen) keeps the door open long enough to look."""
     leader = three.wait_for_leader()

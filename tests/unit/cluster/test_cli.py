@@ -84,6 +84,14 @@ def test_the_members_are_shown_with_their_leader_and_why_evictions_are_held(aske
         assert text in result.stdout
 
 
+def test_leadership_is_handed_to_the_node_that_is_named(asked: Any):
+    result, session = asked(response(200, {"leader": "n2"}), "transfer", "n2")
+
+    assert result.stdout == "n2 leads now\n"
+    method, url, options = session.asked[0]
+    assert (method, url.rpartition("/")[2], options["params"]) == ("POST", "transfer", {"to": "n2"})
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -39,6 +39,36 @@ def pair() -> Iterator[Pair]:
     pair.close()
 
 
+@pytest.fixture
+def handing_over() -> Iterator[Pair]:
+    pair = Pair(write_timeout_s=0.4, members=("leader", "follower", "dead", "slow"))
+    yield pair
+    pair.close()
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+@pytest.mark.parametrize("to", ["", "follower"])
+def test_either_node_has_leadership_handed_over_and_says_who_leads_now(handing_over: Pair, where: str, to: str) -> None:
+    assert getattr(handing_over, where).hand_over(to) == "follower"
+    assert not handing_over.leader_log.leads
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_leadership_that_stays_where_it_is_says_why(handing_over: Pair, where: str) -> None:
+    service = getattr(handing_over, where)
+
+    assert service.hand_over("leader") == "leader"
+    with pytest.raises(Invalid, match=r"to: Expected a member .*got 'stranger'"):
+        service.hand_over("stranger")
+    with pytest.raises(NotDone, match="dead cannot take over now"):
+        service.hand_over("dead")
+    with pytest.raises(NotDone, match=r"slow did not take over within 0\.4 s"):
+        service.hand_over("slow")
+    handing_over.leader_log.leader = handing_over.follower_log.leader = None
+    with pytest.raises(NoLeader):
+        service.hand_over()
+
+
 def test_a_write_at_a_follower_is_one_hop(pair: Pair) -> None:
     outcome = pair.follower.submit(Register(registration()))
 

@@ -1011,6 +1011,27 @@ def test_leadership_is_handed_over_under_a_stream_of_writes(cluster):
         assert not cluster.values(name) & {v for v, p in proposals.items() if isinstance(p.error, NotDone)}
 
 
+def test_leadership_is_handed_to_the_node_that_was_asked_for(cluster):
+    leader = cluster.wait_for_leader()
+    for wanted in (name for name in cluster.names if name != leader):
+        begun = cluster[cluster.wait_for_leader()].hand_over(wanted)
+        cluster.until(lambda wanted=wanted: cluster.serving() == wanted, f"{wanted} to lead")
+        assert begun.error is None
+
+
+def test_who_cannot_hand_over_or_take_over_says_why(cluster):
+    leader = cluster.wait_for_leader()
+    gone, other = (name for name in cluster.names if name != leader)
+    cluster.kill(gone)
+    refused = [cluster[leader].hand_over(gone), cluster[leader].hand_over("nobody"), cluster[other].hand_over()]
+    cluster.until(lambda: all(asked.settled for asked in refused), "answers")
+
+    assert [type(asked.error) for asked in refused] == [NotDone, NotDone, NotLeader]
+    assert refused[0].error.message.startswith(f"{gone} cannot take over now")
+    assert cluster.serving() == leader
+    cluster.write(leader, "goes on")
+
+
 def test_leadership_is_not_handed_to_a_node_that_is_about_to_stop(cluster):
     leader = cluster.wait_for_leader()
     # Of two that are equally far, the greater name would be chosen.

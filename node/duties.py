@@ -219,7 +219,13 @@ class Duties:
         # Events from here on are kept in order, so the table below may miss none:
         # what it holds already is skipped by its registration's index.
         self._tenure = tenure
-        leases = Leases(self._log.registry.leased(), time.monotonic(), sweep_s_max=self._settings.sweep_s_max)
+        leases = Leases(
+            self._log.registry.leased(),
+            time.monotonic(),
+            sweep_s_max=self._settings.sweep_s_max,
+            # A leader that was cut off answers heartbeats for as long as it may think that it leads.
+            former_s=self._settings.contact_s_max,
+        )
         with tenure.lock:
             for events in tenure.early:
                 leases.applied(events, time.monotonic())

@@ -111,7 +111,9 @@ class Leases:
     """The lease of every instance that has one, under one leader.
 
     Feed it every applied event (``applied``), every renewal, and what is known
-    of the nodes' contact; ask it on every sweep who is ``overdue``.
+    of the nodes' contact; ask it on every sweep who is ``overdue``. ``former_s``:
+    so long after ``now`` the leader before may have gone on renewing, which is
+    not known here: all of ``instances`` have their full length from then on.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Leases:
         intervals_per_lease: float = INTERVALS_PER_LEASE,
         late_intervals: float = LATE_INTERVALS,
         sweep_s_max: float = SWEEP_S_MAX,
+        former_s: float = 0.0,
     ) -> None:
         self._ceiling_s = ceiling_s
         self._intervals_per_lease = intervals_per_lease
@@ -134,7 +137,7 @@ class Leases:
         self._contacts: dict[str, _Contact] = {}
         self._deaf_since: float | None = None
         self._deaf_s: float = 0.0
-        self._heard_again_at: float = -math.inf
+        self._heard_again_at: float = now + former_s
         for instance in instances:
             self.registered(instance, now)
 
@@ -231,7 +234,7 @@ class Leases:
         if self._deaf_since is not None:
             self._deaf_s += now - self._deaf_since
             self._deaf_since = None
-            self._heard_again_at = now
+            self._heard_again_at = max(self._heard_again_at, now)
 
     # -- what a sweep asks
 

@@ -177,14 +177,16 @@ def _amended(book: Book) -> Iterator[history.Fact]:
     """
     wiped = {node: [f.since for f in book.faults if f.kind == WIPED and node in f.targets] for node in book.start.nodes}
     for fact in book.facts:
-        if isinstance(fact, history.Read) and fact.outcome == "ok" and fact.age_s is None:
-            fact = msgspec.structs.replace(fact, node=f"{fact.node} (alone)")
         if isinstance(fact, history.Write | history.Read):
-            if isinstance(fact, history.Write) and (fact.returned_at or 0.0) - fact.called_at > HELD_S:
-                fact = msgspec.structs.replace(fact, node=f"{fact.node} (late)")
-            disk = sum(at <= fact.called_at for at in wiped.get(fact.node, ()))
-            fact = msgspec.structs.replace(fact, node=f"{fact.node} (disk {disk})") if disk else fact
+            fact = msgspec.structs.replace(fact, node=_name(fact, wiped.get(fact.node, ())))
         yield fact
+
+
+def _name(fact: history.Write | history.Read, wiped: Iterable[float]) -> str:
+    alone = isinstance(fact, history.Read) and fact.outcome == "ok" and fact.age_s is None
+    late = isinstance(fact, history.Write) and (fact.returned_at or 0.0) - fact.called_at > HELD_S
+    disk = sum(at <= fact.called_at for at in wiped)
+    return f"{fact.node}{' (alone)' * alone}{' (late)' * late}{f' (disk {disk})' if disk else ''}"
 
 
 def _counts(joined: History) -> dict[str, int]:

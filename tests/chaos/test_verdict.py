@@ -506,8 +506,18 @@ def test_under_a_fault_too_an_answer_is_no_older_than_it_says(entries):
     assert "s old, but lacks" in broken(told)["age"]
 
 
+def test_a_node_whose_wall_clock_was_set_may_cry_at_any_time(entries):
+    sync = Struck(number=8, at=140.0, kind="sync-error", targets=("node-2",), description="")
+    cried = Cried(node="node-2", at=125.0, text="12:00 critical rollcall: fdatasync of it failed")
+    assert "processes" in broken([*entries, sync, cried])
+
+    clock = Struck(number=9, at=135.0, kind="clock", targets=("node-2",), description="")
+    assert "processes" not in broken([*entries, sync, cried, clock])
+
+
+@pytest.mark.parametrize("age_s", [0.1, None])
 @pytest.mark.parametrize(("kind", "noticed"), [("wipe", set()), ("kill", {"terms", "order"})])
-def test_only_a_node_with_a_new_disk_may_begin_anew(entries, kind, noticed):
+def test_only_a_node_with_a_new_disk_may_begin_anew(entries, kind, noticed, age_s):
     put(entries, lambda e: isinstance(e, Struck), kind=kind)
     told = [
         msgspec.structs.replace(e, term=0, leader="", role="follower")
@@ -517,6 +527,9 @@ def test_only_a_node_with_a_new_disk_may_begin_anew(entries, kind, noticed):
     ]
     read = next(e for e in entries if isinstance(e, history.Read) and e.outcome == "ok")
     at = RESTARTED + 0.01
-    told.append(msgspec.structs.replace(read, node="node-2", called_at=at, returned_at=at + 0.01, index=1, found={}))
+    read = msgspec.structs.replace(read, node="node-2", found={}, age_s=age_s)
+    if age_s is None:  # it had named no age before it was struck either
+        told.append(msgspec.structs.replace(read, called_at=at - 5.0, returned_at=at - 4.9, index=2))
+    told.append(msgspec.structs.replace(read, called_at=at, returned_at=at + 0.01, index=1))
 
     assert set(broken(told)) & {"terms", "order"} == noticed

@@ -169,7 +169,8 @@ def cries(book: Book) -> Check:
     broken: list[Violation] = []
     explained = 0
     for cried in book.cried:
-        if any(_explains(fault, cried) for fault in book.faults):
+        clocks = [fault for fault in book.faults if fault.kind == "clock" and cried.node in fault.targets]
+        if any(_explains(fault, cried, clocks) for fault in book.faults):
             explained += 1
         else:
             broken.append(Violation(f"{cried.node} logged:\n{cried.text}", cried.at))
@@ -179,12 +180,13 @@ def cries(book: Book) -> Check:
     return check("processes", "No node crashes or logs a fault of its own.", looked_at, broken)
 
 
-def _explains(fault: Fault, cried: Cried) -> bool:
+def _explains(fault: Fault, cried: Cried, clocks: Sequence[Fault]) -> bool:
+    """``clocks``: when the node's wall clock was set otherwise; the times that it said then mean nothing here."""
     if cried.node not in fault.targets:
         return False
     until = float("inf") if fault.until is None else fault.until + AFTERMATH_S
-    # A node whose wall clock was set says times that mean nothing here.
-    timely = cried.at is None or fault.since - 1.0 <= cried.at <= until or fault.kind == "clock"
+    confused = any(c.since <= until and fault.since <= (c.until or until) + AFTERMATH_S for c in clocks)
+    timely = cried.at is None or fault.since - 1.0 <= cried.at <= until or confused
     return timely and any(re.search(pattern, cried.text) for pattern in EXPLAINED.get(fault.kind, ()))
 
 

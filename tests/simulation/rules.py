@@ -744,11 +744,23 @@ RULES: tuple[Rule, ...] = (
                 duties.Duties,
                 "_begin",
                 (
-                    "Leases(self._log.registry.leased(), time.monotonic(),",
-                    "Leases(self._log.registry.leased(), time.monotonic() - 1.5,",
+                    "        time.monotonic(),\n        sweep_s_max",
+                    "        time.monotonic() - 1.5,\n        sweep_s_max",
                 ),
             ),
         ),
+    ),
+    Rule(
+        "leases, former leader",
+        "A new leader adds the time for which the one before may have gone on renewing",
+        (
+            Edit(
+                duties.Duties,
+                "_begin",
+                ("former_s=self._settings.contact_s_max", "former_s=0.0"),
+            ),
+        ),
+        instead="unit/node/test_duties.py::test_what_the_leader_before_renewed_when_it_had_been_replaced_is_kept",
     ),
     Rule(
         "leases, deafness",

@@ -179,8 +179,8 @@ class World:
             self.clock.add(name, rate, wall_ns)
             wide = max(wide, abs(rate - 1.0))
         self.judge.lease_s = plan.lease_s
-        # A fast clock shortens a lease; and a leader that was deposed a moment ago may still say yes.
-        self.judge.lease_slack_s = plan.lease_s * wide + 0.5
+        # A fast clock shortens a lease, and a slow one lets a leader that was deposed believe in itself for longer.
+        self.judge.lease_slack_s = (plan.lease_s + plan.election_s_min) * wide + 0.01
         root = logging.getLogger()
         root.handlers.clear()
         root.addHandler(_Scribe(self) if logs else logging.NullHandler())

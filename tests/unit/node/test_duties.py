@@ -110,6 +110,21 @@ def test_a_new_leader_starts_every_lease_at_full_length(pair: Pair) -> None:
     assert aged.renewed_ms_ago < 1000
 
 
+def test_what_the_leader_before_renewed_when_it_had_been_replaced_is_kept(pair: Pair) -> None:
+    """It answers heartbeats for as long as it may think that it leads; the new leader does not hear of them."""
+    register(pair, 1)
+    pair.leader_log.leads, pair.leader_log.leader = False, None
+    wait_for(lambda: pair.duties._tenure is None, "the duties to end")
+    pair.leader_log.leads, pair.leader_log.leader = True, "leader"
+    pair.leader_log.term += 1
+    tenure = wait_for(lambda: pair.duties._tenure, "the duties to begin")
+    began = tenure.swept_at
+    wait_for(lambda: not there(pair), "c1 to be evicted", 5)
+
+    evicted_at = duties_module.time.monotonic()
+    assert evicted_at - began > 2.0 + pair.duties._settings.contact_s_max
+
+
 def test_a_renewal_during_an_eviction_waits_for_its_outcome(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The eviction is proposed but not settled; meanwhile nobody is told that it was renewed."""
     register(pair, 1)

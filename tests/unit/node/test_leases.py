@@ -93,6 +93,15 @@ def test_each_lease_has_its_own_length() -> None:
     assert overdue(leases, 3600.0) == ["long", "short"]
 
 
+def test_a_new_leader_adds_the_time_in_which_the_one_before_may_have_renewed() -> None:
+    leases = Leases([instance("a", ttl_s=2.0)], 10.0, former_s=0.4)
+
+    assert not leases.overdue(12.4 - 0.01).judged
+    assert leases.overdue(12.4).judged
+    leases.renew(key("a"), "n1", 11.0)
+    assert leases.overdue(13.0).judged, "what this leader heard itself counts from when it heard it"
+
+
 def test_a_new_leader_starts_every_lease_afresh() -> None:
     leases = table("a", now=1_000.0)
 

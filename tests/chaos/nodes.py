@@ -427,6 +427,12 @@ class _Nodes(LocalCluster):
         for i in running:
             self._ended(i, KILLED_S)
 
+    def _forget(self, i: int) -> None:
+        process = self._processes.get(i)
+        if process is not None:
+            wallclock.forget(process.pid)
+        super()._forget(i)
+
     def wait_ended(self, i: int, timeout_s: float) -> int | None:
         """The exit code of a node that ends by itself; None if it does not."""
         try:

@@ -37,6 +37,12 @@ def environment(clock: Path) -> dict[str, str]:
     }
 
 
+def forget(pid: int) -> None:
+    """Removes what libfaketime leaves in shared memory of a process that was killed."""
+    for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
+        Path("/dev/shm", name).unlink(missing_ok=True)
+
+
 def set_clock(clock: Path, offset_s: float) -> None:
     """The clock is so much ahead of the true one from now on (behind, if negative). Felt within a second."""
     new = clock.with_suffix(".new")

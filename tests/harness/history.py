@@ -680,8 +680,7 @@ def _short(read: Read) -> str:
 def ages(history: History, slack_s: float) -> Iterator[Violation]:
     """I9: a local answer has everything that was known ``slack_s`` before the age that it names.
 
-    The slack covers what the age cannot tell: how long a leader without a quorum still believes
-    that it leads, and how long a message may travel.
+    The slack covers the time between the look at the copy and the answer, on a busy machine.
     """
     known = _Newest()
     for write in history.writes:

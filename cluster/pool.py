@@ -1,0 +1,194 @@
+"""The instances of one service as one client uses them.
+
+Pure, as the balancers are: ``now`` and chance are given in. A pool holds the
+list, how calls to each instance went, whom to leave alone for a while
+(``Caution``), and which calls go to which part of the list (``Policy``).
+
+An instance that fails several times in a row is shunned, for longer each time.
+A client that cannot reach most of the list is more likely to be at fault
+itself than the list is: only a share of it is ever shunned.
+"""
+
+import math
+import random
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from ..replication.records import Instance
+from .balancer import Balancer, Endpoint, Pick
+
+
+class NoInstances(LookupError):
+    """There is nobody to call. ``service`` has no instance, or none that was not tried already."""
+
+    def __init__(self, service: str, why: str = "it has no instance that serves") -> None:
+        super().__init__(f"no instance of {service!r}: {why}")
+        self.service: str = service
+
+
+class Caution(Struct, frozen=True, kw_only=True):
+    """Whom a client leaves alone: after ``failures`` in a row for ``shun_s``, twice as long each further
+    time, up to ``shun_s_max``; never more than ``share_max`` of the list."""
+
+    failures: Annotated[int, Meta(ge=1)] = 3
+    shun_s: float = 5.0
+    shun_s_max: float = 120.0
+    share_max: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+
+
+CAUTION = Caution()
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """A share of a service's calls that goes to the instances with these ``tags`` and this ``match``.
+
+    ``match`` names fields (``version``, ``zone``, ``region``) or keys of ``meta``, and what they must
+    be. ``percent`` of the calls go there, the others to the general pool: the instances that no
+    policy matches, or all where each is matched. Without a matching instance the pool takes all.
+    """
+
+    service: str
+    percent: Annotated[float, Meta(ge=0.0, le=100.0)]
+    tags: tuple[str, ...] = ()
+    match: dict[str, str] = {}
+
+    def matches(self, instance: Instance) -> bool:
+        return all(tag in instance.tags for tag in self.tags) and all(
+            (getattr(instance, name) if name in _FIELDS else instance.meta.get(name)) == wanted
+            for name, wanted in self.match.items()
+        )
+
+
+_FIELDS = frozenset({"version", "zone", "region"})
+
+
+class Pool:
+    """May be used by several threads. ``balancer`` makes one for each part of the list."""
+
+    def __init__(
+        self,
+        service: str,
+        balancer: Callable[[], Balancer],
+        *,
+        policies: Iterable[Policy] = (),
+        caution: Caution = CAUTION,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.service: str = service
+        self.policies: tuple[Policy, ...] = tuple(policy for policy in policies if policy.service == service)
+        self._balancers: list[Balancer] = [balancer() for _ in range(len(self.policies) + 1)]
+        self._caution: Caution = caution
+        self._chance: random.Random = chance or random.Random()
+        self._lock = threading.Lock()
+        self._endpoints: dict[str, Endpoint] = {}
+        self._pick: Pick = self._nobody
+        self._look_again_at: float = math.inf
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """All of them, also those that are shunned."""
+        return tuple(self._endpoints.values())
+
+    def update(self, instances: Iterable[Instance], now: float) -> None:
+        """Another list. How calls to an instance went is kept while it stays where it is."""
+        with self._lock:
+            kept: dict[str, Endpoint] = {}
+            for instance in instances:
+                endpoint = self._endpoints.get(instance.id)
+                if endpoint is None or _place(endpoint.instance) != _place(instance):
+                    endpoint = Endpoint(instance)
+                endpoint.instance = instance
+                kept[instance.id] = endpoint
+            self._endpoints = kept
+            self._arrange(now)
+
+    def pick(self, now: float, key: str = "", without: Collection[Endpoint] = ()) -> Endpoint:
+        """One to call. ``without``: those that were tried already. Raises ``NoInstances``."""
+        if now >= self._look_again_at:
+            with self._lock:
+                self._arrange(now)
+        chosen = self._pick(now, key)
+        if not without or chosen not in without:
+            return chosen
+        left = [endpoint for endpoint in self.endpoints if endpoint not in without]
+        if not left:
+            raise NoInstances(self.service, "all of them were tried")
+        calm = [endpoint for endpoint in left if endpoint.shunned_until <= now]
+        return self._chance.choice(calm or left)
+
+    def begun(self, endpoint: Endpoint) -> None:
+        """A call to it is under way. Say how it ended: ``succeeded``, ``failed`` or ``abandoned``."""
+        with self._lock:
+            endpoint.active += 1
+
+    def succeeded(self, endpoint: Endpoint, latency_s: float, now: float) -> None:
+        with self._lock:
+            endpoint.active -= 1
+            endpoint.failures = 0
+            endpoint.took(latency_s, now)
+            if endpoint.shunned_until > now:
+                endpoint.shunned_until = -math.inf
+                self._arrange(now)
+
+    def failed(self, endpoint: Endpoint, now: float) -> None:
+        with self._lock:
+            endpoint.active -= 1
+            endpoint.failures += 1
+            beyond = endpoint.failures - self._caution.failures
+            if beyond < 0 or endpoint.shunned_until > now or not self._may_shun(now):
+                return
+            pause_s = min(self._caution.shun_s_max, self._caution.shun_s * 2.0 ** min(beyond, 30))
+            endpoint.shunned_until = now + pause_s
+            self._arrange(now)
+
+    def abandoned(self, endpoint: Endpoint) -> None:
+        """The caller lost interest: that says nothing of the instance."""
+        with self._lock:
+            endpoint.active -= 1
+
+    def _may_shun(self, now: float) -> bool:
+        shunned = sum(endpoint.shunned_until > now for endpoint in self._endpoints.values())
+        return shunned + 1 <= int(self._caution.share_max * len(self._endpoints))
+
+    def _arrange(self, now: float) -> None:
+        every = tuple(self._endpoints.values())
+        calm = [endpoint for endpoint in every if endpoint.shunned_until <= now]
+        self._look_again_at = min((e.shunned_until for e in every if e.shunned_until > now), default=math.inf)
+        self._pick = self._routed(calm or every) if every else self._nobody
+
+    def _routed(self, endpoints: Sequence[Endpoint]) -> Pick:
+        """Picks among those that a drawn policy matches, or among those that none does."""
+        if not self.policies:
+            return self._balancers[0].arranged(endpoints)
+        parts: list[list[Endpoint]] = [[] for _ in self._balancers]
+        for endpoint in endpoints:
+            matching = [n for n, policy in enumerate(self.policies, 1) if policy.matches(endpoint.instance)]
+            for number in matching or [0]:
+                parts[number].append(endpoint)
+        general = parts[0] or endpoints
+        picks = [b.arranged(part or general) for b, part in zip(self._balancers, parts, strict=True)]
+        ends: list[tuple[float, Pick]] = []
+        end = 0.0
+        for policy, pick in zip(self.policies, picks[1:], strict=True):
+            end += policy.percent / 100
+            ends.append((end, pick))
+        draw, others = self._chance.random, picks[0]
+
+        def routed(now: float, key: str) -> Endpoint:
+            drawn = draw()
+            for end, pick in ends:
+                if drawn < end:
+                    return pick(now, key)
+            return others(now, key)
+
+        return routed
+
+    def _nobody(self, now: float, key: str) -> Endpoint:
+        raise NoInstances(self.service)
+
+
+def _place(instance: Instance) -> tuple[str, str, int, tuple[str, ...]]:
+    return instance.hostname, instance.address, instance.port, instance.addrs

@@ -109,6 +109,13 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     instances: tuple[Instance, ...]
 
 
+class Changes(Struct, frozen=True, kw_only=True):
+    """What happened up to ``index``, in order."""
+
+    index: int
+    events: tuple[Event, ...]
+
+
 class Client:
     """A cluster to talk to. May be shared by threads; ``close`` gives its connections back."""
 
@@ -283,20 +290,31 @@ class Client:
                 index = snapshot.index
                 yield snapshot
             try:
-                answer = self._call(
-                    "GET",
-                    "/watch",
-                    params={"index": index, "wait": f"{wait_s:g}s", "service": list(services) or None, "env": env},
-                    attempt_s=wait_s + READ_ATTEMPT_S,
-                    timeout_s=wait_s + patience_s,
-                )
+                page = self.changes(*services, env=env, index=index, wait_s=wait_s, patience_s=patience_s)
             except Gone:
                 index = None
                 continue
-            for event in msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...]):
+            for event in page.events:
                 if event.index > seen.get(event.instance.service, 0):
                     yield event
-            index = max(index, answer.index)
+            index = page.index
+
+    def changes(
+        self, *services: str, index: int, env: str | None = None, wait_s: float = POLL_S, patience_s: float = 60.0
+    ) -> Changes:
+        """The next changes after ``index``, or none if ``wait_s`` passes without one.
+
+        ``Gone``: the index is too old for the node that was asked, read everything again.
+        """
+        answer = self._call(
+            "GET",
+            "/watch",
+            params={"index": index, "wait": f"{wait_s:g}s", "service": list(services) or None, "env": env or self.env},
+            attempt_s=wait_s + READ_ATTEMPT_S,
+            timeout_s=wait_s + patience_s,
+        )
+        events = msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...])
+        return Changes(index=max(index, answer.index), events=events)
 
     def _snapshot(self, services: Sequence[str], env: str, timeout_s: float) -> tuple[Snapshot, dict[str, int]]:
         """What is there, and up to which index each service was read: later ones are news."""

@@ -5,7 +5,11 @@ nothing happened (``NotDone``); an answer that did not come after the request
 had left means that nobody knows (``Unknown``).
 """
 
+import contextlib
+import socket
+import threading
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,7 +17,10 @@ import msgspec
 import requests
 from msgspec import Struct
 from requests import exceptions
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3 import exceptions as lower
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ..replication.errors import (
     AlreadyRegistered,
@@ -165,12 +172,12 @@ def from_requests(error: exceptions.RequestException, url: str) -> RollcallError
         **dict.fromkeys(WRONG, Invalid),
     }
     kind = next(known[base] for base in type(error).__mro__ if base in known)
-    if kind is Unknown and _was_refused(error):
+    if kind is Unknown and was_refused(error):
         kind = NotDone
     return kind(f"{url}: {_first_cause(error)}")
 
 
-def _was_refused(error: BaseException) -> bool:
+def was_refused(error: BaseException) -> bool:
     """Whether no connection came about; requests says ``ConnectionError`` for that and for later breaks."""
     reason = error.args[0] if error.args else None
     if isinstance(reason, lower.MaxRetryError):
@@ -247,3 +254,70 @@ def from_problem(status: int, content: bytes, url: str) -> RollcallError:
 
 def _by_status(status: int) -> type[RollcallError]:
     return BY_STATUS.get(status) or (Invalid if status < 500 else Unknown)
+
+
+# A session whose requests can be broken off
+
+
+class Interrupted(Exception):
+    """Another thread wants this one to do something else. What became of the request is unknown."""
+
+
+class Interruptible:
+    """A session for one thread, whose waiting another may end (``interrupt``): its request raises ``Interrupted``."""
+
+    def __init__(self) -> None:
+        live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+
+        class Plain(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                live.add(self)
+
+        class Secure(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                live.add(self)
+
+        class PlainPool(HTTPConnectionPool):
+            ConnectionCls = Plain  # pyright: ignore[reportAssignmentType]
+
+        class SecurePool(HTTPSConnectionPool):
+            ConnectionCls = Secure  # pyright: ignore[reportAssignmentType]
+
+        class Adapter(HTTPAdapter):
+            def init_poolmanager(self, *args: Any, **options: Any) -> None:
+                super().init_poolmanager(*args, **options)
+                self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+        self._live = live
+        self._wanted = threading.Event()
+        self._session = requests.Session()
+        self._session.trust_env = False
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, Adapter(max_retries=0))
+
+    def request(self, *args: Any, **options: Any) -> requests.Response:
+        """As ``requests.Session.request``."""
+        self._check()
+        try:
+            return self._session.request(*args, **options)
+        except exceptions.RequestException:
+            self._check()
+            raise
+
+    def interrupt(self) -> None:
+        """Ends the request under way, or the next one."""
+        self._wanted.set()
+        for connection in list(self._live):
+            if connection.sock is not None:
+                with contextlib.suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _check(self) -> None:
+        if self._wanted.is_set():
+            self._wanted.clear()
+            raise Interrupted

@@ -1,0 +1,126 @@
+"""``requests`` that calls services by name.
+
+>>> session = requests.Session()
+>>> session.mount("service://", ServiceAdapter(discovery))
+>>> session.get("service://cart/items").status_code
+200
+
+Each call goes to an instance that the discovery picks, and how it went is counted
+for the balancer. One that certainly did not arrive, or one of a method that may be
+repeated (RFC 9110, 9.2.2) and that failed before its answer began, is tried again at
+another instance.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests import exceptions
+from requests.adapters import BaseAdapter, HTTPAdapter
+
+from .balancer import Endpoint
+from .discovery import Discovery
+from .http import was_refused
+from .pool import NoInstances, Pool
+
+TRIES = 3
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+ELSEWHERE = frozenset({502, 503, 504})
+"""Answers that say that this instance cannot, and another might."""
+
+
+class ServiceAdapter(BaseAdapter):
+    """Mount it on ``service://``. ``tries`` counts the first one too. ``close`` leaves the discovery open."""
+
+    def __init__(self, discovery: Discovery, *, tries: int = TRIES, within: HTTPAdapter | None = None) -> None:
+        super().__init__()
+        self._discovery: Discovery = discovery
+        self._tries: int = tries
+        self._within: HTTPAdapter = within or HTTPAdapter(max_retries=0)
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: bool | str = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Raises what requests raises; ``ConnectionError`` where the service has no instance."""
+        service, rest = _parts(request)
+        pool = self._discovery.pool(service)
+        options: dict[str, Any] = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert}
+        again = request.method in IDEMPOTENT and _can_be_repeated(request)
+        tried: list[Endpoint] = []
+        failure: Exception | None = None
+        while len(tried) < self._tries:
+            try:
+                endpoint = pool.pick(time.monotonic(), rest, tried)
+            except NoInstances as error:
+                if failure is None:
+                    raise exceptions.ConnectionError(str(error), request=request) from error
+                break
+            tried.append(endpoint)
+            try:
+                response = self._call(pool, endpoint, request, rest, options)
+            except exceptions.RequestException as error:
+                failure = error
+                if not (again or (was_refused(error) and _can_be_repeated(request))):
+                    raise
+                continue
+            if not again or response.status_code not in ELSEWHERE or len(tried) == self._tries:
+                return response
+            last = response
+            failure = exceptions.HTTPError(f"{response.status_code} of {endpoint.url}", response=response)
+            if not _another(pool, tried):
+                return last
+            response.close()
+        assert failure is not None
+        raise failure
+
+    def close(self) -> None:
+        self._within.close()
+
+    def _call(
+        self, pool: Pool, endpoint: Endpoint, request: requests.PreparedRequest, rest: str, options: dict[str, Any]
+    ) -> requests.Response:
+        sent = request.copy()
+        sent.url = endpoint.url.rstrip("/") + rest
+        began = time.monotonic()
+        pool.begun(endpoint)
+        try:
+            response = self._within.send(sent, **options)
+        except exceptions.RequestException:
+            pool.failed(endpoint, time.monotonic())
+            raise
+        except BaseException:
+            pool.abandoned(endpoint)
+            raise
+        now = time.monotonic()
+        if response.status_code in ELSEWHERE:
+            pool.failed(endpoint, now)
+        else:
+            pool.succeeded(endpoint, now - began, now)
+        return response
+
+
+def _another(pool: Pool, tried: list[Endpoint]) -> bool:
+    return any(endpoint not in tried for endpoint in pool.endpoints)
+
+
+def _parts(request: requests.PreparedRequest) -> tuple[str, str]:
+    """The service, and what follows it."""
+    url = request.url or ""
+    parts = urlsplit(url)
+    if not parts.netloc:
+        raise exceptions.InvalidURL(f"{url}: expected service://NAME/PATH", request=request)
+    path = parts.path or "/"
+    return parts.netloc, f"{path}?{parts.query}" if parts.query else path
+
+
+def _can_be_repeated(request: requests.PreparedRequest) -> bool:
+    """A body that is read from a stream is gone after the first try."""
+    return request.body is None or isinstance(request.body, (bytes, str))

@@ -1,0 +1,363 @@
+"""Who is there to call, from memory: one watch for all services that a program asks about.
+
+>>> with Discovery(nodes) as discovery:
+...     discovery.pick("cart").url
+'http://10.0.0.7:8080'
+
+The first question about a service asks the registry. From then on a thread follows
+its changes, with one connection for all services, and reads everything again every
+30 to 35 s. Lists are swapped whole. What is known stays in use when no node answers;
+``age_s`` says how old it is. Who has nothing yet takes what was kept on disk, then the
+fallback, then raises ``NoInstances``. An empty list is believed only if the node
+that gave it was up to date.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ..replication.errors import Gone, Invalid, RollcallError
+from ..replication.records import DEFAULT_ENV, Event, Instance
+from .balancer import Balancer, Endpoint, RoundRobin
+from .client import Client, Listing
+from .http import Interrupted, Interruptible
+from .members import DEFAULT_NODES, urls_from
+from .pool import CAUTION, Caution, NoInstances, Policy, Pool
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S = 30.0
+REFRESH_S_SPREAD = 5.0
+"""Everything is read again after 30 s and up to 5 s more, so that a thousand clients do not come at once."""
+
+FIRST_S = 2.0
+"""So long the first question about a service may take."""
+
+FIRST_AGAIN_S = 1.0
+"""After a first question that failed, so long the next one is answered without asking."""
+
+POLL_S = 30.0
+PATIENCE_S = 1.0
+"""With nodes that do not answer a poll; then the loop looks what else is to be done."""
+
+RETRY_S_MIN = 0.2
+RETRY_S_MAX = 5.0
+
+
+class _Known(Struct):
+    """What is known of one service. ``index``: up to where; -1: not from the registry in this process."""
+
+    pool: Pool
+    instances: dict[str, Instance]
+    index: int = -1
+    asked_at: float = -math.inf
+    confirmed_at: float = -math.inf
+
+
+class _Kept(Struct):
+    """The file. ``at`` is of the wall clock, in seconds."""
+
+    at: float
+    env: str
+    instances: dict[str, tuple[Instance, ...]]
+
+
+class Discovery:
+    """May be shared by all threads of a program, and by its forked children: each follows by itself.
+
+    ``balancer`` makes one for each service. ``fallback`` names ``HOST:PORT`` or URLs for
+    services that must be found even if the registry never answered. ``keep``: a file in
+    which lists are kept, for a program that starts while the registry is down. ``close``
+    ends the thread; so does the end of a ``with``.
+    """
+
+    def __init__(
+        self,
+        nodes: str | Iterable[str] = DEFAULT_NODES,
+        *,
+        env: str = DEFAULT_ENV,
+        balancer: Callable[[], Balancer] = RoundRobin,
+        policies: Iterable[Policy] = (),
+        caution: Caution = CAUTION,
+        fallback: Mapping[str, Iterable[str]] | None = None,
+        keep: str | os.PathLike[str] | None = None,
+        refresh_s: float = REFRESH_S,
+    ) -> None:
+        urls = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
+        # In any order: else all clients of one configuration would go to the same node.
+        self._urls: list[str] = random.sample(urls, len(urls))
+        self.env: str = env
+        self._balancer: Callable[[], Balancer] = balancer
+        self._policies: tuple[Policy, ...] = tuple(policies)
+        self._caution: Caution = caution
+        self._fallback: dict[str, tuple[Instance, ...]] = {
+            service: tuple(_fallback(env, service, place) for place in places)
+            for service, places in (fallback or {}).items()
+        }
+        self._keep: Path | None = Path(keep) if keep is not None else None
+        self._refresh_s: float = refresh_s
+        self._begin()
+        _living.add(self)
+
+    def _begin(self) -> None:
+        """With nothing known: at first, and again in a forked child."""
+        self._known: dict[str, _Known] = {}
+        self._pools: dict[str, Pool] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._client = Client(self._urls, env=self.env, timeout_s=FIRST_S)
+        self._line = Interruptible()
+        self._watcher = Client(self._urls, env=self.env, session=self._line)
+        self._kept: dict[str, tuple[Instance, ...]] = self._load()
+
+    # -- asking --------------------------------------------------------------------
+
+    def pick(self, service: str, key: str = "", *, without: Collection[Endpoint] = ()) -> Endpoint:
+        """One instance to call, chosen by the balancer. ``key``: for those that go by one; ``without``:
+        those that were tried already. Raises ``NoInstances``."""
+        pool = self._pools.get(service) or self._follow(service)
+        return pool.pick(time.monotonic(), key, without)
+
+    def instances(self, service: str) -> tuple[Instance, ...]:
+        """All that should get traffic. Raises ``NoInstances`` if there are none."""
+        found = tuple(endpoint.instance for endpoint in self.pool(service).endpoints)
+        if not found:
+            raise NoInstances(service)
+        return found
+
+    def pool(self, service: str) -> Pool:
+        """The instances of a service with how calls to them went, for who calls by other means."""
+        return self._pools.get(service) or self._follow(service)
+
+    def age_s(self, service: str) -> float | None:
+        """How long ago the registry last confirmed what is known of a service; None: never."""
+        known = self._known.get(service)
+        return None if known is None or known.confirmed_at == -math.inf else time.monotonic() - known.confirmed_at
+
+    def close(self) -> None:
+        self._stop.set()
+        self._line.interrupt()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(FIRST_S + 1.0)
+        self._client.close()
+        self._line.close()
+
+    def __enter__(self) -> "Discovery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- a service that is asked about for the first time --------------------------
+
+    def _follow(self, service: str) -> Pool:
+        with self._lock:
+            known = self._known.get(service)
+            if known is None:
+                pool = Pool(service, self._balancer, policies=self._policies, caution=self._caution)
+                known = self._known[service] = _Known(pool, {})
+            now = time.monotonic()
+            if known.index < 0 and now - known.asked_at >= FIRST_AGAIN_S:
+                known.asked_at = now
+                self._ask(service, known)
+            if known.index >= 0:
+                self._pools[service] = known.pool
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="rollcall discovery", daemon=True)
+                self._thread.start()
+        return known.pool
+
+    def _ask(self, service: str, known: _Known) -> None:
+        try:
+            self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
+            self._line.interrupt()  # the watch goes on with one service more
+        except Invalid:
+            del self._known[service]
+            raise
+        except RollcallError as error:
+            instead = self._kept.get(service) or self._fallback.get(service, ())
+            logger.warning(
+                "the registry does not answer for %s, %d are known otherwise: %s", service, len(instead), error
+            )
+            known.pool.update([instance for instance in instead if instance.serving], time.monotonic())
+
+    # -- following -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        retry_s = RETRY_S_MIN
+        refresh_at = time.monotonic() + self._pause_s()
+        while not self._stop.is_set():
+            try:
+                if time.monotonic() >= refresh_at or any(known.index < 0 for known in list(self._known.values())):
+                    self._refresh()
+                    refresh_at = time.monotonic() + self._pause_s()
+                self._watch(refresh_at)
+                retry_s = RETRY_S_MIN
+            except Interrupted:
+                pass  # another service, or the end
+            except RollcallError as error:
+                if not self._stop.is_set():
+                    logger.info("the watch was broken off and goes on: %s", error)
+                    self._stop.wait(random.uniform(retry_s / 2, retry_s))
+                    retry_s = min(RETRY_S_MAX, retry_s * 2)
+            except Exception:
+                logger.exception("the watch met a failure that it does not know")
+                self._stop.wait(RETRY_S_MAX)
+
+    def _pause_s(self) -> float:
+        return self._refresh_s + random.uniform(0, REFRESH_S_SPREAD)
+
+    def _watch(self, until: float) -> None:
+        """Follows all services until ``until``, or until there is one more."""
+        followed = {service: known.index for service, known in list(self._known.items()) if known.index >= 0}
+        if not followed:
+            self._stop.wait(RETRY_S_MIN)
+            return
+        index = min(followed.values())
+        while not self._stop.is_set() and time.monotonic() < until:
+            if {service for service, known in list(self._known.items()) if known.index >= 0} != followed.keys():
+                return
+            wait_s = max(1.0, min(POLL_S, until - time.monotonic()))
+            try:
+                page = self._watcher.changes(*followed, index=index, wait_s=wait_s, patience_s=PATIENCE_S)
+            except Gone:
+                self._refresh()
+                return
+            now = time.monotonic()
+            changed = {event.instance.service for event in page.events}
+            for event in page.events:
+                self._apply(event)
+            for service in followed:
+                known = self._known[service]
+                known.index, known.confirmed_at = max(known.index, page.index), now
+                if service in changed:
+                    self._swap(known)
+            index = page.index
+            if changed:
+                self._save()
+
+    def _apply(self, event: Event) -> None:
+        known = self._known.get(event.instance.service)
+        if known is None or event.index <= known.index:
+            return
+        if event.kind in ("DEREGISTER", "EVICT"):
+            known.instances.pop(event.instance.id, None)
+        else:
+            known.instances[event.instance.id] = event.instance
+
+    def _refresh(self) -> None:
+        """Reads every service again, and who the nodes are."""
+        with contextlib.suppress(RollcallError):
+            self._client.cluster(timeout_s=FIRST_S)
+        for service, known in list(self._known.items()):
+            self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
+            self._pools[service] = known.pool
+        self._save()
+
+    def _take(self, known: _Known, listing: Listing) -> None:
+        if listing.index < known.index:
+            return
+        if not listing.instances and known.instances and not listing.complete:
+            logger.warning("an empty list of %s is not believed: the node is not up to date", listing.service)
+            return
+        known.instances = {instance.id: instance for instance in listing.instances}
+        known.index, known.confirmed_at = listing.index, time.monotonic()
+        self._swap(known)
+
+    def _swap(self, known: _Known) -> None:
+        known.pool.update([i for i in known.instances.values() if i.serving], time.monotonic())
+
+    # -- on disk -------------------------------------------------------------------
+
+    def _load(self) -> dict[str, tuple[Instance, ...]]:
+        if self._keep is None:
+            return {}
+        try:
+            kept = msgspec.json.decode(self._keep.read_bytes(), type=_Kept)
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            logger.warning("%s is of no use, and is written anew: %s", self._keep, error)
+            return {}
+        return kept.instances if kept.env == self.env else {}
+
+    def _save(self) -> None:
+        if self._keep is None:
+            return
+        lists = {service: tuple(known.instances.values()) for service, known in list(self._known.items())}
+        partial = self._keep.with_name(f"{self._keep.name}.{os.getpid()}")
+        try:
+            partial.write_bytes(msgspec.json.encode(_Kept(time.time(), self.env, lists)))
+            partial.replace(self._keep)
+        except OSError as error:
+            logger.warning("lists cannot be kept in %s: %s", self._keep, error)
+
+
+class AsyncDiscovery:
+    """``Discovery`` for asyncio programs: only the first question about a service leaves the event loop."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self.discovery: Discovery = discovery
+
+    async def pick(self, service: str, key: str = "", *, without: Collection[Endpoint] = ()) -> Endpoint:
+        """As ``Discovery.pick``."""
+        await self._pool(service)
+        return self.discovery.pick(service, key, without=without)
+
+    async def instances(self, service: str) -> tuple[Instance, ...]:
+        """As ``Discovery.instances``."""
+        await self._pool(service)
+        return self.discovery.instances(service)
+
+    def age_s(self, service: str) -> float | None:
+        """As ``Discovery.age_s``."""
+        return self.discovery.age_s(service)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.discovery.close)
+
+    async def __aenter__(self) -> "AsyncDiscovery":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _pool(self, service: str) -> None:
+        if service not in self.discovery._pools:
+            await asyncio.to_thread(self.discovery.pool, service)
+
+
+def _fallback(env: str, service: str, place: str) -> Instance:
+    """An instance of which nothing is known but where it is."""
+    host, _, port = place.rpartition(":")
+    if "://" not in place and (not host or not port.isdecimal()):
+        raise Invalid(f"fallback: expected HOST:PORT or a URL, got {place!r}", field="fallback")
+    where = {"addrs": (place,)} if "://" in place else {"address": host.strip("[]"), "port": int(port)}
+    stamps = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 0)
+    indexes = dict.fromkeys(("create_index", "reg_index", "modify_index"), 0)
+    return msgspec.convert({"env": env, "service": service, "id": place, **where, **stamps, **indexes}, Instance)
+
+
+_living: "weakref.WeakSet[Discovery]" = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    # The threads stayed with the parent, and its connections must not be used by two.
+    for discovery in list(_living):
+        discovery._begin()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)

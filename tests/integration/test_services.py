@@ -1,0 +1,267 @@
+"""Services that find and call each other through a real cluster."""
+
+import http.server
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from harness.cluster import Cluster, Measured, StartCluster, instance_path
+from harness.waiting import wait_for
+from rollcall.cluster.adapter import ServiceAdapter
+from rollcall.cluster.client import Client
+from rollcall.cluster.discovery import AsyncDiscovery, Discovery
+from rollcall.cluster.lease import Lease
+from rollcall.cluster.pool import NoInstances
+
+pytestmark = pytest.mark.integration
+
+SOON_S = 5.0
+
+
+class Service:
+    """An HTTP server of this process that says its name and the path it was asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name: str = name
+        self.calls: int = 0
+        self.status: int = 200
+        self.closed: bool = False
+        service = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _answer(self) -> None:
+                if service.closed:
+                    # The process is gone: kept connections break.
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                service.calls += 1
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = f"{service.name} {self.path}".encode()
+                self.send_response(service.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = do_PUT = _answer
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def three(start_cluster: StartCluster) -> Cluster:
+    return start_cluster(3)
+
+
+@pytest.fixture
+def discovery(three: Cluster) -> Iterator[Discovery]:
+    with Discovery(three.urls) as made:
+        yield made
+    assert not [thread for thread in threading.enumerate() if thread.name == "rollcall discovery"]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[str], Service]]:
+    services: list[Service] = []
+
+    def start(name: str) -> Service:
+        services.append(Service(name))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+
+
+def ids(discovery: Discovery, service: str) -> set[str]:
+    try:
+        return {instance.id for instance in discovery.instances(service)}
+    except NoInstances:
+        return set()
+
+
+def wait_ids(discovery: Discovery, service: str, wanted: set[str], within_s: float = SOON_S) -> None:
+    wait_for(lambda: ids(discovery, service) == wanted, lambda: f"{service}: {ids(discovery, service)}", within_s)
+
+
+def test_a_change_is_known_in_a_moment_and_nothing_is_asked_per_pick(three, discovery):
+    for id in ("a", "b"):
+        three.register(0, "known", id, address="10.0.0.1", port=1)
+    assert ids(discovery, "known") == {"a", "b"}
+    assert {discovery.pick("known").instance.id for _ in range(10)} == {"a", "b"}
+
+    began = time.monotonic()
+    three.register(1, "known", "c", address="10.0.0.1", port=2)
+    wait_ids(discovery, "known", {"a", "b", "c"})
+    assert time.monotonic() - began < 1.0
+    three.ask(2, "DELETE", instance_path("known", "a"))
+    wait_ids(discovery, "known", {"b", "c"})
+    three.ask(2, "PUT", instance_path("known", "b") + "/status", json={"status": "out_of_service"})
+    wait_ids(discovery, "known", {"c"})
+    assert (discovery.age_s("known") or 99.0) < SOON_S
+
+
+def test_many_services_are_followed_by_one_connection_and_a_new_one_at_once(three, discovery):
+    names = [f"many-{number}" for number in range(8)]
+    for name in names:
+        three.register(0, name, "a", address="10.0.0.1", port=1)
+        wait_ids(discovery, name, {"a"})
+
+    for name in names:
+        three.register(1, name, "b", address="10.0.0.1", port=2)
+        wait_ids(discovery, name, {"a", "b"})
+    assert len([thread for thread in threading.enumerate() if thread.name == "rollcall discovery"]) == 1
+
+
+def test_a_service_that_does_not_exist_yet_is_found_when_it_comes(three, discovery):
+    with pytest.raises(NoInstances):
+        discovery.instances("later")
+    three.register(0, "later", "a", address="10.0.0.1", port=1)
+
+    wait_ids(discovery, "later", {"a"})
+
+
+def test_asyncio_programs_ask_in_the_same_words(three):
+    import asyncio
+
+    async def found() -> tuple[str, int]:
+        async with AsyncDiscovery(Discovery(three.urls)) as discovery:
+            return (await discovery.pick("async")).instance.id, len(await discovery.instances("async"))
+
+    three.register(0, "async", "a", address="10.0.0.1", port=1)
+    assert asyncio.run(found()) == ("a", 1)
+
+
+def test_a_forked_child_follows_by_itself(three, discovery):
+    three.register(0, "forked", "a", address="10.0.0.1", port=1)
+    assert ids(discovery, "forked") == {"a"}
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from 3.12 on Python warns of forks in programs with threads: that is the test
+        child = os.fork()
+    if child == 0:
+        try:
+            before = ids(discovery, "forked")
+            Client(three.urls).register("forked", id="b", address="10.0.0.1", port=2)
+            wait_ids(discovery, "forked", {"a", "b"})
+            os.write(write, f"{sorted(before)} {sorted(ids(discovery, 'forked'))}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    os.waitpid(child, 0)
+
+    assert said == "['a'] ['a', 'b']"
+    wait_ids(discovery, "forked", {"a", "b"})
+
+
+def test_with_all_nodes_down_what_is_known_stays_in_use(tmp_path: Path, start_cluster: StartCluster, caplog):
+    cluster = start_cluster(1)
+    kept = tmp_path / "lists.json"
+    cluster.register(0, "cart", "a", address="10.0.0.1", port=1)
+    with Discovery(cluster.urls, keep=kept) as discovery:
+        assert ids(discovery, "cart") == {"a"}
+        cluster.register(0, "cart", "b", address="10.0.0.1", port=2)
+        wait_ids(discovery, "cart", {"a", "b"})
+        cluster.kill(0)
+        time.sleep(0.5)
+        assert ids(discovery, "cart") == {"a", "b"}
+        assert (discovery.age_s("cart") or 0.0) >= 0.4
+
+        # A program that starts now.
+        with Discovery(cluster.urls, keep=kept, fallback={"billing": ["10.0.0.9:80"]}) as later:
+            assert ids(later, "cart") == {"a", "b"}
+            assert later.age_s("cart") is None
+            assert later.pick("billing").url == "http://10.0.0.9:80"
+            with pytest.raises(NoInstances):
+                later.pick("users")
+            cluster.start_node(0)
+            cluster.wait_ready()
+            cluster.register(0, "cart", "c", address="10.0.0.1", port=3)
+            wait_ids(later, "cart", {"a", "b", "c"}, 15.0)
+        wait_ids(discovery, "cart", {"a", "b", "c"}, 15.0)
+
+
+def test_requests_go_to_the_instances_by_name(three, discovery, serve):
+    first, second = serve("first"), serve("second")
+    session = requests.Session()
+    session.mount("service://", ServiceAdapter(discovery))
+    with (
+        Lease(three.urls, service="shop", address="127.0.0.1", port=first.port),
+        Lease(three.urls, service="shop", address="127.0.0.1", port=second.port),
+    ):
+        said = {session.get("service://shop/items?of=me").text for _ in range(10)}
+        assert said == {"first /items?of=me", "second /items?of=me"}
+
+        # One dies and says nothing: who may be repeated is served by the other.
+        second.close()
+        assert {session.get("service://shop/items").text for _ in range(20)} == {"first /items"}
+        assert {session.post("service://shop/items", data="x").status_code for _ in range(20)} == {200}
+    wait_ids(discovery, "shop", set())
+    with pytest.raises(requests.ConnectionError, match="no instance of 'shop'"):
+        session.get("service://shop/items")
+
+
+def test_an_instance_that_cannot_is_passed_by_for_what_may_be_repeated(three, discovery, serve):
+    good, bad = serve("good"), serve("bad")
+    bad.status = 503
+    session = requests.Session()
+    session.mount("service://", ServiceAdapter(discovery))
+    for service in (good, bad):
+        three.register(0, "mixed", service.name, address="127.0.0.1", port=service.port)
+
+    assert {session.get("service://mixed/").text for _ in range(10)} == {"good /"}
+    assert 503 in {session.post("service://mixed/").status_code for _ in range(10)} | {503 if bad.calls else 200}
+    good.status = 503
+    assert session.get("service://mixed/").status_code == 503
+
+
+def test_calls_go_on_while_the_registrys_leader_is_killed(start_cluster: StartCluster, serve, measured: Measured):
+    cluster = start_cluster(3)
+    services = [serve("one"), serve("two")]
+    session = requests.Session()
+    with Discovery(cluster.urls) as discovery:
+        session.mount("service://", ServiceAdapter(discovery))
+        leases = [Lease(cluster.urls, service="shop", address="127.0.0.1", port=s.port).start() for s in services]
+        leader = cluster.wait_for_leader()
+        slowest, calls = 0.0, 0
+        until = time.monotonic() + 4.0
+        killed = False
+        while time.monotonic() < until:
+            if not killed and time.monotonic() > until - 3.0:
+                cluster.kill(leader)
+                killed = True
+            began = time.monotonic()
+            assert session.get("service://shop/").status_code == 200
+            slowest, calls = max(slowest, time.monotonic() - began), calls + 1
+        third = Lease(cluster.urls, service="shop", address="127.0.0.1", port=1).start()
+        wait_for(lambda: len(ids(discovery, "shop")) == 3, lambda: str(ids(discovery, "shop")), SOON_S)
+        for lease in (*leases, third):
+            lease.close()
+        cluster.start_node(leader)
+        cluster.wait_ready()
+    measured(f"{calls} calls by name while the leader was killed: 0 failed, slowest {slowest * 1000:.0f} ms")

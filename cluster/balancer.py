@@ -218,3 +218,14 @@ class ZoneFirst:
     def arranged(self, endpoints: Sequence[Endpoint]) -> Pick:
         near = [endpoint for endpoint in endpoints if endpoint.instance.zone == self._zone]
         return self._within.arranged(near if len(near) >= min(self._enough, len(endpoints)) and near else endpoints)
+
+
+BALANCERS: dict[str, Callable[[], Balancer]] = {
+    "ewma": PeakEwma,
+    "hash": ConsistentHash,
+    "least": LeastConnections,
+    "random": Random,
+    "round-robin": RoundRobin,
+    "weighted": Weighted,
+}
+"""By the names that commands know them by."""

@@ -21,7 +21,9 @@ from rich.text import Text
 
 from ..replication.errors import NotDone, RollcallError, Unknown
 from ..replication.records import DEFAULT_ENV, Event, Instance, Status
+from .balancer import BALANCERS, Balancer, ZoneFirst
 from .client import Client, Snapshot
+from .discovery import Discovery
 from .members import DEFAULT_NODES
 
 EXIT_REFUSED, EXIT_NOT_DONE, EXIT_UNKNOWN = 1, 3, 4
@@ -36,6 +38,7 @@ class Context:
     """What every command is given: the client, and how to print."""
 
     def __init__(self, nodes: str, env: str, timeout_s: float, as_json: bool) -> None:
+        self.nodes: str = nodes
         self.client: Client = Client(nodes, env=env, timeout_s=timeout_s)
         self.as_json: bool = as_json
         # Where nobody looks, lines are not cut to the width of a screen.
@@ -176,10 +179,10 @@ def register(
     context.show(made, _instances((made,)))
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str = "--meta") -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise click.UsageError(f"--meta expects KEY=VALUE, got {text!r}")
+        raise click.UsageError(f"{option} expects KEY=VALUE, got {text!r}")
     return key, value
 
 
@@ -266,6 +269,55 @@ def transfer(context: Context, node: str) -> None:
     Before a leader's host is rebooted, say. SIGTERM of the leader does it by itself.
     """
     click.echo(f"{context.client.transfer(node)} leads now")
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65_535), help="0: any that is free.")
+@click.option(
+    "--route",
+    "routes",
+    multiple=True,
+    metavar="NAME=SERVICE",
+    help="What a name in a path or host stands for, e.g. users=user-service; may be repeated.",
+)
+@click.option("--balancer", default="ewma", show_default=True, type=click.Choice(sorted(BALANCERS)))
+@click.option("--zone", default="", help="Instances of this zone first, while it has two.")
+@click.option("--tries", default=3, show_default=True, type=click.IntRange(1, 10), help="Instances tried at most.")
+@click.option("--try-timeout", "try_s", default=10.0, show_default=True, metavar="S", help="Each wait for an instance.")
+@click.option("--total-timeout", "total_s", default=30.0, show_default=True, metavar="S", help="All of them together.")
+@click.option("--keep", type=click.Path(dir_okay=False), help="Keeps lists there, to start while the registry is down.")
+@click.option("--threads", default=64, show_default=True, type=click.IntRange(1, 1000), help="Requests at a time.")
+@click.option("--body-max", "body_bytes_max", default=64 * 1024 * 1024, show_default=True, metavar="BYTES")
+@command
+def gateway(
+    context: Context, host: str, port: int, routes: tuple[str, ...], balancer: str, zone: str, tries: int, try_s: float,
+    total_s: float, keep: str | None, threads: int, body_bytes_max: int,
+) -> None:  # fmt: skip
+    """Serves HTTP for all services: /api/SERVICE/... goes to a healthy instance.
+
+    \b
+    curl localhost:8080/api/cart/items          an instance of cart is asked for /items
+    curl -H 'X-Service: cart' localhost:8080/items
+    curl localhost:8080/-/services              what it knows, and how calls go
+
+    Without an instance: 503. What certainly did not arrive, and what may be
+    repeated and got no answer, is tried again at another instance.
+    """
+    from .gateway import Gateway, GatewaySettings, serve
+
+    made = BALANCERS[balancer]
+    chosen: Callable[[], Balancer] = (lambda: ZoneFirst(zone, made())) if zone else made
+    named = dict(_pair(route, "--route") for route in routes)
+    settings = GatewaySettings(routes=named, tries=tries, try_s=try_s, total_s=total_s)
+    try:
+        with Discovery(context.nodes, env=context.client.env, balancer=chosen, keep=keep) as discovery:
+            serve(
+                Gateway(discovery, settings), host, port, threads=threads, body_bytes_max=body_bytes_max,
+                ready=lambda at: click.echo(f"gateway ready  http://{host}:{at}"),
+            )  # fmt: skip
+    except OSError as error:
+        _fail(f"cannot listen on {host}:{port}: {error.strerror}", 2)
 
 
 def _table(*columns: str) -> Table:

@@ -121,6 +121,7 @@ class Discovery:
         self._line = Interruptible()
         self._watcher = Client(self._urls, env=self.env, session=self._line)
         self._kept: dict[str, tuple[Instance, ...]] = self._load()
+        self._unsaved: bool = False
 
     # -- asking --------------------------------------------------------------------
 
@@ -140,6 +141,10 @@ class Discovery:
     def pool(self, service: str) -> Pool:
         """The instances of a service with how calls to them went, for who calls by other means."""
         return self._pools.get(service) or self._follow(service)
+
+    def pools(self) -> tuple[Pool, ...]:
+        """Those of all services that were asked about."""
+        return tuple(known.pool for known in list(self._known.values()))
 
     def age_s(self, service: str) -> float | None:
         """How long ago the registry last confirmed what is known of a service; None: never."""
@@ -201,6 +206,7 @@ class Discovery:
         refresh_at = time.monotonic() + self._pause_s()
         while not self._stop.is_set():
             try:
+                self._save()
                 if time.monotonic() >= refresh_at or any(known.index < 0 for known in list(self._known.values())):
                     self._refresh()
                     refresh_at = time.monotonic() + self._pause_s()
@@ -216,6 +222,7 @@ class Discovery:
             except Exception:
                 logger.exception("the watch met a failure that it does not know")
                 self._stop.wait(RETRY_S_MAX)
+        self._save()
 
     def _pause_s(self) -> float:
         return self._refresh_s + random.uniform(0, REFRESH_S_SPREAD)
@@ -246,8 +253,7 @@ class Discovery:
                 if service in changed:
                     self._swap(known)
             index = page.index
-            if changed:
-                self._save()
+            self._save()
 
     def _apply(self, event: Event) -> None:
         known = self._known.get(event.instance.service)
@@ -265,7 +271,6 @@ class Discovery:
         for service, known in list(self._known.items()):
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             self._pools[service] = known.pool
-        self._save()
 
     def _take(self, known: _Known, listing: Listing) -> None:
         if listing.index < known.index:
@@ -279,6 +284,7 @@ class Discovery:
 
     def _swap(self, known: _Known) -> None:
         known.pool.update([i for i in known.instances.values() if i.serving], time.monotonic())
+        self._unsaved = True
 
     # -- on disk -------------------------------------------------------------------
 
@@ -295,9 +301,12 @@ class Discovery:
         return kept.instances if kept.env == self.env else {}
 
     def _save(self) -> None:
-        if self._keep is None:
+        if self._keep is None or not self._unsaved:
             return
-        lists = {service: tuple(known.instances.values()) for service, known in list(self._known.items())}
+        self._unsaved = False
+        followed = {name: known for name, known in list(self._known.items()) if known.index >= 0}
+        # What was asked about by an earlier program, and not yet by this one, stays.
+        lists = self._kept | {name: tuple(known.instances.values()) for name, known in followed.items()}
         partial = self._keep.with_name(f"{self._keep.name}.{os.getpid()}")
         try:
             partial.write_bytes(msgspec.json.encode(_Kept(time.time(), self.env, lists)))

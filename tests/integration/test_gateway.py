@@ -1,0 +1,209 @@
+"""The gateway as its own process, before real services and a real cluster."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from harness.cluster import Cluster, StartCluster, instance_path
+from harness.served import Served
+from harness.waiting import wait_for
+
+pytestmark = pytest.mark.integration
+
+
+class GatewayProcess:
+    """``rollcall gateway`` on a free port."""
+
+    def __init__(self, nodes: tuple[str, ...], *options: str) -> None:
+        command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", ",".join(nodes), "gateway", "--port", "0"]
+        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said.startswith("gateway ready"), said
+        self.url: str = said.split()[-1]
+        self.session = requests.Session()
+
+    def ask(self, path: str, method: str = "GET", **options: Any) -> requests.Response:
+        return self.session.request(method, self.url + path, timeout=20, **options)
+
+    def close(self) -> int:
+        self.session.close()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def three(start_cluster: StartCluster) -> Cluster:
+    return start_cluster(3)
+
+
+@pytest.fixture(scope="module")
+def gateway(three: Cluster) -> Iterator[GatewayProcess]:
+    made = GatewayProcess(three.urls, "--route", "users=user-service", "--try-timeout", "2", "--total-timeout", "5")
+    yield made
+    assert made.close() == 0
+
+
+@pytest.fixture
+def serve(three: Cluster) -> Iterator[Callable[..., Served]]:
+    services: list[tuple[str, Served]] = []
+
+    def start(service: str, id: str, **options: Any) -> Served:
+        made = Served(id, **options)
+        services.append((service, made))
+        three.register(0, service, id, address="127.0.0.1", port=made.port)
+        return made
+
+    yield start
+    for service, made in services:
+        three.ask(0, "DELETE", instance_path(service, made.name))
+        made.close()
+
+
+def test_s1_9_the_path_the_header_or_the_host_names_the_service(gateway, serve):
+    serve("cart", "c1")
+    serve("user-service", "u1")
+
+    assert gateway.ask("/api/cart/items/7?of=me").text == "c1 GET /items/7?of=me"
+    assert gateway.ask("/api/users/42").text == "u1 GET /42"
+    assert gateway.ask("/any/path", headers={"X-Service": "cart"}).text == "c1 GET /any/path"
+    assert gateway.ask("/any/path", headers={"Host": "cart.example.org"}).text == "c1 GET /any/path"
+    assert gateway.ask("/api/cart/a%2Fb").text == "c1 GET /a%2Fb"
+    assert gateway.ask("/nothing").status_code == 404
+
+
+def test_s1_9_nobody_there_is_503_service_not_available(gateway):
+    answer = gateway.ask("/api/nobody/x")
+
+    assert (answer.status_code, answer.headers["Content-Type"]) == (503, "application/problem+json")
+    assert answer.json()["title"] == "Service not available"
+
+
+def test_what_was_sent_arrives_and_hop_by_hop_headers_do_not(gateway, serve):
+    echo = serve("echo", "e1")
+    body = b"x" * 3_000_000
+    answer = gateway.ask(
+        "/api/echo/put", "PUT", data=body, headers={"X-Mine": "1", "Connection": "X-Secret", "X-Secret": "2"}
+    )
+    got = echo.last
+
+    assert answer.status_code == 200
+    assert got.body == body
+    assert got.headers["X-Mine"] == "1"
+    assert "X-Secret" not in got.headers
+    assert got.headers["X-Forwarded-For"] == "127.0.0.1"
+    assert got.headers["X-Forwarded-Prefix"] == "/api/echo"
+    assert got.headers["X-Request-Id"] == answer.headers["X-Request-Id"]
+    assert gateway.ask("/api/echo/x", headers={"X-Request-Id": "mine"}).headers["X-Request-Id"] == "mine"
+    assert gateway.ask("/api/echo/x", "POST", data=b"").status_code == 200
+    assert gateway.ask("/api/echo/x", "HEAD").status_code == 200
+
+
+def test_an_answer_is_passed_on_as_it_comes(gateway, serve):
+    serve("slow", "s1", drip_s=0.3)
+    began = time.monotonic()
+    with gateway.ask("/api/slow/x", stream=True) as answer:
+        arrived = [(time.monotonic() - began, part) for part in answer.iter_content(None)]
+
+    assert b"".join(part for _, part in arrived) == b"one two three "
+    assert arrived[0][0] < 0.25
+    assert arrived[-1][0] > 0.5
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(gateway, serve):
+    serve("broken", "b1", breaks_off=True)
+
+    with pytest.raises(requests.exceptions.RequestException):
+        _ = gateway.ask("/api/broken/x").content
+
+
+def test_a_dead_instance_costs_nobody_who_may_be_repeated_an_answer(gateway, serve):
+    serve("some", "good")
+    bad = serve("some", "bad")
+    assert {gateway.ask("/api/some/x").text for _ in range(10)} == {"good GET /x", "bad GET /x"}
+    bad.close()
+
+    assert {gateway.ask("/api/some/x").text for _ in range(20)} == {"good GET /x"}
+    assert {gateway.ask("/api/some/x", "POST", data="y").status_code for _ in range(5)} == {200}
+
+
+def test_errors_are_those_of_the_rfc(gateway, serve, three):
+    serve("silent", "s1", silent=True)
+    assert gateway.ask("/api/silent/x").status_code == 504
+    serve("gone", "g1").close()
+    assert gateway.ask("/api/gone/x").status_code == 502
+    serve("ill", "i1", status=503)
+    assert gateway.ask("/api/ill/x").status_code == 503
+
+
+def test_a_post_that_may_have_arrived_is_not_sent_again(gateway, serve):
+    first, second = serve("once", "o1", silent=True), serve("once", "o2", silent=True)
+
+    assert gateway.ask("/api/once/x", "POST", data="y").status_code == 504
+    assert first.calls + second.calls == 1
+
+
+def test_it_says_what_it_knows(gateway, serve):
+    serve("known", "k1")
+    gateway.ask("/api/known/x")
+    shown = {each["service"]: each for each in gateway.ask("/-/services").json()["services"]}
+
+    assert gateway.ask("/-/healthz").json() == {"status": "alive"}
+    assert shown["known"]["instances"][0]["id"] == "k1"
+    assert shown["known"]["age_s"] < 35
+
+
+def test_a_client_that_leaves_does_not_keep_an_instance_busy(gateway, serve):
+    serve("left", "l1", drip_s=0.5)
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(b"GET /api/left/x HTTP/1.1\r\nHost: x\r\n\r\n")
+        line.recv(100)
+
+    def active() -> int:
+        shown = {each["service"]: each for each in gateway.ask("/-/services").json()["services"]}
+        return shown["left"]["instances"][0]["active"]
+
+    wait_for(lambda: active() == 0, lambda: str(active()), 5.0)
+
+
+def test_a_change_of_health_is_followed_at_once(gateway, serve, three):
+    serve("moved", "m1")
+    serve("moved", "m2")
+    assert {gateway.ask("/api/moved/x").text for _ in range(10)} == {"m1 GET /x", "m2 GET /x"}
+    three.ask(1, "PUT", instance_path("moved", "m1") + "/status", json={"status": "out_of_service"})
+    time.sleep(0.5)
+
+    assert {gateway.ask("/api/moved/x").text for _ in range(20)} == {"m2 GET /x"}
+
+
+def test_with_the_registry_down_it_goes_on_with_what_it_knew(start_cluster: StartCluster, tmp_path: Path):
+    cluster = start_cluster(1)
+    served = Served("v1")
+    cluster.register(0, "vital", "v1", address="127.0.0.1", port=served.port)
+    made = GatewayProcess(cluster.urls, "--keep", str(tmp_path / "lists.json"))
+    try:
+        assert made.ask("/api/vital/x").status_code == 200
+        cluster.kill(0)
+        assert {made.ask("/api/vital/x").status_code for _ in range(10)} == {200}
+        assert made.close() == 0
+        made = GatewayProcess(cluster.urls, "--keep", str(tmp_path / "lists.json"))
+        assert made.ask("/api/vital/x").status_code == 200
+    finally:
+        made.close()
+        served.close()
+        cluster.start_node(0)
+        cluster.wait_ready()

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 refused or not found, 2 wrong use, 3 certainly not done
 
 import functools
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from ..replication.records import DEFAULT_ENV, Event, Instance, Status
 from .balancer import BALANCERS, Balancer, ZoneFirst
 from .client import Client, Snapshot
 from .discovery import Discovery
+from .lease import Lease
 from .members import DEFAULT_NODES
 
 EXIT_REFUSED, EXIT_NOT_DONE, EXIT_UNKNOWN = 1, 3, 4
@@ -318,6 +320,64 @@ def gateway(
             )  # fmt: skip
     except OSError as error:
         _fail(f"cannot listen on {host}:{port}: {error.strerror}", 2)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--service", required=True, help="Of which it is an instance.")
+@click.option("--port", default=0, type=click.IntRange(0, 65_535), help="Where callers reach it.")
+@click.option("--address", default="", help="Where callers reach it; default: this host's, towards the registry.")
+@click.option("--id", default="", help="Default: SERVICE-ADDRESS:PORT.")
+@click.option("--tag", "tags", multiple=True, help="May be repeated.")
+@click.option("--meta", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
+@click.option("--version", default="")
+@click.option("--zone", default="")
+@click.option("--ttl", "ttl_s", type=float, metavar="S", help="Lease in seconds; without: the cluster's default.")
+@click.option("--check", metavar="URL", help="http://… that must answer 2xx, or tcp://HOST:PORT; without: it is well.")
+@click.option("--interval", "interval_s", default=5.0, show_default=True, metavar="S", help="Between two checks.")
+@click.option("--check-timeout", "check_s", default=2.0, show_default=True, metavar="S", help="Of one check.")
+@click.option("--failures", default=3, show_default=True, type=click.IntRange(min=1), help="In a row take it out.")
+@click.option("--drain", "drain_s", default=1.0, show_default=True, metavar="S", help="From taking it out to its end.")
+@click.option("--stop-timeout", "stop_s", default=10.0, show_default=True, metavar="S", help="Then it is killed.")
+@click.option("--discovery-port", type=click.IntRange(0, 65_535), help="Offers discovery on this port of loopback.")
+@click.argument("program", nargs=-1, type=click.UNPROCESSED)
+@command
+def sidecar(
+    context: Context, service: str, ttl_s: float | None, tags: tuple[str, ...], meta: tuple[str, ...],
+    check: str | None, interval_s: float, check_s: float, failures: int, drain_s: float, stop_s: float,
+    discovery_port: int | None, program: tuple[str, ...], **options: Any,
+) -> None:  # fmt: skip
+    """Starts PROGRAM and registers it while its check passes.
+
+    \b
+    rollcall sidecar --service cart --port 8080 --check http://127.0.0.1:8080/health -- ./start-cart
+    rollcall sidecar --service db --port 5432 --check tcp://127.0.0.1:5432      (it runs already)
+
+    SIGTERM takes the instance out first and then ends the program. Other
+    signals and the exit code are passed through. With --discovery-port the
+    program finds others at $ROLLCALL_DISCOVERY/instances/SERVICE.
+    """
+    from .sidecar import Check, Sidecar
+
+    logging.basicConfig(level=logging.INFO, format="sidecar: %(message)s")
+    pairs = dict(_pair(text) for text in meta)
+    lease: Any = "default" if ttl_s is None else ttl_s
+
+    def make() -> Lease:
+        return Lease(
+            context.nodes, service=service, env=context.client.env, ttl_s=lease, tags=tags, meta=pairs, **options
+        )
+
+    make()  # what no registry takes is said before anything is started
+    checked = Check(target=check, interval_s=interval_s, timeout_s=check_s, failures=failures) if check else None
+    discovery = None if discovery_port is None else Discovery(context.nodes, env=context.client.env)
+    running = Sidecar(
+        make, checked, command=program, drain_s=drain_s, stop_s=stop_s, discovery=discovery,
+        discovery_port=discovery_port or 0,
+    )  # fmt: skip
+    try:
+        sys.exit(running.run())
+    except OSError as error:
+        _fail(f"{' '.join(program)}: {error.strerror}", 2)
 
 
 def _table(*columns: str) -> Table:

@@ -7,9 +7,9 @@
 The first question about a service asks the registry. From then on a thread follows
 its changes, with one connection for all services, and reads everything again every
 30 to 35 s. Lists are swapped whole. What is known stays in use when no node answers;
-``age_s`` says how old it is. Who has nothing yet takes what was kept on disk, then the
-fallback, then raises ``NoInstances``. An empty list is believed only if the node
-that gave it was up to date.
+``age_s`` says how old it is. Who has nothing yet takes what was kept on disk. Where
+nobody serves, the fallback is used; without one, ``NoInstances`` is raised. An empty
+list is believed only if the node that gave it was up to date.
 """
 
 import asyncio
@@ -283,7 +283,8 @@ class Discovery:
         self._swap(known)
 
     def _swap(self, known: _Known) -> None:
-        known.pool.update([i for i in known.instances.values() if i.serving], time.monotonic())
+        serving = [instance for instance in known.instances.values() if instance.serving]
+        known.pool.update(serving or self._fallback.get(known.pool.service, ()), time.monotonic())
         self._unsaved = True
 
     # -- on disk -------------------------------------------------------------------

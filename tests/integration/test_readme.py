@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 from harness.cluster import Cluster
+from harness.served import Served
 
 README = Path(__file__).parents[2] / "README.md"
 ANY = "..."
@@ -84,3 +85,20 @@ def test_the_python_example_runs_as_it_stands(
 
     assert capsys.readouterr().out == "cart-1 10.0.0.1 8080\n"
     assert cluster.ids(0, "cart", min_index=1) == set()
+
+
+@pytest.mark.integration
+def test_the_example_of_two_services_runs_as_it_stands(
+    start_cluster: Callable[..., Cluster], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = README.read_text(encoding="utf-8").partition("<!-- services -->")[2].partition("<!-- /services -->")[0]
+    code = re.sub(r"^```.*$", "", text, flags=re.MULTILINE)
+    cluster = start_cluster(3)
+    users = Served("users")
+    try:
+        exec(compile(code, "README.md", "exec"), {"nodes": ",".join(cluster.urls), "port": users.port})
+    finally:
+        users.close()
+
+    assert capsys.readouterr().out == "users GET /42\nTrue\nhttp://10.0.0.9:80\n"
+    assert cluster.ids(0, "users", min_index=1) == set()

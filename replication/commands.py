@@ -4,9 +4,9 @@ A command carries everything that ``Registry.apply`` needs, the time included,
 so that applying it is the same computation on every node. The encoding is
 MessagePack with a version, written once here for log, wire and tests.
 
-``Evict``, ``Barrier``, ``Raise``, ``Compare`` and ``Readmit`` are internal: a
-node proposes them itself when it leads, and takes none of them from the wire
-(``from_peer``).
+``Evict``, ``Barrier``, ``Raise``, ``Compare``, ``Readmit``, ``Assign``, ``Report``
+and ``Condemn`` are internal: a node proposes them itself when it leads, and takes
+none of them from the wire (``from_peer``).
 
 What later releases added has a feature level, and is proposed only once the
 replicated state has been raised to it (``Raise``), which a leader does when it
@@ -20,15 +20,19 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from .checks import State
 from .errors import Fatal, TooLarge
 from .records import Id, Key, Name, Registration, Status, Text, invalid_from
 
 FORMAT = 1
 """Format of the commands that every release knows."""
 
-LEVEL = 2
+LEVEL = 3
 """The highest feature level that this build understands. Level 2: ``Raise``,
-``Compare``, ``Readmit``; pre-votes and read probes between nodes."""
+``Compare``, ``Readmit``; pre-votes and read probes between nodes. Level 3:
+health checks (registrations with ``checks``, ``Assign``, ``Report``, ``Condemn``)."""
+
+CHECKS_LEVEL = 3
 
 COMMAND_BYTES_MAX = 2 * 1024 * 1024
 """An encoded command; the append batch (4 MiB) and the frame (8 MiB) hold it."""
@@ -118,7 +122,53 @@ class Readmit(Struct, frozen=True, tag="readmit", gc=False):
     disk: str
 
 
-Command = Register | Deregister | SetStatus | Batch | Evict | Barrier | Raise | Compare | Readmit
+class Assign(Struct, frozen=True, tag="assign", gc=False):
+    """From here on ``nodes`` share the checks (``checks.owner_of``). Void at an entry of another term."""
+
+    nodes: tuple[str, ...]
+    term: int
+
+
+class Result(Struct, frozen=True, array_like=True, gc=False):
+    """A check of an instance stands otherwise than the log says. Of an earlier registration it is void."""
+
+    key: Key
+    reg_index: int
+    check: str
+    state: State
+
+
+class Report(Struct, frozen=True, tag="report", gc=False):
+    """What ``node`` found as the owner of these checks in ``epoch``; in another epoch all of it is void.
+
+    ``node`` empty: what the leader of ``term`` says of checks that nobody asks (``ttl_s``).
+    """
+
+    node: str
+    epoch: int
+    results: tuple[Result, ...]
+    term: int = 0
+
+
+class Condemned(Struct, frozen=True, array_like=True, gc=False):
+    """An instance whose ``check`` has been critical since the entry ``since``, for longer than it may."""
+
+    key: Key
+    reg_index: int
+    check: str
+    since: int
+
+
+class Condemn(Struct, frozen=True, tag="condemn", gc=False):
+    """Remove those of ``judged`` for which that is still so. Void at an entry of another term."""
+
+    judged: tuple[Condemned, ...]
+    term: int
+
+
+Command = (
+    Register | Deregister | SetStatus | Batch | Evict | Barrier | Raise | Compare | Readmit | Assign | Report | Condemn
+)
 Submittable = Register | Deregister | SetStatus | Batch
 
 
@@ -150,7 +200,17 @@ _submittable = msgspec.msgpack.Decoder(Submittable)
 
 def level_of(command: Command) -> int:
     """The feature level that understands ``command``."""
-    return 2 if isinstance(command, Raise | Compare | Readmit) else FORMAT
+    match command:
+        case Register():
+            return CHECKS_LEVEL if command.registration.checks else FORMAT
+        case Batch():
+            return max(map(level_of, command.operations))
+        case Assign() | Report() | Condemn():
+            return CHECKS_LEVEL
+        case Raise() | Compare() | Readmit():
+            return 2
+        case _:
+            return FORMAT
 
 
 def encode(envelope: Envelope) -> bytes:

@@ -10,8 +10,9 @@ import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .checks import Check, CheckState, State, checked
 from .errors import Invalid
 
 DEFAULT_ENV = "default"
@@ -32,7 +33,7 @@ Port = Annotated[int, Meta(ge=0, le=65_535)]
 TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 Status = Literal["up", "down", "starting", "draining", "out_of_service"]
-Health = Literal["critical", "pending", "warning", "passing"]
+Health = State
 EventKind = Literal["REGISTER", "DEREGISTER", "HEALTH_CHANGE", "STATUS_CHANGE", "EVICT", "UPDATE"]
 
 SERVING_HEALTH: frozenset[str] = frozenset({"passing", "warning"})
@@ -70,6 +71,8 @@ class Registration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     status: Status = "up"
     ttl_s: Annotated[float, Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] | None = None
     dirty_timestamp: TimeNs | None = None
+    # Left out where there are none: releases without checks refuse a field that they do not know.
+    checks: tuple[Check, ...] | UnsetType = UNSET
 
     @property
     def key(self) -> Key:
@@ -113,6 +116,9 @@ class Instance(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     create_index: int
     reg_index: int
     modify_index: int
+    checks: tuple[Check, ...] = ()
+    check_states: tuple[CheckState, ...] = ()
+    """One for each of ``checks``, in their order; ``health`` is the worst of them."""
 
     @property
     def key(self) -> Key:
@@ -191,3 +197,5 @@ def _check_text(registration: Registration) -> None:
             field="meta",
             limit=META_BYTES_MAX,
         )
+    if registration.checks is not UNSET:
+        checked(registration.checks)

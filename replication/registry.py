@@ -13,10 +13,14 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
+from .checks import Assignment, Check, CheckState, begun, owner_of, worst
 from .commands import (
+    Assign,
     Barrier,
     Batch,
     Compare,
+    Condemn,
+    Condemned,
     Deregister,
     Envelope,
     Evict,
@@ -24,6 +28,8 @@ from .commands import (
     Raise,
     Readmit,
     Register,
+    Report,
+    Result,
     SetStatus,
 )
 from .errors import AlreadyRegistered, Fatal, NotFound, RollcallError, from_wire, to_wire
@@ -36,6 +42,7 @@ from .state import (
     ServiceState,
     ServiceView,
     State,
+    assignment_digest,
     digest_hex,
     digest_of,
     level_digest,
@@ -81,10 +88,11 @@ class Applied(Struct, frozen=True):
 class _Draft:
     """What one command would do: worked out in full before any of it is done."""
 
-    __slots__ = ("changed", "events", "index", "now", "services", "told")
+    __slots__ = ("assignment", "changed", "events", "index", "now", "services", "told")
 
-    def __init__(self, services: dict[ServiceName, ServiceState], index: int, now: int) -> None:
+    def __init__(self, services: dict[ServiceName, ServiceState], assignment: Assignment, index: int, now: int) -> None:
         self.services = services
+        self.assignment = assignment
         self.index = index
         self.now = now
         self.changed: dict[ServiceName, dict[str, Instance | None]] = {}
@@ -102,6 +110,20 @@ class _Draft:
                 if command.term != term:
                     return Outcome(self.index, ("void",) * len(command.judged))
                 return Outcome(self.index, tuple(self._evict(j.key, j.reg_index) for j in command.judged))
+            case Assign():
+                if command.term != term or command.nodes == self.assignment.nodes:
+                    return Outcome(self.index, ("void",))
+                self.assignment = Assignment(self.index, command.nodes)
+                return Outcome(self.index, ("assigned",))
+            case Report():
+                ours = command.term == term if not command.node else command.epoch == self.assignment.epoch
+                if not ours:
+                    return Outcome(self.index, ("void",) * len(command.results))
+                return Outcome(self.index, tuple(self._note(command.node, result) for result in command.results))
+            case Condemn():
+                if command.term != term:
+                    return Outcome(self.index, ("void",) * len(command.judged))
+                return Outcome(self.index, tuple(self._condemn(judged) for judged in command.judged))
             case Barrier() | Raise() | Compare() | Readmit():
                 return Outcome(self.index, ("none",))
             case _:
@@ -170,6 +192,40 @@ class _Draft:
         self._remove(instance, "EVICT")
         return "evicted"
 
+    def _note(self, node: str, result: Result) -> Kind:
+        key = result.key
+        instance = self._find((key.env, key.service), key.id)
+        if instance is None or instance.reg_index != result.reg_index:
+            return "void"
+        number = next((n for n, check in enumerate(instance.checks) if check.name == result.check), -1)
+        # The owner speaks of what it asks, the leader of what nobody asks.
+        if number < 0 or instance.checks[number].asks != bool(node):
+            return "void"
+        if node and owner_of(key.service, key.id, self.assignment.nodes) != node:
+            return "void"
+        if instance.check_states[number].state == result.state:
+            return "none"
+        states = list(instance.check_states)
+        states[number] = CheckState(result.check, result.state, self.index)
+        changed = msgspec.structs.replace(
+            instance,
+            check_states=tuple(states),
+            health=worst(states),
+            latest_timestamp=self.now,
+            modify_index=self.index,
+        )
+        self._put(changed, "HEALTH_CHANGE")
+        return "checked"
+
+    def _condemn(self, judged: Condemned) -> Kind:
+        instance = self._find((judged.key.env, judged.key.service), judged.key.id)
+        if instance is None or instance.reg_index != judged.reg_index:
+            return "void"
+        if CheckState(judged.check, "critical", judged.since) not in instance.check_states:
+            return "void"
+        self._remove(instance, "EVICT")
+        return "evicted"
+
     def _find(self, name: ServiceName, id: str) -> Instance | None:
         changed = self.changed.get(name)
         if changed is not None and id in changed:
@@ -200,6 +256,9 @@ class _Draft:
 def _instance(sent: Registration, index: int, now: int, stored: Instance | None = None) -> Instance:
     """The record that a registration makes, of ``stored`` what outlives it."""
     dirty_timestamp = sent.dirty_timestamp if sent.dirty_timestamp is not None else now
+    checks: tuple[Check, ...] = sent.checks or ()
+    # What was found at the same place by the same questions still holds.
+    states = stored.check_states if stored and _same_place(stored, sent, checks) else begun(checks, index)
     return Instance(
         env=sent.env,
         service=sent.service,
@@ -219,8 +278,8 @@ def _instance(sent: Registration, index: int, now: int, stored: Instance | None 
         status_override=stored.status_override if stored else None,
         status_reason=stored.status_reason if stored else "",
         ttl_s=float(sent.ttl_s) if sent.ttl_s is not None else None,
-        # There are no checks yet: an address without checks is passing.
-        health="passing",
+        # Without checks an address is passing.
+        health=worst(states),
         reg_timestamp=now,
         up_timestamp=stored.up_timestamp if stored else now,
         dirty_timestamp=dirty_timestamp,
@@ -228,7 +287,14 @@ def _instance(sent: Registration, index: int, now: int, stored: Instance | None 
         create_index=stored.create_index if stored else index,
         reg_index=index,
         modify_index=index,
+        checks=checks,
+        check_states=states,
     )
+
+
+def _same_place(stored: Instance, sent: Registration, checks: tuple[Check, ...]) -> bool:
+    place = (stored.hostname, stored.address, stored.port, stored.addrs, stored.checks)
+    return place == (sent.hostname, sent.address, sent.port, sent.addrs, checks)
 
 
 def _again(remembered: Remembered) -> Applied:
@@ -249,6 +315,8 @@ class Registry:
         self.applied_term: int = 0
         self.level: int = 1
         """The feature level that all members have agreed to use."""
+        self.assignment: Assignment = Assignment()
+        """Who checks."""
         self._last_time_ns: int = 0
         self._era = object()
         self._services: dict[ServiceName, ServiceState] = {}
@@ -304,6 +372,7 @@ class Registry:
             instances=self._instances,
             total=self._total,
             level=self.level,
+            assignment=self.assignment,
         )
 
     def replace(self, state: State) -> State:
@@ -323,6 +392,7 @@ class Registry:
         self._instances = state.instances
         self._total = state.total
         self.level = state.level
+        self.assignment = state.assignment
         self._publish(state.applied_index, state.term)
         return former
 
@@ -334,7 +404,7 @@ class Registry:
             )
 
     def _run(self, index: int, term: int, now: int, envelope: Envelope) -> Applied:
-        draft = _Draft(self._services, index, now)
+        draft = _Draft(self._services, self.assignment, index, now)
         try:
             outcome = draft.run(envelope.command, term)
         except RollcallError as error:
@@ -343,6 +413,10 @@ class Registry:
         if isinstance(envelope.command, Raise) and envelope.command.level > self.level:
             self._total = (self._total + level_digest(envelope.command.level) - level_digest(self.level)) & TOTAL_MASK
             self.level = envelope.command.level
+        if draft.assignment is not self.assignment:
+            moved = assignment_digest(draft.assignment) - assignment_digest(self.assignment)
+            self._total = (self._total + moved) & TOTAL_MASK
+            self.assignment = draft.assignment
         for name, changed in draft.changed.items():
             self._take_over(name, changed, index, now if name in draft.told else None)
         return Applied(outcome, None, tuple(draft.events))

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Struct
 
+from .checks import Assignment
 from .errors import Damaged, Fatal
 from .records import Instance
 
@@ -39,9 +40,10 @@ SORT_MAX = 4_096
 TOTAL_MASK = 2**256 - 1
 """The digest is a sum of hashes modulo 2**256, so that it can be kept up to date."""
 
-Kind = Literal["created", "replaced", "kept", "removed", "status", "evicted", "void", "none"]
+Kind = Literal["created", "replaced", "kept", "removed", "status", "evicted", "void", "none", "assigned", "checked"]
 """What an operation did. ``kept``: the stored record is newer than the one sent.
-``void``: an eviction that no longer applies. ``none``: nothing was to be done."""
+``void``: an eviction or a check's result that no longer applies. ``none``: nothing
+was to be done."""
 
 ServiceName = tuple[str, str]
 """Env and service."""
@@ -58,6 +60,11 @@ def digest_of(value: object) -> int:
 def level_digest(level: int) -> int:
     """What a feature level adds to the digest. The first adds nothing: it was there before levels were."""
     return digest_of(("level", level)) if level > 1 else 0
+
+
+def assignment_digest(assignment: Assignment) -> int:
+    """What the assignment of checks adds to the digest; nothing while there was none."""
+    return digest_of(("assignment", assignment)) if assignment.epoch else 0
 
 
 def digest_hex(total: int, instances: int) -> str:
@@ -174,6 +181,7 @@ class _Header(Struct, frozen=True, kw_only=True):
     requests: int
     seal: bytes
     level: Annotated[int, msgspec.Meta(ge=1)] = 1
+    assignment: Assignment = Assignment()
 
 
 class _Chunk(Struct, frozen=True, array_like=True):
@@ -194,7 +202,9 @@ class State:
     It may be encoded in another thread while the registry goes on.
     """
 
-    __slots__ = ("applied_index", "instances", "last_time_ns", "level", "requests", "services", "term", "total")
+    __slots__ = (
+        "applied_index", "assignment", "instances", "last_time_ns", "level", "requests", "services", "term", "total",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -207,6 +217,7 @@ class State:
         instances: int,
         total: int,
         level: int = 1,
+        assignment: Assignment = Assignment(),  # noqa: B008
     ) -> None:
         self.applied_index = applied_index
         self.term = term
@@ -216,6 +227,7 @@ class State:
         self.requests = requests
         self.total = total
         self.level = level
+        self.assignment = assignment
 
     def digest(self) -> tuple[int, str]:
         """What ``Registry.digest`` says of this state."""
@@ -239,6 +251,7 @@ class State:
                 requests=len(self.requests),
                 seal=self._seal(),
                 level=self.level,
+                assignment=self.assignment,
             )
         )
         parts: tuple[list[msgspec.Raw], ...] = ([], [], [])
@@ -292,7 +305,7 @@ class State:
         era = object()
         services: dict[ServiceName, ServiceState] = {}
         requests: dict[str, Remembered] = {}
-        total, instances = level_digest(header.level), 0
+        total, instances = level_digest(header.level) + assignment_digest(header.assignment), 0
         for data in chunks:
             chunk = _chunks.decode(data)
             for env, name, modify_index, latest_timestamp in chunk.heads:
@@ -320,6 +333,7 @@ class State:
             instances=instances,
             total=total & TOTAL_MASK,
             level=header.level,
+            assignment=header.assignment,
         )
         found = (len(services), sum(len(service.instances) for service in services.values()), len(requests))
         if found != (header.services, header.instances, header.requests) or instances != header.instances:

@@ -6,15 +6,19 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollcall.replication.checks import Check
 from rollcall.replication.commands import (
     COMMAND_BYTES_MAX,
     FORMAT,
     LEVEL,
     OPERATIONS_MAX,
+    Assign,
     Barrier,
     Batch,
     Command,
     Compare,
+    Condemn,
+    Condemned,
     Deregister,
     Envelope,
     Evict,
@@ -22,6 +26,8 @@ from rollcall.replication.commands import (
     Raise,
     Readmit,
     Register,
+    Report,
+    Result,
     SetStatus,
     decode,
     encode,
@@ -42,7 +48,13 @@ FROM_CLIENTS = [
     Batch((REGISTER, Deregister(KEY))),
 ]
 SECOND_LEVEL = [Raise(LEVEL), Raise(LEVEL + 1), Compare(9, "digest"), Readmit("node-1", "disk")]
-INTERNAL = [Evict((Judgement(KEY, 7),), term=3), Barrier(), *SECOND_LEVEL]
+CHECKED = Registration(service="web", id="a", checks=(Check(name="up", tcp="10.0.0.1:80"),))
+THIRD_LEVEL = [
+    Assign(("n1", "n2"), term=3),
+    Report("n1", 7, (Result(KEY, 7, "up", "critical"),)),
+    Condemn((Condemned(KEY, 7, "up", 9),), term=3),
+]
+INTERNAL = [Evict((Judgement(KEY, 7),), term=3), Barrier(), *SECOND_LEVEL, *THIRD_LEVEL]
 
 
 @pytest.mark.parametrize("command", [*FROM_CLIENTS, *INTERNAL])
@@ -59,7 +71,10 @@ def test_every_command_has_the_level_of_the_release_that_brought_it() -> None:
     assert levels == {
         **dict.fromkeys(["Register", "Deregister", "SetStatus", "Batch", "Evict", "Barrier"], 1),
         **dict.fromkeys(["Raise", "Compare", "Readmit"], 2),
+        **dict.fromkeys(["Assign", "Report", "Condemn"], 3),
     }
+    assert level_of(Register(CHECKED)) == level_of(Batch((REGISTER, Register(CHECKED)))) == 3
+    assert b"checks" not in to_peer(REGISTER), "a release without checks refuses a field that it does not know"
     assert levels.keys() == {kind.__name__ for kind in Command.__args__}
     assert max(levels.values()) <= LEVEL
     assert FORMAT == 1

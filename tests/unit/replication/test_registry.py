@@ -981,6 +981,7 @@ class Model:
             return "kept"
         said = {name: getattr(sent, name) for name in Registration.__struct_fields__}
         said["dirty_timestamp"] = now if sent.dirty_timestamp is None else sent.dirty_timestamp
+        said["checks"] = ()
         self.held[sent.key] = Instance(
             **said,
             status_override=stored.status_override if stored else None,

@@ -1,0 +1,362 @@
+"""This node's share of the health checks.
+
+Every node knows from the replicated state which checks are its own
+(``checks.owner_of``), and asks those on one event loop in a thread of its own: each
+check at a phase of its own, so that they are spread over their interval. A check that
+stands otherwise than the log says is reported to the leader, again and again until the
+log says the same; the leader proposes it, and ``apply`` drops it if the instance was
+registered again meanwhile or belongs to another node now.
+
+Too many that turn critical within a minute are more likely this node's own trouble: then
+each needs the word of a second node, and is not reported without it.
+"""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+from msgspec import Struct
+
+from ..replication.checks import Check, State, others_by_turn, owner_of
+from ..replication.commands import Report, Result
+from ..replication.errors import NotLeader, RollcallError
+from ..replication.log import Log, Proposal, Reply
+from ..replication.records import Event, Instance, Key
+from .probes import Found, Reach, ask
+from .tally import Doubt, Tally
+
+logger = logging.getLogger(__name__)
+
+REPORT, SECOND = "report checks", "second opinion"
+"""Kinds of requests between nodes."""
+
+FIRST_S = 1.0
+"""A new check is asked for the first time within so long."""
+
+LOOK_S = 0.25
+"""Between two looks at who checks, and at what is to be reported."""
+
+WHOLE_S = 60.0
+"""Everything is gone through again that often, beside the changes as they come."""
+
+REPORT_S = 5.0
+RESULTS_MAX = 2_000
+ASKED_MAX = 2_000
+"""Questions under way at a time."""
+
+NONE: Mapping[str, Check] = {}
+_Name = tuple[Key, str]
+
+
+class CheckView(Struct, frozen=True):
+    """The last answer to a check, for people; known to the node that asks alone."""
+
+    state: State
+    output: str
+    latency_s: float
+    asked_at: float
+    """Seconds of the wall clock."""
+
+
+class _Reported(Struct, frozen=True, array_like=True):
+    epoch: int
+    results: tuple[Result, ...]
+
+
+_reported = msgspec.msgpack.Decoder(_Reported)
+_check = msgspec.msgpack.Decoder(Check)
+_found = msgspec.msgpack.Decoder(Found)
+
+
+class _Asked:
+    """One check that this node asks."""
+
+    __slots__ = ("check", "key", "last", "reg_index", "tally", "task", "timer")
+
+    def __init__(self, key: Key, check: Check, reg_index: int, state: State) -> None:
+        self.key: Key = key
+        self.check: Check = check
+        self.reg_index: int = reg_index
+        self.tally: Tally = Tally(state)
+        self.last: CheckView | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Checker:
+    """Asks, from ``start`` to ``stop``. Made once by ``__main__``."""
+
+    def __init__(self, log: Log, reach: Reach, *, chance: random.Random | None = None) -> None:
+        self._log: Log = log
+        self._reach: Reach = reach
+        self._chance: random.Random = chance or random.Random()
+        self._asked: dict[Key, dict[str, _Asked]] = {}
+        self._count: int = 0
+        self._wanted: dict[_Name, Result] = {}
+        self._doubt: Doubt = Doubt()
+        self._epoch: int = -1
+        self._whole_at: float = 0.0
+        self._stopping: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._gate: asyncio.Semaphore | None = None
+        self._hops = ThreadPoolExecutor(4, thread_name_prefix="checks-hop")
+        self._thread = threading.Thread(target=self._run, name="checks", daemon=True)
+        log.listen(self._applied)
+        log.serve(REPORT, self._take_report)
+        log.serve(SECOND, self._take_question)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks no more, and joins the thread."""
+        self._post(self._end)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+        self._hops.shutdown(wait=False, cancel_futures=True)
+
+    def views(self, instance: Instance) -> dict[str, CheckView]:
+        """The last answers to an instance's checks that this node asks, by the check's name."""
+        asked = self._asked.get(instance.key, {}).copy()
+        return {name: each.last for name, each in asked.items() if each.last is not None}
+
+    def __len__(self) -> int:
+        """How many checks this node asks."""
+        return self._count
+
+    # -- the loop ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._stopping, self._gate = asyncio.Event(), asyncio.Semaphore(ASKED_MAX)
+        self._loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            try:
+                self._look()
+                await self._report()
+            except Exception:
+                logger.exception("the health checks met a failure that they do not know")
+            try:
+                await asyncio.wait_for(self._stopping.wait(), LOOK_S)
+            except TimeoutError:
+                continue
+        for asked in self._asked.values():
+            for each in asked.values():
+                each.end()
+
+    def _end(self) -> None:
+        if self._stopping is not None:
+            self._stopping.set()
+
+    def _post(self, action: object, *arguments: object) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(action, *arguments)  # pyright: ignore[reportArgumentType]
+            except RuntimeError:
+                logger.debug("the checks have ended")
+
+    # -- which checks are this node's ----------------------------------------------
+
+    def _applied(self, index: int, events: tuple[Event, ...]) -> None:
+        if events and self._loop is not None and any(event.instance.checks or self._asked for event in events):
+            self._post(self._changed, events)
+
+    def _changed(self, events: tuple[Event, ...]) -> None:
+        for event in events:
+            if event.kind in ("DEREGISTER", "EVICT"):
+                self._drop(event.instance.key)
+            else:
+                self._adopt(event.instance)
+
+    def _look(self) -> None:
+        """After an assignment, and now and then: all of it."""
+        epoch, now = self._log.registry.assignment.epoch, time.monotonic()
+        if epoch == self._epoch and now - self._whole_at < WHOLE_S:
+            return
+        self._epoch, self._whole_at = epoch, now
+        held: set[Key] = set()
+        for view in self._log.registry.services():
+            for instance in view.instances:
+                if instance.checks:
+                    held.add(instance.key)
+                    self._adopt(instance)
+        for key in self._asked.keys() - held:
+            self._drop(key)
+
+    def _adopt(self, instance: Instance) -> None:
+        nodes = self._log.registry.assignment.nodes
+        ours = bool(nodes) and owner_of(instance.service, instance.id, nodes) == self._log.node_id
+        checks = {check.name: check for check in instance.checks if check.asks} if ours else {}
+        self._drop(instance.key, but=checks)
+        if not checks:
+            return
+        asked = self._asked.setdefault(instance.key, {})
+        for state in instance.check_states:
+            check = checks.get(state.name)
+            if check is None:
+                continue
+            known = asked.get(check.name)
+            if known is None:
+                asked[check.name] = self._begin(_Asked(instance.key, check, instance.reg_index, state.state))
+                continue
+            known.reg_index = instance.reg_index
+            if state.state == "pending":
+                known.tally = Tally("pending")
+
+    def _begin(self, asked: _Asked) -> _Asked:
+        self._count += 1
+        within_s = asked.check.interval_s
+        self._later(
+            asked, self._chance.uniform(0, min(FIRST_S, within_s) if asked.tally.state == "pending" else within_s)
+        )
+        return asked
+
+    def _drop(self, key: Key, *, but: Mapping[str, Check] = NONE) -> None:
+        """Asks no more what is not in ``but``."""
+        asked = self._asked.get(key)
+        if asked is None:
+            return
+        for name in [name for name, each in asked.items() if but.get(name) != each.check]:
+            asked.pop(name).end()
+            self._wanted.pop((key, name), None)
+            self._count -= 1
+        if not asked:
+            del self._asked[key]
+
+    # -- asking --------------------------------------------------------------------
+
+    def _later(self, asked: _Asked, seconds: float) -> None:
+        assert self._loop is not None
+        asked.timer = self._loop.call_later(seconds, self._due, asked)
+
+    def _due(self, asked: _Asked) -> None:
+        assert self._loop is not None
+        self._later(asked, asked.check.interval_s)
+        if asked.task is None or asked.task.done():
+            asked.task = self._loop.create_task(self._ask(asked))
+
+    async def _ask(self, asked: _Asked) -> None:
+        assert self._gate is not None
+        async with self._gate:
+            found = await ask(asked.check, self._reach)
+        asked.last = CheckView(found.state, found.output, found.latency_s, time.time())
+        before = asked.tally.state
+        after = asked.tally.add(found.state, asked.check)
+        if after == "critical" and before != "critical":
+            now = time.monotonic()
+            self._doubt.turned(now)
+            if self._doubt.doubts(self._count, now) and not await self._confirmed(asked):
+                # Asked again at its time; until somebody else says so too, it is as it was.
+                asked.tally.state = before
+                return
+        self._note(asked, after)
+
+    def _note(self, asked: _Asked, state: State) -> None:
+        name = (asked.key, asked.check.name)
+        if self._stands(asked.key, asked.check.name) == state:
+            self._wanted.pop(name, None)
+        else:
+            self._wanted[name] = Result(asked.key, asked.reg_index, asked.check.name, state)
+
+    def _stands(self, key: Key, check: str) -> State | None:
+        instance = self._log.registry.instance(key)
+        states = instance.check_states if instance is not None else ()
+        return next((state.state for state in states if state.name == check), None)
+
+    # -- a second node's word ------------------------------------------------------
+
+    async def _confirmed(self, asked: _Asked) -> bool:
+        """Whether another node finds it critical too. Without another node, this one's word must do."""
+        nodes = self._log.registry.assignment.nodes
+        others = others_by_turn(asked.key.service, asked.key.id, nodes)
+        payload, left_s = msgspec.msgpack.encode(asked.check), asked.check.timeout_s + 1.0
+        for node in others:
+            try:
+                answer = await self._hop(node, SECOND, payload, left_s)
+                found = _found.decode(answer)
+            except (RollcallError, msgspec.DecodeError) as error:
+                logger.info("%s gave no second opinion: %s", node, error)
+                continue
+            if found.state != "critical":
+                logger.warning("%s finds %s well: it may be this node's network that is ill", node, asked.key.id)
+            return found.state == "critical"
+        return not others
+
+    def _take_question(self, peer: str, payload: bytes, reply: Reply) -> None:
+        """On the log's thread: asks on the loop, and answers from there."""
+        try:
+            check = _check.decode(payload)
+        except msgspec.DecodeError:
+            reply(b"")
+            return
+        self._post(self._ask_for, check, reply)
+
+    def _ask_for(self, check: Check, reply: Reply) -> None:
+        async def answer() -> None:
+            reply(msgspec.msgpack.encode(await ask(check, self._reach)))
+
+        assert self._loop is not None
+        task = self._loop.create_task(answer())
+        _kept.add(task)
+        task.add_done_callback(_kept.discard)
+
+    # -- reporting -----------------------------------------------------------------
+
+    async def _report(self) -> None:
+        for name, result in list(self._wanted.items()):
+            if self._stands(result.key, result.check) == result.state:
+                del self._wanted[name]
+        if not self._wanted:
+            return
+        results = tuple(list(self._wanted.values())[:RESULTS_MAX])
+        leader = self._log.wait_leadership(None, 0.0).leader
+        if leader is None:
+            return
+        payload = msgspec.msgpack.encode(_Reported(self._log.registry.assignment.epoch, results))
+        try:
+            if leader == self._log.node_id:
+                proposal = self._propose(self._log.node_id, payload)
+                await asyncio.get_running_loop().run_in_executor(
+                    self._hops, proposal.result, time.monotonic() + REPORT_S
+                )
+            else:
+                await self._hop(leader, REPORT, payload, REPORT_S)
+        except RollcallError as error:
+            logger.debug("%d results of checks are reported again: %s", len(results), error)
+
+    async def _hop(self, node: str, kind: str, payload: bytes, within_s: float) -> bytes:
+        deadline = time.monotonic() + within_s
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._hops, self._log.request, node, kind, payload, deadline)
+
+    def _take_report(self, peer: str, payload: bytes, reply: Reply) -> None:
+        """On the leader, on the log's thread."""
+        try:
+            self._propose(peer, payload).on_done(lambda proposal: reply(b""))
+        except (RollcallError, msgspec.DecodeError) as error:
+            logger.debug("a report of %s was not taken: %s", peer, error)
+            reply(b"")
+
+    def _propose(self, node: str, payload: bytes) -> Proposal:
+        reported = _reported.decode(payload)
+        if not self._log.status().serving_term:
+            raise NotLeader(f"{self._log.node_id} does not lead")
+        return self._log.propose(Report(node, reported.epoch, reported.results), time_ns=time.time_ns())
+
+
+_kept: set[asyncio.Task[None]] = set()
+"""An event loop holds its tasks weakly."""

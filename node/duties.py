@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
-from ..replication.commands import Evict, Judgement
-from ..replication.errors import NotLeader, RollcallError
+from ..replication.checks import State
+from ..replication.commands import CHECKS_LEVEL, Assign, Condemn, Evict, Judgement, Report, Result
+from ..replication.errors import NotFound, NotLeader, RollcallError
 from ..replication.log import Leadership, Log, LogStatus, Proposal
 from ..replication.records import Event, Key
-from .eviction import Pace, ProtectionView, choose, protection
+from .condition import Condition, Sharing, ttl_check
+from .eviction import Pace, ProtectionView, allowed, choose, protection
 from .forward import PROTECTION
 from .leases import Leases
 from .values import LeaseView, Renewal, Renewed
@@ -42,6 +44,9 @@ Short beside what is left of the shortest lease after a renewal was due (2 s, re
 
 VIEW_S = 1.0
 """How often the leader counts who is late, and the others ask it."""
+
+CHECKED_MAX = 500
+"""Results, or instances condemned, in one command."""
 
 
 class DutySettings(Struct, frozen=True, kw_only=True):
@@ -67,8 +72,13 @@ class _Tenure:
         self.swept_at: float = now
         self.lock = threading.Lock()
         self.leases: Leases | None = None
+        self.condition: Condition | None = None
+        self.sharing: Sharing | None = None
+        self.proposed: dict[str, Proposal] = {}
+        """What is under way of each kind, so that it is not proposed twice."""
         self.early: list[tuple[Event, ...]] = []
         self.pace: Pace = Pace()
+        self.condemned: Pace = Pace()
         self.view: ProtectionView = NOT_KNOWN
 
 
@@ -128,6 +138,27 @@ class Duties:
             raise NotLeader(f"{status.node} has not heard a quorum for {status.leader_contact_s:.1f} s")
         return tenure.leases
 
+    def report(self, key: Key, check: str, state: State) -> Proposal | None:
+        """A service's own word on a check that nobody asks; None if the log says so already.
+
+        Raises ``NotFound`` if there is no such check, ``NotLeader`` as ``renew`` does.
+        """
+        tenure = self._tenure
+        if tenure is None:
+            raise NotLeader(f"{self._log.node_id} keeps no leases now")
+        self._leases_of(tenure)
+        instance = self._log.registry.instance(key)
+        if instance is None or ttl_check(instance, check) is None:
+            what = f"no instance {key.id!r}" if instance is None else f"no check {check!r} with ttl_s at {key.id!r}"
+            raise NotFound(f"{what} of service {key.service!r} is registered in env {key.env!r}")
+        with tenure.lock:
+            if tenure.condition is not None:
+                tenure.condition.heard(key, check, time.monotonic())
+        if any(each.name == check and each.state == state for each in instance.check_states):
+            return None
+        result = Result(key, instance.reg_index, check, state)
+        return self._log.propose(Report("", 0, (result,), tenure.term), time_ns=time.time_ns())
+
     def lease(self, key: Key) -> LeaseView | None:
         """The lease as this node knows it: exact on the leader, elsewhere None."""
         tenure = self._tenure
@@ -177,6 +208,8 @@ class Duties:
                 tenure.early.append(events)
             else:
                 tenure.leases.applied(events, time.monotonic())
+                if tenure.condition is not None:
+                    tenure.condition.applied(events, time.monotonic())
 
     # -- the thread ----------------------------------------------------------------
 
@@ -226,11 +259,16 @@ class Duties:
             # A leader that was cut off answers heartbeats for as long as it may think that it leads.
             former_s=self._settings.contact_s_max,
         )
+        checked = (i for view in self._log.registry.services() for i in view.instances if i.checks)
+        # As leases do: the leader before may have taken a service's word for so long.
+        condition = Condition(checked, time.monotonic() + self._settings.contact_s_max)
+        tenure.sharing = Sharing(self._log.registry.assignment.nodes)
         with tenure.lock:
             for events in tenure.early:
                 leases.applied(events, time.monotonic())
+                condition.applied(events, time.monotonic())
             tenure.early.clear()
-            tenure.leases = leases
+            tenure.leases, tenure.condition = leases, condition
         logger.info("keeping %d leases in term %d", len(leases), tenure.term)
 
     def _lead(self, tenure: _Tenure, now: float) -> None:
@@ -240,18 +278,24 @@ class Duties:
             return
         status = self._log.status()
         with tenure.lock:
-            self._look(leases, status, now, paused=now - tenure.looked_at > LOOK_S + PAUSED_S)
+            deaf = self._look(leases, status, now, paused=now - tenure.looked_at > LOOK_S + PAUSED_S)
+            if deaf and tenure.condition is not None:
+                tenure.condition.disturbed(now)
         tenure.looked_at = now
+        if self._log.registry.level >= CHECKS_LEVEL:
+            self._share(tenure, status, now)
         if now - tenure.viewed_at > VIEW_S:
             self._view_now(tenure, leases, now)
+            self._judge_checks(tenure, now)
             tenure.viewed_at = now
         if now - tenure.swept_at > leases.sweep_interval_s():
             self._sweep(tenure, leases, now)
             tenure.swept_at = now
 
-    def _look(self, leases: Leases, status: LogStatus, now: float, *, paused: bool) -> None:
-        """Whether this node could listen, and which nodes are in contact (design section 4)."""
-        if paused or (status.leader_contact_s or 0.0) > self._settings.contact_s_max:
+    def _look(self, leases: Leases, status: LogStatus, now: float, *, paused: bool) -> bool:
+        """Whether this node could not listen; and which nodes are in contact (design section 4)."""
+        deaf = paused or (status.leader_contact_s or 0.0) > self._settings.contact_s_max
+        if deaf:
             leases.disturbed(now)
         else:
             leases.recovered(now)
@@ -260,6 +304,46 @@ class Duties:
                 leases.back(peer.id, now)
             else:
                 leases.lost(peer.id, now, down=peer.down)
+        return deaf
+
+    # -- health checks -------------------------------------------------------------
+
+    def _share(self, tenure: _Tenure, status: LogStatus, now: float) -> None:
+        """Has the checks shared by the nodes that are in contact."""
+        if tenure.sharing is None:
+            return
+        reached = {peer.id for peer in status.peers if peer.reachable and (peer.contact_s or 0.0) < CONTACT_S}
+        members = [status.node, *(peer.id for peer in status.peers)]
+        wanted = tenure.sharing.wanted(members, {status.node, *reached}, now)
+        if wanted and wanted != self._log.registry.assignment.nodes and self._may_propose(tenure, "assign"):
+            logger.info("health checks are shared by %s", ", ".join(wanted))
+            tenure.proposed["assign"] = self._log.propose(Assign(wanted, tenure.term), time_ns=time.time_ns())
+
+    def _judge_checks(self, tenure: _Tenure, now: float) -> None:
+        """Services that have not spoken, and instances that were critical for longer than they may."""
+        condition = tenure.condition
+        if condition is None:
+            return
+        with tenure.lock:
+            silent = condition.silent(now)[:CHECKED_MAX] if self._may_propose(tenure, "silent") else []
+            # As many in a minute as evictions may be, of those that have such checks.
+            room = min(CHECKED_MAX, tenure.condemned.room(allowed(len(condition)), now))
+            overdue = condition.overdue(now)[:room] if self._may_propose(tenure, "condemn") else []
+            tenure.condemned.evicted(len(overdue), now)
+        if silent:
+            command = Report("", 0, tuple(silent), tenure.term)
+            tenure.proposed["silent"] = self._log.propose(command, time_ns=time.time_ns())
+        if overdue:
+            for judged in overdue:
+                logger.info("removing %s: its check %s has been critical for too long", judged.key.id, judged.check)
+            command = Condemn(tuple(overdue), tenure.term)
+            tenure.proposed["condemn"] = self._log.propose(command, time_ns=time.time_ns())
+
+    def _may_propose(self, tenure: _Tenure, kind: str) -> bool:
+        before = tenure.proposed.get(kind)
+        return before is None or before.settled
+
+    # -- evictions -----------------------------------------------------------------
 
     def _view_now(self, tenure: _Tenure, leases: Leases, now: float) -> None:
         """Counts who is late, and says so when that starts or stops holding evictions."""

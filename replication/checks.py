@@ -73,7 +73,7 @@ class Check(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
         return self.kind != "ttl"
 
 
-class CheckState(Struct, frozen=True, array_like=True, gc=False):
+class CheckState(Struct, frozen=True, gc=False):
     """How one check stands. ``since``: the index of the entry that made it so."""
 
     name: str

@@ -30,7 +30,7 @@ def registration(
     _agree(data, "service", service)
     _agree(data, "id", id)
     _agree(data, "env", env)
-    _no_checks(data)
+    _name_checks(data)
     data.setdefault("ttl_s", ttl_s)
     if "id" not in data:
         data["id"] = _default_id(data)
@@ -125,9 +125,17 @@ def _agree(data: dict[str, Any], field: str, elsewhere: str | None) -> None:
         raise Invalid(message, field=field)
 
 
-def _no_checks(data: dict[str, Any]) -> None:
-    if data.pop("checks", None):
-        raise Invalid("checks: health checks come with a later version; send none, or []", field="checks")
+def _name_checks(data: dict[str, Any]) -> None:
+    """No checks are the same as none said; a check without a name gets one."""
+    checks = data.get("checks")
+    if not checks:
+        data.pop("checks", None)
+        return
+    if isinstance(checks, list):
+        data["checks"] = [
+            {"name": f"check-{number}", **check} if isinstance(check, dict) else check
+            for number, check in enumerate(checks, 1)
+        ]
 
 
 def _default_id(data: dict[str, Any]) -> str:

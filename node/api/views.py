@@ -20,6 +20,7 @@ from .query import Query
 
 CACHE_BYTES_MAX = 32 * 1024 * 1024
 HEALTHS: tuple[str, ...] = ("passing", "warning", "pending", "critical")
+MASKED = "***"
 STATUSES: tuple[str, ...] = ("up", "down", "starting", "draining", "out_of_service")
 
 _FIELDS = Instance.__struct_fields__
@@ -28,9 +29,13 @@ encode_json = msgspec.json.Encoder().encode
 
 
 def record(instance: Instance) -> dict[str, Any]:
-    """The record as nodes agree on it, every field shown. ``checks`` come with health checks."""
+    """The record as nodes agree on it, every field shown; but of the headers that checks send, only the names."""
     shown: dict[str, Any] = {field: getattr(instance, field) for field in _FIELDS}
-    shown["checks"] = []
+    if instance.checks:
+        shown["checks"] = tuple(
+            msgspec.structs.replace(check, headers=dict.fromkeys(check.headers, MASKED)) if check.headers else check
+            for check in instance.checks
+        )
     return shown
 
 

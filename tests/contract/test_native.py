@@ -35,7 +35,7 @@ class TestRegistering:
         assert again.json["address"] == "10.0.0.2"
         assert again.json["create_index"] == first["create_index"] < again.json["reg_index"]
 
-    def test_the_record_has_every_field_and_no_checks_yet(self, api: Api) -> None:
+    def test_the_record_has_every_field(self, api: Api) -> None:
         record = api.register(tags=["a"], meta={"k": "v"}, checks=[]).json
 
         assert record["checks"] == []
@@ -80,10 +80,23 @@ class TestRegistering:
     def test_an_env_in_the_body_alone_counts(self, api: Api) -> None:
         assert api.put(f"{ORDERS}/o1", {"env": "prod"}).json["env"] == "prod"
 
-    def test_checks_are_refused_until_there_are_any(self, api: Api) -> None:
-        told = problem(api.put(f"{ORDERS}/o1", {"checks": [{"type": "http"}]}), 400, "Invalid", field="checks")
+    def test_an_instance_with_checks_is_pending_and_is_not_handed_out(self, api: Api) -> None:
+        checks = [
+            {"http": "http://10.0.0.1/health", "headers": {"Authorization": "Bearer secret"}},
+            {"name": "t", "ttl_s": 9},
+        ]
+        shown = api.put(f"{ORDERS}/o1", {"checks": checks}).json
 
-        assert "later version" in told["detail"]
+        assert shown["health"] == "pending"
+        assert [check["name"] for check in shown["checks"]] == ["check-1", "t"]
+        assert shown["checks"][0]["headers"] == {"Authorization": "***"}
+        assert [state["state"] for state in shown["check_states"]] == ["pending", "pending"]
+        assert "secret" not in api.get(f"{ORDERS}?health=any").text
+        assert api.get(ORDERS).json["instances"] == []
+
+    def test_a_check_that_nobody_could_make_is_refused(self, api: Api) -> None:
+        told = problem(api.put(f"{ORDERS}/o1", {"checks": [{"type": "http"}]}), 400, "Invalid", field="checks[0].type")
+        assert "not known here" in told["detail"]
 
     def test_an_older_dirty_timestamp_replaces_nothing(self, api: Api) -> None:
         api.register(dirty_timestamp=2_000, version="new")

@@ -156,7 +156,7 @@ def test_a_body_that_is_no_json_object_is_refused(api: Api, method: str, path: s
         ({"status_override": "up"}, "status_override"),
         ({"health": "passing"}, "health"),
         ({"modify_index": 1}, "modify_index"),
-        ({"checks": [1]}, "checks"),
+        ({"checks": [1]}, "checks[0]"),
         ({"checks": "no"}, "checks"),
         ({"colour": "red"}, "colour"),
     ],

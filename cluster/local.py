@@ -34,7 +34,7 @@ RAFT_OFFSET = 1000
 NODES_MAX = 7
 READY_S = 30.0
 LOG_LINES_SHOWN = 15
-_EXTRA_NODE = ("flask", "prometheus_client", "pysyncobj", "waitress")
+_EXTRA_NODE = ("dns", "flask", "prometheus_client", "pysyncobj", "waitress")
 
 
 class LocalCluster:
@@ -152,6 +152,8 @@ class LocalCluster:
             "data_dir": self.node_dir(i),
             "http_host": HOST,
             "http_port": self.port + i,
+            "dns_host": HOST,
+            "dns_port": self.port + DNS_OFFSET + i,
             "raft_host": HOST,
             "raft_port": self.port + RAFT_OFFSET + i,
             "members": members,

@@ -9,6 +9,7 @@ a second signal ends it at once. SIGHUP has it read its certificate again.
 import gc
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -16,9 +17,10 @@ import time
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
+from urllib.parse import urlsplit
 
 if missing := [
-    name for name in ("flask", "prometheus_client", "pysyncobj", "waitress") if util.find_spec(name) is None
+    name for name in ("dns", "flask", "prometheus_client", "pysyncobj", "waitress") if util.find_spec(name) is None
 ]:
     sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
@@ -30,6 +32,8 @@ from ..replication.transport import Endpoint, Transport
 from . import certs, logs
 from .api import ApiSettings, create_app
 from .budget import Budget
+from .dns.answers import Answers, Zone
+from .dns.server import Server as DnsServer
 from .duties import Duties, DutySettings
 from .metrics import Metrics
 from .server import Server
@@ -128,9 +132,22 @@ class Node:
             body_bytes_max=4 * max(settings.body_bytes_max, settings.batch_body_bytes_max),
             on_failure=_die,
         )
+        self.dns: DnsServer | None = self._dns() if settings.dns_port else None
+
+    def _dns(self) -> DnsServer:
+        settings = self._settings
+        zone = Zone(
+            domain=settings.dns_domain,
+            env=settings.dns_env,
+            ttl_s=settings.dns_ttl_s,
+            node_id=settings.node_id,
+            hosts={member.id: urlsplit(member.http).hostname or "" for member in settings.members},
+        )
+        answers = Answers(self.engine.registry, zone, random.Random())
+        return DnsServer(answers, settings.dns_host, settings.dns_port, on_failure=_die)
 
     def start(self) -> None:
-        """Serves. Raises ``OSError`` if the HTTP port is taken.
+        """Serves. Raises ``OSError`` if the port of HTTP or DNS is taken.
 
         Clients come in last, so that what they read is not older than what this
         node served before it was stopped.
@@ -141,6 +158,8 @@ class Node:
         self.engine.wait_applied(known, time.monotonic() + REPLAY_S)
         self.duties.start()
         self.server.start()
+        if self.dns is not None:
+            self.dns.start()
         _freeze()
 
     def look(self, *, reload: bool) -> None:
@@ -171,10 +190,14 @@ class Node:
         if self.engine.status().role == "leader" and self._settings.members[1:]:
             handed_over = self.engine.transfer_leadership(min(until - 0.5, time.monotonic() + TRANSFER_S))
             logger.info("leadership handed over" if handed_over else "nobody took over leadership")
+        if self.dns is not None:
+            self.dns.stop(0.2)
         self.server.stop(max(0.3, until - time.monotonic() - 0.3))
 
     def close(self) -> None:
         """Closes what is left, drained or not."""
+        if self.dns is not None:
+            self.dns.stop(0.0)
         self.server.stop(0.0)
         self.duties.stop()
         self.engine.close()

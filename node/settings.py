@@ -28,7 +28,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..replication.errors import Invalid
-from ..replication.records import TTL_S_MAX, TTL_S_MIN
+from ..replication.records import DEFAULT_ENV, TTL_S_MAX, TTL_S_MIN
 from . import settings_rules, settings_table
 from .settings_rules import ID_PATTERN, WILDCARDS, joined
 from .settings_table import ENV_PREFIX, Setting, about, table_of
@@ -153,6 +153,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     snapshot_interval_s: Annotated[
         _Positive, about("raft", "time after which a log that grew is compacted anyway", unit="s")
     ] = 300.0
+
+    dns_host: Annotated[str, about("dns", "address that DNS is served on, UDP and TCP")] = "127.0.0.1"
+    dns_port: Annotated[Annotated[int, Meta(ge=0, le=65_535)], about("dns", "port of DNS; 0: no DNS")] = 0
+    dns_domain: Annotated[str, about("dns", "domain that is answered for: SERVICE.service.DOMAIN")] = "rollcall"
+    dns_ttl_s: Annotated[
+        Annotated[int, Meta(ge=0, le=24 * 3600)],
+        about("dns", "how long answers may be kept; 0: not at all", unit="s"),
+    ] = 0
+    dns_env: Annotated[str, about("dns", "env whose services have names in DNS")] = DEFAULT_ENV
 
     lease_ttl_s: Annotated[
         Annotated[float, Meta(ge=TTL_S_MIN, le=TTL_S_MAX)],

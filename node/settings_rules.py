@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 ID_PATTERN = r"^[A-Za-z0-9._-]{1,64}\Z"
 MEMBERS_MAX = 7
+DOMAIN_LENGTH_MAX = 100
+"""Leaves room below it for the names of services and nodes: a name in DNS has at most 255 bytes."""
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 """Hosts that mean every address of the machine: good to bind to, not to connect to."""
 
@@ -21,6 +23,7 @@ def check(settings: "Settings") -> None:
     """Raises ``Invalid`` for the first thing that does not fit together."""
     _check_addresses(settings)
     _check_members(settings)
+    _check_dns(settings)
     _check_relations(settings)
 
 
@@ -120,6 +123,36 @@ def _check_members(settings: "Settings") -> None:
                 f"({field} follows from host and port where it is not set)",
                 field=field,
             )
+
+
+def _check_dns(settings: "Settings") -> None:
+    for name in ("http", "raft"):
+        host, port = getattr(settings, f"{name}_host"), getattr(settings, f"{name}_port")
+        if settings.dns_host == host and settings.dns_port == port:
+            raise Invalid(f"dns_port and {name}_port are both {port} on {host}: give each its own", field="dns_port")
+    domain = settings.dns_domain.removesuffix(".")
+    if not _is_name(domain) or len(domain) > DOMAIN_LENGTH_MAX:
+        raise Invalid(
+            f"dns_domain: expected a domain of at most {DOMAIN_LENGTH_MAX} characters, like rollcall or "
+            f"registry.example.com, got {settings.dns_domain!r}",
+            field="dns_domain",
+        )
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", settings.dns_env):
+        raise Invalid(
+            f"dns_env: expected 1 to 128 of letters, digits, '.', '_', '-', got {settings.dns_env!r}", field="dns_env"
+        )
+    nameless = next((member.id for member in settings.members if not _is_name(member.id)), None)
+    if settings.dns_port and nameless is not None:
+        raise Invalid(
+            f"members: {nameless!r} cannot be part of a name in DNS (parts between dots have 1 to 63 characters): "
+            "rename the node, or set dns_port = 0",
+            field="members",
+        )
+
+
+def _is_name(text: str) -> bool:
+    """Whether DNS can carry ``text`` as (part of) a name."""
+    return all(re.fullmatch(r"[A-Za-z0-9_-]{1,63}", label) for label in text.split("."))
 
 
 def _check_relations(settings: "Settings") -> None:

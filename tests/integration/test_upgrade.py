@@ -39,6 +39,7 @@ class Release:
         rooms = REPOSITORY if path is None else path / "rollcall"
         found = re.search(r"^LEVEL = (\d+)$", (rooms / "replication" / "commands.py").read_text(), re.MULTILINE)
         self.level: int = int(found[1]) if found else 1
+        self.has_dns: bool = "dns_port" in (rooms / "node" / "settings.py").read_text()
 
     def variables(self) -> pytest.MonkeyPatch:
         """Has processes that are started meanwhile run this release; ``undo`` ends that."""
@@ -64,6 +65,14 @@ class Mixed(Cluster):
             super().start_node(i, *flags)
         finally:
             variables.undo()
+
+    def _command(self, i: int) -> list[str]:
+        command = super()._command(i)
+        if not self.releases[i].has_dns:
+            for flag in ("--dns-host", "--dns-port"):
+                place = command.index(flag)
+                del command[place : place + 2]
+        return command
 
     def replace(self, i: int, release: Release) -> None:
         """Ends a node in order and starts another release on its data."""

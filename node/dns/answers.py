@@ -1,0 +1,436 @@
+"""What this node answers to a DNS question: bytes in, bytes out, from its own copy of the registry.
+
+No socket, clock or thread: the time and the chance are handed in. Names below
+the domain (``rollcall.`` unless set otherwise), in any case of letters:
+
+    [TAG.]SERVICE.service.D        A, AAAA, SRV, TXT of the instances that should get traffic
+    _SERVICE._tcp.service.D        the same (RFC 2782); another second label than _tcp, _udp is a tag
+    NODE.node.D                    A, AAAA: where that node serves HTTP
+    HEX.addr.D                     A, AAAA: the address spelt in hex; what SRV records point to
+    D                              SOA, NS
+
+A name that does not exist is NXDOMAIN, one without a record of the type asked
+for is an empty NOERROR, both with the SOA. A service that nobody serves is
+NXDOMAIN as well: Consul's clients know it so, and resolvers pass on an
+NXDOMAIN at once where they might try an empty answer again elsewhere.
+``service.D``, ``node.D`` and ``addr.D`` exist and are empty: a resolver that
+asks label by label would not look below an NXDOMAIN (RFC 8020).
+
+Services whose names differ only in case are one service here. The same
+question gets its answer in the case it was asked in, down to the domain of the
+names that SRV records point to.
+
+Questions, which may be malformed in every way, are read with dnspython. Answers
+are put together here: a record is a few bytes behind a pointer, and for the
+thousand of a large service dnspython needed 30 ms, where this takes 2.
+"""
+
+import ipaddress
+import math
+import random
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rdataclass
+import msgspec
+from dns.name import Name
+from dns.rcode import Rcode
+from dns.rdatatype import RdataType
+from msgspec import Struct
+
+from ...replication.records import DEFAULT_ENV, Instance
+from ...replication.registry import Registry
+
+UDP_BYTES_MIN = 512
+"""What every client takes (RFC 1035), and all that one without EDNS takes."""
+
+UDP_BYTES_MAX = 4096
+"""The most that is sent in one datagram, whatever a client advertises."""
+
+TCP_BYTES_MAX = 65_535
+
+NAMES_S = 1.0
+"""A new service whose name has capitals may be unknown for so long; others are found at once."""
+
+_ADDRESSES = frozenset({RdataType.A, RdataType.AAAA, RdataType.CNAME, RdataType.ANY})
+_TRANSFERS = frozenset({RdataType.AXFR, RdataType.IXFR})
+_BRANCHES = frozenset({(b"service",), (b"node",), (b"addr",), (b"_tcp", b"service"), (b"_udp", b"service")})
+"""Names that exist because others stand below them."""
+
+_RECORDS_MAX = 3
+"""Records that may come with a question: its OPT, perhaps a signature. More is not a question."""
+
+_HEADER_BYTES = 12
+_OPT_BYTES = 11
+_TEXT_BYTES_MAX = 255
+
+_HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\Z")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Place = Address | Name
+"""Where an instance or a node is: an address, or a host's name."""
+
+
+class Zone(Struct, frozen=True, kw_only=True):
+    """What is answered for. ``hosts`` has the host of each node's HTTP address, this node's included."""
+
+    node_id: str
+    hosts: Mapping[str, str]
+    domain: str = "rollcall"
+    env: str = DEFAULT_ENV
+    ttl_s: int = 0
+
+
+class _Asked(Struct, frozen=True):
+    """A question about a name in the domain. ``labels`` are those before it, ``domain`` the rest, as it was spelt."""
+
+    kind: RdataType
+    labels: tuple[bytes, ...]
+    domain: tuple[bytes, ...]
+
+    @property
+    def here(self) -> bytes:
+        """The domain, as a pointer to the question."""
+        return (0xC000 | _HEADER_BYTES + len(_wire(self.labels))).to_bytes(2, "big")
+
+
+class _Record(Struct, frozen=True):
+    """One record of an answer, and the records that help to use it: they stay or go together."""
+
+    kind: RdataType
+    data: bytes
+    owner: bytes = (0xC000 | _HEADER_BYTES).to_bytes(2, "big")  # a pointer to the question
+    extra: "tuple[_Record, ...]" = ()
+
+    def __len__(self) -> int:
+        return len(self.owner) + 10 + len(self.data) + sum(map(len, self.extra))
+
+    def wire(self, ttl_s: int) -> bytes:
+        return self.owner + struct.pack("!HHIH", self.kind, dns.rdataclass.IN, ttl_s, len(self.data)) + self.data
+
+
+class Answers:
+    """Answers the questions that come in as messages. To be used by one thread."""
+
+    def __init__(self, registry: Registry, zone: Zone, chance: random.Random) -> None:
+        self._registry: Registry = registry
+        self._zone: Zone = zone
+        self._chance: random.Random = chance
+        self._domain: Name = dns.name.from_text(zone.domain)
+        self._hosts: dict[bytes, str] = {id.encode().lower(): host for id, host in zone.hosts.items()}
+        self._node: bytes = _wire((*zone.node_id.encode().split(b"."), b"node"))
+        self._names: _Names = _Names(registry, zone.env)
+
+    def reply(self, data: bytes, now: float, *, tcp: bool) -> bytes | None:
+        """The message that answers ``data``; None where silence is the answer.
+
+        Silence is for what has no id and for what is itself an answer: two
+        servers must not go on telling each other that they do not understand.
+        """
+        if len(data) < 2 or data[2:3] >= b"\x80":
+            return None
+        if len(data) < _HEADER_BYTES:
+            return _Reply(data).refused(Rcode.FORMERR)
+        if (data[2] >> 3) & 0xF != dns.opcode.QUERY:
+            return _Reply(data).refused(Rcode.NOTIMP)
+        questions, *others = struct.unpack_from("!4H", data, 4)
+        if questions != 1 or sum(others) > _RECORDS_MAX:
+            return _Reply(data).refused(Rcode.FORMERR)
+        try:
+            query = dns.message.from_wire(data)
+        except dns.exception.DNSException:
+            return _Reply(data).refused(Rcode.FORMERR)
+        return self._answer(query, _Reply(data, query, tcp=tcp), now)
+
+    def _answer(self, query: dns.message.Message, reply: "_Reply", now: float) -> bytes:
+        question = query.question[0]
+        if query.edns > 0:
+            return reply.refused(Rcode.BADVERS)
+        elsewhere = question.rdclass != dns.rdataclass.IN or not question.name.is_subdomain(self._domain)
+        if elsewhere or question.rdtype in _TRANSFERS:
+            return reply.refused(Rcode.REFUSED)
+        depth = len(question.name) - len(self._domain)
+        asked = _Asked(question.rdtype, question.name.labels[:depth], question.name.labels[depth:])
+        found = self._find(asked, now)
+        records = [] if found is None else reply.fitting(found)
+        if found is not None and (records or reply.truncated):
+            return reply.message(Rcode.NOERROR, answers=records, ttl_s=self._zone.ttl_s)
+        rcode = Rcode.NXDOMAIN if found is None else Rcode.NOERROR
+        soa = msgspec.structs.replace(self._soa(asked), owner=asked.here)
+        return reply.message(rcode, authority=[soa], ttl_s=self._zone.ttl_s)
+
+    # What there is by a name: None if there is no such name
+
+    def _find(self, asked: _Asked, now: float) -> Iterable[_Record] | None:
+        folded = tuple(label.lower() for label in asked.labels)
+        if not folded:
+            return (record for record in self._apex(asked) if asked.kind in (record.kind, RdataType.ANY))
+        if folded in _BRANCHES:
+            return ()
+        match folded[-1]:
+            case b"service":
+                instances = self._instances(asked.labels[:-1], now)
+                return _of_service(asked, instances) if instances else None
+            case b"node":
+                host = self._hosts.get(_joined(folded[:-1]))
+                return None if host is None else _addresses(asked.kind, _places([host]))
+            case b"addr":
+                address = _from_hex(folded[:-1])
+                return None if address is None else _addresses(asked.kind, [address])
+            case _:
+                return None
+
+    def _apex(self, asked: _Asked) -> Iterator[_Record]:
+        yield self._soa(asked)
+        node = self._node + asked.here
+        places = _places([self._hosts.get(self._zone.node_id.encode().lower(), "")])
+        glue = tuple(_address(place, node) for place in places if not isinstance(place, Name))
+        yield _Record(RdataType.NS, node, extra=glue)
+
+    def _soa(self, asked: _Asked) -> _Record:
+        """Its serial is the index of the copy that was read. A negative answer is not to be
+        kept (the last 0): who registers is found at once."""
+        names = self._node + asked.here + _wire((b"hostmaster",)) + asked.here
+        numbers = struct.pack("!5I", self._registry.applied_index % 2**32, 3600, 600, 86_400, 0)
+        return _Record(RdataType.SOA, names + numbers)
+
+    def _instances(self, labels: tuple[bytes, ...], now: float) -> list[Instance]:
+        """Who serves what ``labels`` name, in the order in which they should be tried.
+
+        A service's name may hold dots, so the whole is looked for first. Only
+        where no such service is registered is a part of it a tag.
+        """
+        registered = self._registered(labels, now)
+        tag: bytes | None = None
+        if not registered and len(labels) > 1:
+            if labels[0].startswith(b"_") and labels[-1].startswith(b"_"):
+                tag, labels = labels[-1][1:].lower(), (labels[0][1:], *labels[1:-1])
+                if tag in (b"tcp", b"udp"):
+                    tag = None
+            else:
+                tag, labels = labels[0].lower(), labels[1:]
+            registered = self._registered(labels, now)
+        serving = (instance for instance in registered if instance.serving)
+        if tag is not None:
+            serving = (i for i in serving if any(each.encode().lower() == tag for each in i.tags))
+        return weighted(serving, self._chance)
+
+    def _registered(self, labels: tuple[bytes, ...], now: float) -> list[Instance]:
+        found: list[Instance] = []
+        for name in self._names.of(_joined(labels), now):
+            view = self._registry.service(self._zone.env, name)
+            if view is not None:
+                found += view.instances
+        return found
+
+
+class _Names:
+    """Names of services by their names in small letters.
+
+    The registry tells capitals apart and DNS does not. Going through all names
+    is done only when the registry has changed, and once in ``NAMES_S`` at most.
+    """
+
+    def __init__(self, registry: Registry, env: str) -> None:
+        self._registry: Registry = registry
+        self._env: str = env
+        self._by_folded: dict[bytes, list[str]] = {}
+        self._index: int = 0
+        self._next: float = -math.inf
+
+    def of(self, name: bytes, now: float) -> Iterable[str]:
+        """The names that ``name`` may mean; not all of them need still be there."""
+        if self._index != self._registry.applied_index and now >= self._next:
+            self._index = self._registry.applied_index
+            self._next = now + NAMES_S
+            self._by_folded = {}
+            for view in self._registry.services(self._env):
+                if view.name != view.name.lower():
+                    self._by_folded.setdefault(view.name.lower().encode(), []).append(view.name)
+        if not name or not name.isascii():
+            return ()
+        # One as it was asked with capitals may be newer than the list.
+        asked = name.decode()
+        return dict.fromkeys((asked.lower(), *self._by_folded.get(name.lower(), ()), asked))
+
+
+def failure(data: bytes) -> bytes | None:
+    """What to answer to ``data`` when answering failed here: SERVFAIL, so that another node is asked."""
+    return _Reply(data).refused(Rcode.SERVFAIL) if len(data) >= 2 else None
+
+
+def weighted(instances: Iterable[Instance], chance: random.Random) -> list[Instance]:
+    """The instances in a random order in which each is the next with a chance like its weight; weight 0 comes last."""
+
+    def key(instance: Instance) -> tuple[bool, float]:
+        # The order of random() ** (1 / weight), largest first, without its rounding to 1 for large weights.
+        drawn = -math.log(1.0 - chance.random())
+        return (True, drawn) if instance.weight <= 0 else (False, drawn / instance.weight)
+
+    return sorted(instances, key=key)
+
+
+# Records
+
+
+def _of_service(asked: _Asked, instances: Sequence[Instance]) -> Iterable[_Record]:
+    if asked.kind == RdataType.SRV:
+        return _services(asked, instances)
+    if asked.kind == RdataType.TXT:
+        return _texts(instances)
+    if asked.kind in _ADDRESSES:
+        return _addresses(asked.kind, _places(instance.address or instance.hostname for instance in instances))
+    return ()
+
+
+def _addresses(kind: RdataType, places: Sequence[Place]) -> Iterable[_Record]:
+    """Each address once. A host's name counts only where nobody has an address, and then one
+    of them: a CNAME may stand neither beside addresses nor beside another (RFC 1034, 3.6.2).
+
+    Strictly it may not stand beside SRV and TXT records either; Consul does the same.
+    """
+    if kind not in _ADDRESSES:
+        return ()
+    addresses = [place for place in places if not isinstance(place, Name)]
+    if not addresses:
+        return [_Record(RdataType.CNAME, _wire(place.labels)) for place in places[:1] if isinstance(place, Name)]
+    records = (_address(address) for address in dict.fromkeys(addresses))
+    return (record for record in records if kind in (record.kind, RdataType.ANY))
+
+
+def _services(asked: _Asked, instances: Sequence[Instance]) -> Iterator[_Record]:
+    """Each address and port once, each with an address record of its own: HAProxy takes one
+    for each SRV record, also where two of them point to the same name."""
+    seen: set[tuple[Place, int]] = set()
+    domain, here = _wire(asked.domain), asked.here
+    for instance in instances:
+        place = _place(instance.address or instance.hostname)
+        if place is None or (place, instance.port) in seen:
+            continue
+        seen.add((place, instance.port))
+        # A target is written in full (RFC 2782).
+        if isinstance(place, Name):
+            target, extra = _wire(place.labels), ()
+        else:
+            labels = _wire((place.packed.hex().encode(), b"addr"))
+            target, extra = labels + domain, (_address(place, labels + here),)
+        weight = min(max(instance.weight, 0), 65_535)
+        yield _Record(RdataType.SRV, struct.pack("!3H", 1, weight, instance.port) + target, extra=extra)
+
+
+def _texts(instances: Sequence[Instance]) -> Iterator[_Record]:
+    """One record for each instance, of one text for each key. A pair too long for a text is left out."""
+    seen: set[bytes] = set()
+    for instance in instances:
+        facts = {**instance.meta, "version": instance.version} if instance.version else instance.meta
+        texts = (f"{key}={value}".encode() for key, value in facts.items())
+        data = _wire(tuple(text for text in texts if len(text) <= _TEXT_BYTES_MAX))
+        if data and data not in seen:
+            seen.add(data)
+            yield _Record(RdataType.TXT, data)
+
+
+def _address(address: Address, owner: bytes | None = None) -> _Record:
+    kind = RdataType.A if address.version == 4 else RdataType.AAAA
+    return _Record(kind, address.packed) if owner is None else _Record(kind, address.packed, owner)
+
+
+# Places and names
+
+
+def _places(texts: Iterable[str]) -> list[Place]:
+    return [place for text in texts if (place := _place(text)) is not None]
+
+
+@lru_cache(maxsize=16_384)
+def _place(text: str) -> Place | None:
+    """The place that ``text`` says; None if it is neither an address nor a name that DNS can carry."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        name = text.removesuffix(".")
+        return dns.name.from_text(name) if _HOST.match(name) else None
+    # An address with a scope means something on one machine only.
+    return None if "%" in text else address
+
+
+def _from_hex(labels: tuple[bytes, ...]) -> Address | None:
+    if len(labels) != 1 or not re.fullmatch(rb"[0-9a-f]{8}|[0-9a-f]{32}", labels[0]):
+        return None
+    return ipaddress.ip_address(bytes.fromhex(labels[0].decode()))
+
+
+def _joined(labels: tuple[bytes, ...]) -> bytes:
+    """The labels as a name with dots; empty if a label holds a dot itself, for then it would mean another name."""
+    return b"" if any(b"." in label for label in labels) else b".".join(labels)
+
+
+def _wire(parts: Iterable[bytes]) -> bytes:
+    """Labels, or texts, each behind its length."""
+    return b"".join(bytes((len(part),)) + part for part in parts)
+
+
+# Messages
+
+
+class _Reply:
+    """The answer to one message: repeats its id and question, and knows how much room there is."""
+
+    def __init__(self, data: bytes, query: dns.message.Message | None = None, *, tcp: bool = False) -> None:
+        self._id: bytes = data[:2]
+        # The opcode and "recursion desired" are repeated. Recursion is never available.
+        self._flags: int = 0x8000 | ((data[2] & 0x79) << 8 if len(data) > 2 else 0)
+        self._query: dns.message.Message | None = query
+        self._question: bytes = b""
+        self._room: int = TCP_BYTES_MAX if tcp else UDP_BYTES_MIN
+        self.truncated: bool = False
+        if query is not None:
+            asked = query.question[0]
+            self._question = _wire(asked.name.labels) + struct.pack("!HH", asked.rdtype, asked.rdclass)
+            if query.edns >= 0 and not tcp:
+                self._room = min(max(query.payload, UDP_BYTES_MIN), UDP_BYTES_MAX)
+        self._room -= _HEADER_BYTES + len(self._question) + _OPT_BYTES
+
+    def fitting(self, records: Iterable[_Record]) -> list[_Record]:
+        """As many of the first records as there is room for, each with what belongs to it;
+        the first without that rather than none. Where that is not all, ``truncated`` says so."""
+        kept: list[_Record] = []
+        room = self._room
+        for record in records:
+            room -= len(record)
+            if room < 0:
+                self.truncated = True
+                alone = msgspec.structs.replace(record, extra=())
+                return kept or [alone][: len(alone) <= self._room]
+            kept.append(record)
+        return kept
+
+    def refused(self, rcode: Rcode) -> bytes:
+        """The message that says no more than ``rcode``, for what this server has no authority over."""
+        return self._message(rcode, (), (), 0)
+
+    def message(
+        self, rcode: Rcode, *, answers: Sequence[_Record] = (), authority: Sequence[_Record] = (), ttl_s: int
+    ) -> bytes:
+        """The message with these records, and what belongs to them behind them."""
+        self._flags |= dns.flags.AA | (dns.flags.TC if self.truncated else 0)
+        return self._message(rcode, answers, authority, ttl_s)
+
+    def _message(self, rcode: Rcode, answers: Sequence[_Record], authority: Sequence[_Record], ttl_s: int) -> bytes:
+        extra = [each for record in answers for each in record.extra]
+        parts = [record.wire(ttl_s) for record in (*answers, *authority, *extra)]
+        counts = [1 if self._question else 0, len(answers), len(authority), len(extra)]
+        if self._query is not None and self._query.edns >= 0:
+            counts[3] += 1
+            # Its TTL holds the upper bits of the rcode, the version 0, and "DNSSEC OK" as it came (RFC 3225).
+            ttl = rcode >> 4 << 24 | self._query.ednsflags & dns.flags.DO
+            parts.append(b"\0" + struct.pack("!HHIH", RdataType.OPT, UDP_BYTES_MAX, ttl, 0))
+        header = struct.pack("!5H", self._flags | rcode & 0xF, *counts)
+        return b"".join((self._id, header, self._question, *parts))

@@ -32,10 +32,12 @@ from ..replication.transport import Endpoint, Transport
 from . import certs, logs
 from .api import ApiSettings, create_app
 from .budget import Budget
+from .checker import Checker
 from .dns.answers import Answers, Zone
 from .dns.server import Server as DnsServer
 from .duties import Duties, DutySettings
 from .metrics import Metrics
+from .probes import Reach, networks_from
 from .server import Server
 from .service import Service, ServiceSettings
 from .settings import Settings, load
@@ -133,6 +135,9 @@ class Node:
             on_failure=_die,
         )
         self.dns: DnsServer | None = self._dns() if settings.dns_port else None
+        self.checker: Checker = Checker(
+            self.engine, Reach(networks_from(settings.checks_networks), settings.checks_scripts)
+        )
 
     def _dns(self) -> DnsServer:
         settings = self._settings
@@ -157,6 +162,7 @@ class Node:
         self.engine.start()
         self.engine.wait_applied(known, time.monotonic() + REPLAY_S)
         self.duties.start()
+        self.checker.start()
         self.server.start()
         if self.dns is not None:
             self.dns.start()
@@ -182,6 +188,7 @@ class Node:
         until = time.monotonic() + self._settings.drain_timeout_s
         self.service.drain()
         self.engine.drain()
+        self.checker.stop()
         while time.monotonic() < until - TRANSFER_S - 0.5:
             under_way = self.service.budget.by_kind()
             if not under_way["write"] and not under_way["renewal"]:
@@ -199,6 +206,7 @@ class Node:
         if self.dns is not None:
             self.dns.stop(0.0)
         self.server.stop(0.0)
+        self.checker.stop()
         self.duties.stop()
         self.engine.close()
 

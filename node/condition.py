@@ -49,6 +49,7 @@ class _Followed(Struct):
     instance: Instance
     heard_at: dict[str, float]
     critical_at: dict[str, tuple[int, float]]
+    notes: dict[str, str]
 
 
 class Condition:
@@ -70,11 +71,17 @@ class Condition:
             else:
                 self._follow(event.instance, now)
 
-    def heard(self, key: Key, check: str, now: float) -> None:
-        """The service said how it is, whatever it said."""
+    def heard(self, key: Key, check: str, now: float, note: str = "") -> None:
+        """The service said how it is, whatever it said; ``note`` is for people."""
         followed = self._followed.get(key)
         if followed is not None and check in followed.heard_at:
             followed.heard_at[check] = now
+            followed.notes[check] = note
+
+    def notes(self, key: Key) -> dict[str, str]:
+        """What the service last said beside its checks."""
+        followed = self._followed.get(key)
+        return followed.notes.copy() if followed is not None else {}
 
     def disturbed(self, now: float) -> None:
         """This leader could not hear for a while: everybody has a full length from now on."""
@@ -125,7 +132,8 @@ class Condition:
             if state.state == "critical":
                 known = before.critical_at.get(state.name) if before is not None else None
                 critical_at[state.name] = known if known is not None and known[0] == state.since else (state.since, now)
-        self._followed[instance.key] = _Followed(instance, heard_at, critical_at)
+        notes = before.notes if before is not None and same else {}
+        self._followed[instance.key] = _Followed(instance, heard_at, critical_at, notes)
 
 
 def ttl_check(instance: Instance, name: str) -> Check | None:

@@ -138,7 +138,7 @@ class Duties:
             raise NotLeader(f"{status.node} has not heard a quorum for {status.leader_contact_s:.1f} s")
         return tenure.leases
 
-    def report(self, key: Key, check: str, state: State) -> Proposal | None:
+    def report(self, key: Key, check: str, state: State, note: str = "") -> Proposal | None:
         """A service's own word on a check that nobody asks; None if the log says so already.
 
         Raises ``NotFound`` if there is no such check, ``NotLeader`` as ``renew`` does.
@@ -153,11 +153,19 @@ class Duties:
             raise NotFound(f"{what} of service {key.service!r} is registered in env {key.env!r}")
         with tenure.lock:
             if tenure.condition is not None:
-                tenure.condition.heard(key, check, time.monotonic())
+                tenure.condition.heard(key, check, time.monotonic(), note)
         if any(each.name == check and each.state == state for each in instance.check_states):
             return None
         result = Result(key, instance.reg_index, check, state)
         return self._log.propose(Report("", 0, (result,), tenure.term), time_ns=time.time_ns())
+
+    def notes(self, key: Key) -> dict[str, str]:
+        """What a service last said beside its own checks, where this node leads."""
+        tenure = self._tenure
+        if tenure is None or tenure.condition is None:
+            return {}
+        with tenure.lock:
+            return tenure.condition.notes(key)
 
     def lease(self, key: Key) -> LeaseView | None:
         """The lease as this node knows it: exact on the leader, elsewhere None."""
@@ -335,7 +343,7 @@ class Duties:
             tenure.proposed["silent"] = self._log.propose(command, time_ns=time.time_ns())
         if overdue:
             for judged in overdue:
-                logger.info("removing %s: its check %s has been critical for too long", judged.key.id, judged.check)
+                logger.info("removing %s: its check %s has failed for too long", judged.key.id, judged.check)
             command = Condemn(tuple(overdue), tenure.term)
             tenure.proposed["condemn"] = self._log.propose(command, time_ns=time.time_ns())
 

@@ -19,13 +19,16 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
+from ..replication.checks import State
 from ..replication.commands import from_peer, to_peer
 from ..replication.errors import Invalid, NotDone, RollcallError, Unknown, from_wire, to_wire
 from ..replication.log import Log, Proposal, Reply
+from ..replication.records import Key
 from ..replication.registry import Outcome
 from .values import Renewal, Renewed
 
 SUBMIT, BARRIER, RENEW, PROTECTION, HAND_OVER = "submit", "barrier", "renew", "protection", "hand over"
+SAY, VIEWS = "say of a check", "views of checks"
 """Kinds of requests between nodes."""
 
 ROUND_MAX = 10_000
@@ -118,6 +121,15 @@ class RenewalsAsked(Struct, frozen=True, array_like=True):
     renewals: tuple[Renewal, ...]
 
 
+class Said(Struct, frozen=True, array_like=True):
+    """What a service says of a check of its own."""
+
+    key: Key
+    check: str
+    state: State
+    note: str
+
+
 class Answered(Struct, frozen=True, array_like=True):
     """What the leader said: an outcome, renewals, or an error as plain data."""
 
@@ -129,6 +141,7 @@ class Answered(Struct, frozen=True, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _submission = msgspec.msgpack.Decoder(Submission)
 _asked = msgspec.msgpack.Decoder(RenewalsAsked)
+_said = msgspec.msgpack.Decoder(Said)
 _answered = msgspec.msgpack.Decoder(Answered)
 
 
@@ -138,6 +151,10 @@ def submission(command: Any, request_id: str) -> bytes:
 
 def renewals_asked(renewals: Sequence[Renewal]) -> bytes:
     return _encode(RenewalsAsked(tuple(renewals)))
+
+
+def said(key: Key, check: str, state: State, note: str) -> bytes:
+    return _encode(Said(key, check, state, note))
 
 
 def read_answer(data: bytes) -> Answered:
@@ -152,7 +169,7 @@ class Desk:
     """The leader's end: takes the peers' requests up and answers them.
 
     ``propose`` stamps and proposes one command; ``barrier`` proposes a barrier;
-    ``renew`` renews. All three are called on the log's thread and do not wait.
+    ``renew`` renews; ``report`` takes a service's word. All of them are called on the log's thread and do not wait.
     """
 
     def __init__(
@@ -162,6 +179,7 @@ class Desk:
         propose: Callable[[Any, str], Proposal],
         barrier: Callable[[], Proposal],
         renew: Callable[[Sequence[Renewal], str], Sequence[Renewed | None]],
+        report: Callable[[Key, str, State, str], Proposal | None],
         protection: Callable[[], bytes],
     ) -> None:
         def submit(peer: str, payload: bytes, reply: Reply) -> None:
@@ -177,7 +195,16 @@ class Desk:
         def hand_over(peer: str, payload: bytes, reply: Reply) -> None:
             log.hand_over(payload.decode()).on_done(lambda proposal: reply(_settled(proposal)))
 
+        def say(peer: str, payload: bytes, reply: Reply) -> None:
+            asked = _said.decode(payload)
+            proposal = report(asked.key, asked.check, asked.state, asked.note)
+            if proposal is None:
+                reply(_encode(Answered(outcome=Outcome(log.registry.applied_index, ("none",)))))
+            else:
+                proposal.on_done(lambda proposal: reply(_settled(proposal)))
+
         log.serve(SUBMIT, _guarded(submit))
+        log.serve(SAY, _guarded(say))
         log.serve(BARRIER, _guarded(read))
         log.serve(RENEW, _guarded(renewals))
         log.serve(HAND_OVER, _guarded(hand_over))

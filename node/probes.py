@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,9 +72,9 @@ def _networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
         raise Invalid(f"checks_networks: {error}", field="checks_networks") from None
 
 
-def checked_networks(texts: Iterable[str]) -> tuple[str, ...]:
-    """``texts`` if all of them are networks, or ``Invalid``."""
-    found = tuple(texts)
+def networks_from(text: str) -> tuple[str, ...]:
+    """The networks that ``text`` names, with commas between them, or ``Invalid``."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
     _networks(found)
     return found
 

@@ -14,6 +14,7 @@ from typing import Literal
 from msgspec import Struct
 
 from ..replication.changes import Changes
+from ..replication.checks import State
 from ..replication.commands import Barrier, Batch, Command, Register, Submittable
 from ..replication.errors import (
     Draining,
@@ -30,7 +31,7 @@ from ..replication.registry import Outcome, Registry
 from .budget import Budget
 from .duties import Duties
 from .eviction import ProtectionView
-from .forward import BARRIER, HAND_OVER, RENEW, SUBMIT, Desk, Rounds, read_answer, renewals_asked, submission
+from .forward import BARRIER, HAND_OVER, RENEW, SAY, SUBMIT, Desk, Rounds, read_answer, renewals_asked, said, submission
 from .values import LeaseView, Member, Renewal, Renewed
 
 DIRTY_AHEAD_NS = 3600 * 10**9
@@ -75,6 +76,7 @@ class Service:
             propose=self._propose,
             barrier=self._read_index,
             renew=self._renew_for_peer,
+            report=duties.report,
             protection=duties.protection_bytes,
         )
 
@@ -140,6 +142,39 @@ class Service:
             shortest = self._settings.lease_ttl_s_min
             if registration.ttl_s is not None and registration.ttl_s < shortest:
                 raise Invalid(f"ttl_s: Expected at least {shortest:g} (lease_ttl_s_min)", field="ttl_s", limit=shortest)
+
+    # -- health checks -------------------------------------------------------------
+
+    def report(self, key: Key, check: str, state: State, note: str = "") -> Outcome:
+        """Takes a service's own word on a check with ``ttl_s``: only a change goes into the log.
+
+        Raises ``NotFound`` if there is no such check, ``NotDone`` or ``Unknown``.
+        """
+        if self._draining:
+            raise Draining(f"{self.node_id} is shutting down: use another node")
+        deadline = time.monotonic() + self._settings.write_timeout_s
+        while True:
+            leader = self._log.wait_leadership(None, 0.0).leader
+            try:
+                if leader is None:
+                    raise NoLeader("there is no leader; an election takes about a second while a quorum is up")
+                if leader != self.node_id:
+                    return self._report_to(leader, said(key, check, state, note), deadline)
+                proposal = self._duties.report(key, check, state, note)
+                return (
+                    Outcome(self.registry.applied_index, ("none",)) if proposal is None else proposal.result(deadline)
+                )
+            except Overloaded:
+                raise
+            except NotDone as error:
+                self._again(error, deadline)
+
+    def _report_to(self, leader: str, payload: bytes, deadline: float) -> Outcome:
+        answered = read_answer(self._log.request(leader, SAY, payload, deadline))
+        if answered.outcome is None:
+            raise Unknown(f"{leader} answered without an outcome")
+        self._log.wait_applied(answered.outcome.index, deadline)
+        return answered.outcome
 
     # -- leadership ----------------------------------------------------------------
 

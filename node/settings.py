@@ -163,6 +163,18 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 0
     dns_env: Annotated[str, about("dns", "env whose services have names in DNS")] = DEFAULT_ENV
 
+    checks_networks: Annotated[
+        str,
+        about(
+            "checks",
+            "networks that health checks may ask, with commas between them; empty: all but link-local ones",
+            example="10.0.0.0/8, fd00::/8",
+        ),
+    ] = ""
+    checks_scripts: Annotated[
+        bool, about("checks", "run the command lines of script checks on this node, as this process' user")
+    ] = False
+
     lease_ttl_s: Annotated[
         Annotated[float, Meta(ge=TTL_S_MIN, le=TTL_S_MAX)],
         about("leases", "lease of a registration that does not ask for one", unit="s", agree=True),

@@ -17,7 +17,7 @@ from .body import json_object
 from .context import Context, Freshness, json_answer
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
-from .registering import Named, StatusOverride, batch, listed, placed, registration
+from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
 from .views import Wanted, env_shown, leased_record, record
 
 HEARTBEATS_MAX = 10_000
@@ -34,6 +34,7 @@ ROUTES = (
     ("PUT", f"{_INSTANCE}/heartbeat", "heartbeat"),
     ("PUT", f"{_INSTANCE}/status", "put_status"),
     ("DELETE", f"{_INSTANCE}/status", "delete_status"),
+    ("PUT", f"{_INSTANCE}/checks/<segment:check>", "put_check"),
     ("POST", "/heartbeats", "heartbeats"),
     ("POST", "/batch", "post_batch"),
     ("GET", "/services", "list_services"),
@@ -107,6 +108,16 @@ class Native:
 
     def _changed(self, key: Key, outcome: Outcome) -> Response:
         return json_answer(changed(self._context, key, outcome))
+
+    # -- health checks
+
+    def put_check(self, service: str, id: str, check: str) -> Response:
+        key = _key(service, id)
+        sent = build(Word, json_object(self._settings.body_bytes_max))
+        with self._service.budget.slot("write"):
+            outcome = self._service.report(key, check, STATES[sent.status], sent.note)
+        g.index = outcome.index
+        return json_answer({"check": check, "state": STATES[sent.status], "changed": "checked" in outcome.kinds})
 
     # -- heartbeats
 

@@ -4,10 +4,11 @@ Shared by the native calls that register: one instance by path, one by its
 default id, many in a batch.
 """
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ...replication.checks import State
 from ...replication.commands import OPERATIONS_MAX, Batch, Deregister, Operation, Register, SetStatus
 from ...replication.errors import Invalid, TooLarge
 from ...replication.records import DEFAULT_ENV, Id, Key, Name, Registration, Status, Text, build
@@ -59,6 +60,19 @@ class StatusOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     status: Status
     reason: Text = ""
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a service says of a check of its own: ``pass``, ``warn`` or ``fail`` (or the state itself), and a note."""
+
+    status: Literal["pass", "warn", "fail", "passing", "warning", "critical"]
+    note: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
+STATES: dict[str, State] = {
+    "pass": "passing", "warn": "warning", "fail": "critical",
+    "passing": "passing", "warning": "warning", "critical": "critical",
+}  # fmt: skip
 
 
 def batch(sent: dict[str, Any], *, ttl_s: float, env: str | None) -> Batch:

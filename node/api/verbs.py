@@ -9,6 +9,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from ...replication.changes import Changes
+from ...replication.checks import State
 from ...replication.commands import Submittable
 from ...replication.log import LogStatus
 from ...replication.records import Key
@@ -48,6 +49,10 @@ class Verbs(Protocol):
 
     def submit(self, command: Submittable, *, request_id: str = "") -> Outcome:
         """Makes the change, here or through the leader, and waits until this node has applied it."""
+        ...
+
+    def report(self, key: Key, check: str, state: State, note: str = "") -> Outcome:
+        """Takes a service's own word on a check of its own."""
         ...
 
     def hand_over(self, to: str = "") -> str:

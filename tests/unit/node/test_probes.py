@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from rollcall.node.probes import OUTPUT_BYTES_MAX, Found, Reach, ask, checked_networks
+from rollcall.node.probes import OUTPUT_BYTES_MAX, Found, Reach, ask, networks_from
 from rollcall.replication.checks import Check
 from rollcall.replication.errors import Invalid
 
@@ -157,14 +157,14 @@ def test_checks_do_not_reach_where_the_operator_did_not_allow():
     assert not ANYWHERE.allows("fe80::1%eth0")
     assert not ANYWHERE.allows("0.0.0.0")
     assert ANYWHERE.allows("10.0.0.1")
-    only = Reach(checked_networks(["10.0.0.0/8", "fd00::/8"]))
+    only = Reach(networks_from("10.0.0.0/8, fd00::/8"))
     assert only.allows("10.1.2.3")
     assert only.allows("fd00::1")
     assert not only.allows("192.168.0.1")
     assert "may not be made of 127.0.0.1" in asked(ok(), reach=only)[0].output
     assert "may not be made of" in asked(b"", reach=only, tcp="localhost:PORT")[0].output
     with pytest.raises(Invalid, match="checks_networks"):
-        checked_networks(["10.0.0.0/99"])
+        networks_from("10.0.0.0/99")
 
 
 def test_a_thousand_slow_targets_wait_side_by_side():

@@ -14,6 +14,7 @@ from flask import Flask, Response, g, request
 from ...replication.errors import Invalid
 from ..logs import request_id
 from ..metrics import Metrics
+from .catalog import Catalog
 from .context import Context
 from .discovery import Discovery
 from .fast import Environ, Fast
@@ -52,7 +53,8 @@ def _flask(context: Context) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder=None, root_path=here, instance_path=here)
     app.url_map.converters["segment"] = Segment
     app.url_map.merge_slashes = False  # an answer that redirects is one more thing for a client to get wrong
-    for face in (Native(context), Watch(context), Health(context), Simple(context), Discovery(context)):
+    faces = (Native, Watch, Health, Simple, Discovery, Catalog)
+    for face in (kind(context) for kind in faces):
         app.register_blueprint(face.blueprint())
     app.register_error_handler(Exception, _answer_error)
     app.before_request(_Beginning(context))

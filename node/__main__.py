@@ -102,6 +102,9 @@ class Node:
             ),
             evicted=self.metrics.evicted,
         )
+        self.checker: Checker = Checker(
+            self.engine, Reach(networks_from(settings.checks_networks), settings.checks_scripts)
+        )
         self.service: Service = Service(
             self.engine,
             self.duties,
@@ -115,6 +118,7 @@ class Node:
                     for member in settings.members
                 ),
             ),
+            self.checker,
         )
         self.server: Server = Server(
             create_app(
@@ -135,9 +139,6 @@ class Node:
             on_failure=_die,
         )
         self.dns: DnsServer | None = self._dns() if settings.dns_port else None
-        self.checker: Checker = Checker(
-            self.engine, Reach(networks_from(settings.checks_networks), settings.checks_scripts)
-        )
 
     def _dns(self) -> DnsServer:
         settings = self._settings

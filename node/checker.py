@@ -32,7 +32,7 @@ from .tally import Doubt, Tally
 
 logger = logging.getLogger(__name__)
 
-REPORT, SECOND = "report checks", "second opinion"
+REPORT, SECOND, VIEWS = "report checks", "second opinion", "views of checks"
 """Kinds of requests between nodes."""
 
 FIRST_S = 1.0
@@ -45,6 +45,7 @@ WHOLE_S = 60.0
 """Everything is gone through again that often, beside the changes as they come."""
 
 REPORT_S = 5.0
+VIEWS_S = 1.0
 RESULTS_MAX = 2_000
 ASKED_MAX = 2_000
 """Questions under way at a time."""
@@ -71,6 +72,8 @@ class _Reported(Struct, frozen=True, array_like=True):
 _reported = msgspec.msgpack.Decoder(_Reported)
 _check = msgspec.msgpack.Decoder(Check)
 _found = msgspec.msgpack.Decoder(Found)
+_key = msgspec.msgpack.Decoder(Key)
+_views = msgspec.msgpack.Decoder(dict[str, CheckView])
 
 
 class _Asked:
@@ -115,6 +118,7 @@ class Checker:
         log.listen(self._applied)
         log.serve(REPORT, self._take_report)
         log.serve(SECOND, self._take_question)
+        log.serve(VIEWS, self._take_look)
 
     def start(self) -> None:
         self._thread.start()
@@ -126,10 +130,29 @@ class Checker:
             self._thread.join(timeout=5.0)
         self._hops.shutdown(wait=False, cancel_futures=True)
 
-    def views(self, instance: Instance) -> dict[str, CheckView]:
+    def views(self, key: Key) -> dict[str, CheckView]:
         """The last answers to an instance's checks that this node asks, by the check's name."""
-        asked = self._asked.get(instance.key, {}).copy()
+        asked = self._asked.get(key, {}).copy()
         return {name: each.last for name, each in asked.items() if each.last is not None}
+
+    def views_of_owner(self, instance: Instance) -> tuple[str, dict[str, CheckView]]:
+        """Which node asks, and what it was answered last; nothing if that node does not say. Waits a second at most."""
+        owner = owner_of(instance.service, instance.id, self._log.registry.assignment.nodes)
+        if owner in ("", self._log.node_id):
+            return owner, self.views(instance.key)
+        try:
+            payload = msgspec.msgpack.encode(instance.key)
+            answer = self._log.request(owner, VIEWS, payload, time.monotonic() + VIEWS_S)
+            return owner, _views.decode(answer)
+        except (RollcallError, msgspec.DecodeError) as error:
+            logger.debug("%s does not say what it found: %s", owner, error)
+            return owner, {}
+
+    def _take_look(self, peer: str, payload: bytes, reply: Reply) -> None:
+        try:
+            reply(msgspec.msgpack.encode(self.views(_key.decode(payload))))
+        except msgspec.DecodeError:
+            reply(b"")
 
     def __len__(self) -> int:
         """How many checks this node asks."""

@@ -26,13 +26,14 @@ from ..replication.errors import (
     Unknown,
 )
 from ..replication.log import Log, LogStatus, Proposal, Role
-from ..replication.records import Key, Registration
+from ..replication.records import Instance, Key, Registration
 from ..replication.registry import Outcome, Registry
 from .budget import Budget
+from .checker import Checker
 from .duties import Duties
 from .eviction import ProtectionView
 from .forward import BARRIER, HAND_OVER, RENEW, SAY, SUBMIT, Desk, Rounds, read_answer, renewals_asked, said, submission
-from .values import LeaseView, Member, Renewal, Renewed
+from .values import CheckShown, LeaseView, Member, Renewal, Renewed
 
 DIRTY_AHEAD_NS = 3600 * 10**9
 """How far in the future a ``dirty_timestamp`` may lie."""
@@ -59,7 +60,10 @@ class ServiceSettings(Struct, frozen=True, kw_only=True):
 class Service:
     """One node's verbs. Thread-safe; made once by ``__main__``."""
 
-    def __init__(self, log: Log, duties: Duties, budget: Budget, settings: ServiceSettings) -> None:
+    def __init__(
+        self, log: Log, duties: Duties, budget: Budget, settings: ServiceSettings, checker: Checker | None = None
+    ) -> None:
+        self._checker: Checker | None = checker
         self._log: Log = log
         self._duties: Duties = duties
         self._settings: ServiceSettings = settings
@@ -168,6 +172,27 @@ class Service:
                 raise
             except NotDone as error:
                 self._again(error, deadline)
+
+    def checks(self, instance: Instance) -> list[CheckShown]:
+        """How an instance's checks stand, and what the node that asks was answered last."""
+        node, views = self._checker.views_of_owner(instance) if self._checker is not None else ("", {})
+        notes = self._duties.notes(instance.key)
+        shown: list[CheckShown] = []
+        for check, state in zip(instance.checks, instance.check_states, strict=True):
+            view = views.get(check.name)
+            shown.append(
+                CheckShown(
+                    name=check.name,
+                    kind=check.kind,
+                    state=state.state,
+                    since=state.since,
+                    node=node if check.asks else "",
+                    output=view.output if view is not None else notes.get(check.name, ""),
+                    latency_ms=round(view.latency_s * 1000, 3) if view is not None else None,
+                    asked_at=int(view.asked_at * 1e9) if view is not None else None,
+                )
+            )
+        return shown
 
     def _report_to(self, leader: str, payload: bytes, deadline: float) -> Outcome:
         answered = read_answer(self._log.request(leader, SAY, payload, deadline))

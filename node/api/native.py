@@ -34,6 +34,7 @@ ROUTES = (
     ("PUT", f"{_INSTANCE}/heartbeat", "heartbeat"),
     ("PUT", f"{_INSTANCE}/status", "put_status"),
     ("DELETE", f"{_INSTANCE}/status", "delete_status"),
+    ("GET", f"{_INSTANCE}/checks", "get_checks"),
     ("PUT", f"{_INSTANCE}/checks/<segment:check>", "put_check"),
     ("POST", "/heartbeats", "heartbeats"),
     ("POST", "/batch", "post_batch"),
@@ -110,6 +111,19 @@ class Native:
         return json_answer(changed(self._context, key, outcome))
 
     # -- health checks
+
+    def get_checks(self, service: str, id: str) -> Response:
+        query = Query.of_request()
+        key, freshness = checked_key(query.env(), service, id), self._freshness(query)
+        query.done()
+        self._context.freshen(freshness)
+        g.index = self._service.registry.applied_index
+        instance = self._service.registry.instance(key)
+        if instance is None:
+            raise _unknown(key)
+        with self._service.budget.slot("read"):
+            shown = self._service.checks(instance)
+        return json_answer({"health": instance.health, "checks": shown})
 
     def put_check(self, service: str, id: str, check: str) -> Response:
         key = _key(service, id)

@@ -12,11 +12,11 @@ from ...replication.changes import Changes
 from ...replication.checks import State
 from ...replication.commands import Submittable
 from ...replication.log import LogStatus
-from ...replication.records import Key
+from ...replication.records import Instance, Key
 from ...replication.registry import Outcome, Registry
 from ..budget import Budget
 from ..eviction import ProtectionView
-from ..values import LeaseView, Member, Renewal, Renewed
+from ..values import CheckShown, LeaseView, Member, Renewal, Renewed
 
 
 class ApiSettings(Struct, frozen=True, kw_only=True):
@@ -53,6 +53,10 @@ class Verbs(Protocol):
 
     def report(self, key: Key, check: str, state: State, note: str = "") -> Outcome:
         """Takes a service's own word on a check of its own."""
+        ...
+
+    def checks(self, instance: Instance) -> list[CheckShown]:
+        """How an instance's checks stand, and what the node that asks was answered last."""
         ...
 
     def hand_over(self, to: str = "") -> str:

@@ -71,6 +71,25 @@ def test_s1_13_an_instance_gets_traffic_when_its_check_passes_and_none_when_it_f
     three.wait_everywhere(lambda i: served_by(three, i, "cart-service") == set(), "nobody to be handed out")
 
 
+def test_s1_5_what_was_answered_and_how_long_it_took_is_shown_by_every_node(three, serve):
+    served = serve("shown")
+    register(three, "shown", "s1", http(served, name="up"), {"name": "self", "ttl_s": 30.0})
+    wait_for(lambda: served.calls > 0, "the check", SOON_S)
+    for i in range(3):
+
+        def shown(i: int = i) -> Any:
+            answer = three.get(i, instance_path("shown", "s1") + "/checks?consistency=linearizable").json
+            return answer if answer["checks"][0]["state"] == "passing" else None
+
+        answer = wait_for(shown, "the check to pass", SOON_S)
+        up, own = answer["checks"]
+        assert answer["health"] == "pending"
+        assert (up["name"], up["kind"], up["output"]) == ("up", "http", "HTTP 200: shown GET /health")
+        assert up["latency_ms"] > 0
+        assert up["node"] in {three.node_id(n) for n in range(3)}
+        assert (own["kind"], own["state"], own["latency_ms"]) == ("ttl", "pending", None)
+
+
 def test_s1_10_watchers_are_told_each_change_of_health(three, serve):
     served = serve()
     begin = int(three.get(0, "/api/v1/services").headers["X-Rollcall-Index"])

@@ -154,8 +154,10 @@ def test_the_last_answer_is_shown_by_the_node_that_asks(three, serve):
     served = serve("hello")
     three.register("a", http(served.port))
     wait_health(three, "a", "passing")
-    (view,) = [checker.views(three.instance("a")) for checker in three.checkers if checker.views(three.instance("a"))]
+    owner, view = three.checkers[0].views_of_owner(three.instance("a"))
 
+    assert owner == owner_of("web", "a", ("n1", "n2", "n3"))
+    assert all(checker.views_of_owner(three.instance("a"))[1].keys() == {"up"} for checker in three.checkers)
     assert view["up"].output == "HTTP 200: hello GET /health"
     assert 0 < view["up"].latency_s < 1
 

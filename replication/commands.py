@@ -22,6 +22,7 @@ from msgspec import Meta, Struct
 
 from .checks import State
 from .errors import Fatal, TooLarge
+from .policies import Policy
 from .records import Id, Key, Name, Registration, Status, Text, invalid_from
 
 FORMAT = 1
@@ -30,7 +31,8 @@ FORMAT = 1
 LEVEL = 3
 """The highest feature level that this build understands. Level 2: ``Raise``,
 ``Compare``, ``Readmit``; pre-votes and read probes between nodes. Level 3:
-health checks (registrations with ``checks``, ``Assign``, ``Report``, ``Condemn``)."""
+health checks (registrations with ``checks``, ``Assign``, ``Report``, ``Condemn``),
+routing policies (``SetPolicy``)."""
 
 CHECKS_LEVEL = 3
 
@@ -66,6 +68,15 @@ class SetStatus(Struct, frozen=True, tag="status", gc=False):
     @property
     def key(self) -> Key:
         return Key(self.env, self.service, self.id)
+
+
+class SetPolicy(Struct, frozen=True, tag="policy", gc=False):
+    """Put a routing policy in force under a name, or remove it (``policy`` None; ``NotFound`` if there is none)."""
+
+    name: Name
+    policy: Policy | None
+    author: Text = ""
+    reason: Text = ""
 
 
 Operation = Register | Deregister | SetStatus
@@ -167,9 +178,21 @@ class Condemn(Struct, frozen=True, tag="condemn", gc=False):
 
 
 Command = (
-    Register | Deregister | SetStatus | Batch | Evict | Barrier | Raise | Compare | Readmit | Assign | Report | Condemn
+    Register
+    | Deregister
+    | SetStatus
+    | Batch
+    | SetPolicy
+    | Evict
+    | Barrier
+    | Raise
+    | Compare
+    | Readmit
+    | Assign
+    | Report
+    | Condemn
 )
-Submittable = Register | Deregister | SetStatus | Batch
+Submittable = Register | Deregister | SetStatus | Batch | SetPolicy
 
 
 class Envelope(Struct, frozen=True, gc=False):
@@ -205,7 +228,7 @@ def level_of(command: Command) -> int:
             return CHECKS_LEVEL if command.registration.checks else FORMAT
         case Batch():
             return max(map(level_of, command.operations))
-        case Assign() | Report() | Condemn():
+        case Assign() | Report() | Condemn() | SetPolicy():
             return CHECKS_LEVEL
         case Raise() | Compare() | Readmit():
             return 2

@@ -30,9 +30,11 @@ from .commands import (
     Register,
     Report,
     Result,
+    SetPolicy,
     SetStatus,
 )
-from .errors import AlreadyRegistered, Fatal, NotFound, RollcallError, from_wire, to_wire
+from .errors import AlreadyRegistered, Fatal, NotFound, RollcallError, TooLarge, from_wire, to_wire
+from .policies import AUDITED_MAX, POLICIES_MAX, PolicyChange, PolicyRecord
 from .records import Event, EventKind, Instance, Key, Registration
 from .state import (
     TOTAL_MASK,
@@ -88,10 +90,19 @@ class Applied(Struct, frozen=True):
 class _Draft:
     """What one command would do: worked out in full before any of it is done."""
 
-    __slots__ = ("assignment", "changed", "events", "index", "now", "services", "told")
+    __slots__ = ("assignment", "changed", "events", "index", "now", "policies", "policy_change", "services", "told")
 
-    def __init__(self, services: dict[ServiceName, ServiceState], assignment: Assignment, index: int, now: int) -> None:
+    def __init__(
+        self,
+        services: dict[ServiceName, ServiceState],
+        assignment: Assignment,
+        policies: tuple[PolicyRecord, ...],
+        index: int,
+        now: int,
+    ) -> None:
         self.services = services
+        self.policies = policies
+        self.policy_change: PolicyChange | None = None
         self.assignment = assignment
         self.index = index
         self.now = now
@@ -110,6 +121,8 @@ class _Draft:
                 if command.term != term:
                     return Outcome(self.index, ("void",) * len(command.judged))
                 return Outcome(self.index, tuple(self._evict(j.key, j.reg_index) for j in command.judged))
+            case SetPolicy():
+                return Outcome(self.index, (self._set_policy(command),))
             case Assign():
                 if command.term != term or command.nodes == self.assignment.nodes:
                     return Outcome(self.index, ("void",))
@@ -184,6 +197,34 @@ class _Draft:
         )
         self._put(instance, "STATUS_CHANGE")
         return "status", instance
+
+    def _set_policy(self, command: SetPolicy) -> Kind:
+        others = tuple(record for record in self.policies if record.name != command.name)
+        if command.policy is None:
+            if len(others) == len(self.policies):
+                raise NotFound(f"no policy is called {command.name!r}")
+            self.policies = others
+        else:
+            if len(others) >= POLICIES_MAX:
+                raise TooLarge(f"there are {POLICIES_MAX} policies: remove one first", limit=POLICIES_MAX)
+            made = PolicyRecord(
+                name=command.name,
+                policy=command.policy,
+                author=command.author,
+                reason=command.reason,
+                changed_at=self.now,
+                modify_index=self.index,
+            )
+            self.policies = tuple(sorted((*others, made), key=lambda record: record.name))
+        self.policy_change = PolicyChange(
+            index=self.index,
+            changed_at=self.now,
+            name=command.name,
+            policy=command.policy,
+            author=command.author,
+            reason=command.reason,
+        )
+        return "policy"
 
     def _evict(self, key: Key, reg_index: int) -> Kind:
         instance = self._find((key.env, key.service), key.id)
@@ -317,6 +358,10 @@ class Registry:
         """The feature level that all members have agreed to use."""
         self.assignment: Assignment = Assignment()
         """Who checks."""
+        self.policies: tuple[PolicyRecord, ...] = ()
+        """The routing policies, by name."""
+        self.policy_changes: tuple[PolicyChange, ...] = ()
+        """The last changes of policies, oldest first."""
         self._last_time_ns: int = 0
         self._era = object()
         self._services: dict[ServiceName, ServiceState] = {}
@@ -373,6 +418,8 @@ class Registry:
             total=self._total,
             level=self.level,
             assignment=self.assignment,
+            policies=self.policies,
+            policy_changes=self.policy_changes,
         )
 
     def replace(self, state: State) -> State:
@@ -393,6 +440,7 @@ class Registry:
         self._total = state.total
         self.level = state.level
         self.assignment = state.assignment
+        self.policies, self.policy_changes = state.policies, state.policy_changes
         self._publish(state.applied_index, state.term)
         return former
 
@@ -404,7 +452,7 @@ class Registry:
             )
 
     def _run(self, index: int, term: int, now: int, envelope: Envelope) -> Applied:
-        draft = _Draft(self._services, self.assignment, index, now)
+        draft = _Draft(self._services, self.assignment, self.policies, index, now)
         try:
             outcome = draft.run(envelope.command, term)
         except RollcallError as error:
@@ -417,6 +465,8 @@ class Registry:
             moved = assignment_digest(draft.assignment) - assignment_digest(self.assignment)
             self._total = (self._total + moved) & TOTAL_MASK
             self.assignment = draft.assignment
+        if draft.policy_change is not None:
+            self._take_policies(draft.policies, draft.policy_change)
         for name, changed in draft.changed.items():
             self._take_over(name, changed, index, now if name in draft.told else None)
         return Applied(outcome, None, tuple(draft.events))
@@ -451,6 +501,15 @@ class Registry:
             # looks at it sees it as it was.
             del self._services[name]
         self._total = (self._total + total) & TOTAL_MASK
+
+    def _take_policies(self, policies: tuple[PolicyRecord, ...], change: PolicyChange) -> None:
+        before = {*map(digest_of, self.policies)}
+        after = {*map(digest_of, policies)}
+        changes = (*self.policy_changes, change)[-AUDITED_MAX:]
+        forgotten = (*self.policy_changes, change)[: -len(changes)]
+        moved = sum(after - before) - sum(before - after) + digest_of(change) - sum(map(digest_of, forgotten))
+        self._total = (self._total + moved) & TOTAL_MASK
+        self.policies, self.policy_changes = policies, changes
 
     def _remember(self, request_id: str, now: int, index: int, applied: Applied) -> None:
         kinds = applied.outcome.kinds if applied.outcome else ()

@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from .checks import Assignment
 from .errors import Damaged, Fatal
+from .policies import PolicyChange, PolicyRecord
 from .records import Instance
 
 STATE_FORMAT = 1
@@ -40,7 +41,9 @@ SORT_MAX = 4_096
 TOTAL_MASK = 2**256 - 1
 """The digest is a sum of hashes modulo 2**256, so that it can be kept up to date."""
 
-Kind = Literal["created", "replaced", "kept", "removed", "status", "evicted", "void", "none", "assigned", "checked"]
+Kind = Literal[
+    "created", "replaced", "kept", "removed", "status", "evicted", "void", "none", "assigned", "checked", "policy"
+]
 """What an operation did. ``kept``: the stored record is newer than the one sent.
 ``void``: an eviction or a check's result that no longer applies. ``none``: nothing
 was to be done."""
@@ -182,6 +185,8 @@ class _Header(Struct, frozen=True, kw_only=True):
     seal: bytes
     level: Annotated[int, msgspec.Meta(ge=1)] = 1
     assignment: Assignment = Assignment()
+    policies: tuple[PolicyRecord, ...] = ()
+    policy_changes: tuple[PolicyChange, ...] = ()
 
 
 class _Chunk(Struct, frozen=True, array_like=True):
@@ -203,7 +208,8 @@ class State:
     """
 
     __slots__ = (
-        "applied_index", "assignment", "instances", "last_time_ns", "level", "requests", "services", "term", "total",
+        "applied_index", "assignment", "instances", "last_time_ns", "level", "policies", "policy_changes", "requests",
+        "services", "term", "total",
     )  # fmt: skip
 
     def __init__(
@@ -218,6 +224,8 @@ class State:
         total: int,
         level: int = 1,
         assignment: Assignment = Assignment(),  # noqa: B008
+        policies: tuple[PolicyRecord, ...] = (),
+        policy_changes: tuple[PolicyChange, ...] = (),
     ) -> None:
         self.applied_index = applied_index
         self.term = term
@@ -228,6 +236,8 @@ class State:
         self.total = total
         self.level = level
         self.assignment = assignment
+        self.policies = policies
+        self.policy_changes = policy_changes
 
     def digest(self) -> tuple[int, str]:
         """What ``Registry.digest`` says of this state."""
@@ -252,6 +262,8 @@ class State:
                 seal=self._seal(),
                 level=self.level,
                 assignment=self.assignment,
+                policies=self.policies,
+                policy_changes=self.policy_changes,
             )
         )
         parts: tuple[list[msgspec.Raw], ...] = ([], [], [])
@@ -306,6 +318,7 @@ class State:
         services: dict[ServiceName, ServiceState] = {}
         requests: dict[str, Remembered] = {}
         total, instances = level_digest(header.level) + assignment_digest(header.assignment), 0
+        total += sum(map(digest_of, (*header.policies, *header.policy_changes)))
         for data in chunks:
             chunk = _chunks.decode(data)
             for env, name, modify_index, latest_timestamp in chunk.heads:
@@ -334,6 +347,8 @@ class State:
             total=total & TOTAL_MASK,
             level=header.level,
             assignment=header.assignment,
+            policies=header.policies,
+            policy_changes=header.policy_changes,
         )
         found = (len(services), sum(len(service.instances) for service in services.values()), len(requests))
         if found != (header.services, header.instances, header.requests) or instances != header.instances:

@@ -28,6 +28,7 @@ from rollcall.replication.commands import (
     Register,
     Report,
     Result,
+    SetPolicy,
     SetStatus,
     decode,
     encode,
@@ -36,6 +37,7 @@ from rollcall.replication.commands import (
     to_peer,
 )
 from rollcall.replication.errors import Fatal, Invalid, TooLarge
+from rollcall.replication.policies import Policy
 from rollcall.replication.records import Key, Registration
 
 KEY = Key("default", "web", "a")
@@ -46,6 +48,8 @@ FROM_CLIENTS = [
     SetStatus("default", "web", "a", "draining", "kernel update"),
     SetStatus("default", "web", "a", None),
     Batch((REGISTER, Deregister(KEY))),
+    SetPolicy("canary", Policy(service="web", percent=1.0, match={"version": "2"}), "ada", "try it"),
+    SetPolicy("canary", None),
 ]
 SECOND_LEVEL = [Raise(LEVEL), Raise(LEVEL + 1), Compare(9, "digest"), Readmit("node-1", "disk")]
 CHECKED = Registration(service="web", id="a", checks=(Check(name="up", tcp="10.0.0.1:80"),))
@@ -71,7 +75,7 @@ def test_every_command_has_the_level_of_the_release_that_brought_it() -> None:
     assert levels == {
         **dict.fromkeys(["Register", "Deregister", "SetStatus", "Batch", "Evict", "Barrier"], 1),
         **dict.fromkeys(["Raise", "Compare", "Readmit"], 2),
-        **dict.fromkeys(["Assign", "Report", "Condemn"], 3),
+        **dict.fromkeys(["Assign", "Report", "Condemn", "SetPolicy"], 3),
     }
     assert level_of(Register(CHECKED)) == level_of(Batch((REGISTER, Register(CHECKED)))) == 3
     assert b"checks" not in to_peer(REGISTER), "a release without checks refuses a field that it does not know"

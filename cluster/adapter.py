@@ -23,7 +23,7 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from .balancer import Endpoint
 from .discovery import Discovery
 from .http import was_refused
-from .pool import NoInstances, Pool
+from .pool import NO_HEADERS, NoInstances, Pool
 
 TRIES = 3
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -54,11 +54,12 @@ class ServiceAdapter(BaseAdapter):
         pool = self._discovery.pool(service)
         options: dict[str, Any] = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert}
         again = request.method in IDEMPOTENT and _can_be_repeated(request)
+        asked = {name.lower(): str(v) for name, v in request.headers.items()} if pool.policies else NO_HEADERS
         tried: list[Endpoint] = []
         failure: Exception | None = None
         while len(tried) < self._tries:
             try:
-                endpoint = pool.pick(time.monotonic(), rest, tried)
+                endpoint = pool.pick(time.monotonic(), rest, tried, asked)
             except NoInstances as error:
                 if failure is None:
                     raise exceptions.ConnectionError(str(error), request=request) from error

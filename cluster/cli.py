@@ -313,7 +313,8 @@ def gateway(
     named = dict(_pair(route, "--route") for route in routes)
     settings = GatewaySettings(routes=named, tries=tries, try_s=try_s, total_s=total_s)
     try:
-        with Discovery(context.nodes, env=context.client.env, balancer=chosen, keep=keep) as discovery:
+        options: dict[str, Any] = {"balancer": chosen, "keep": keep, "follow_policies": True}
+        with Discovery(context.nodes, env=context.client.env, **options) as discovery:
             serve(
                 Gateway(discovery, settings), host, port, threads=threads, body_bytes_max=body_bytes_max,
                 ready=lambda at: click.echo(f"gateway ready  http://{host}:{at}"),

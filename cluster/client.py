@@ -27,6 +27,7 @@ from msgspec import Struct
 from requests.adapters import HTTPAdapter
 
 from ..replication.errors import Gone, Invalid, NotDone, NotFound, RollcallError, Unknown
+from ..replication.policies import Policy, PolicyRecord
 from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
 from .http import Answer, Session, exchange
 from .members import DEFAULT_NODES, Members, urls_from
@@ -260,6 +261,21 @@ class Client:
             self._members.learned((member.http for member in view.members), leader)
         return view
 
+    def policies(self, *, service: str | None = None, timeout_s: float | None = None) -> tuple[PolicyRecord, ...]:
+        """The routing policies in force, by name."""
+        answer = self._read("/policies", params={"service": service}, timeout_s=timeout_s)
+        return tuple(_policy_record(each) for each in answer.body["policies"])
+
+    def set_policy(self, name: str, policy: Policy | None, *, author: str = "", reason: str = "") -> None:
+        """Puts a policy in force under a name, or removes it (None; ``NotFound`` if there is none)."""
+        words = {"author": author or None, "reason": reason or None}
+        path = f"/policies/{quote(name, safe='')}"
+        if policy is None:
+            self._write("DELETE", path, params=words, gone_is_done=True)
+        else:
+            said = {name: word for name, word in words.items() if word}
+            self._write("PUT", path, params={}, body={**msgspec.to_builtins(policy), **said})
+
     def transfer(self, to: str = "", *, timeout_s: float | None = None) -> str:
         """Has leadership handed to the node ``to``, or to the one that is most caught up. The new leader's id."""
         answer = self._call(
@@ -431,6 +447,12 @@ def _instance(answer: Answer) -> Instance:
     if "reg_index" not in answer.body:
         raise NotFound(f"the write was done, but instance {answer.body.get('id')!r} has been removed since")
     return msgspec.convert(answer.body, Instance)
+
+
+def _policy_record(shown: dict[str, Any]) -> PolicyRecord:
+    fields = {name: shown[name] for name in Policy.__struct_fields__ if name in shown}
+    facts = {name: shown[name] for name in PolicyRecord.__struct_fields__ if name != "policy"}
+    return msgspec.convert({**facts, "policy": fields}, PolicyRecord)
 
 
 def _instance_path(key: Key) -> str:

@@ -51,6 +51,9 @@ POLL_S = 30.0
 PATIENCE_S = 1.0
 """With nodes that do not answer a poll; then the loop looks what else is to be done."""
 
+POLICIES_S = 5.0
+"""Between two looks at the registry's policies."""
+
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
 
@@ -77,7 +80,8 @@ class Discovery:
     """May be shared by all threads of a program, and by its forked children: each follows by itself.
 
     ``balancer`` makes one for each service. ``fallback`` names ``HOST:PORT`` or URLs for
-    services that must be found even if the registry never answered. ``keep``: a file in
+    services that must be found even if the registry never answered. ``follow_policies``: those
+    of the registry are in force here too, after ``policies``. ``keep``: a file in
     which lists are kept, for a program that starts while the registry is down. ``close``
     ends the thread; so does the end of a ``with``.
     """
@@ -93,6 +97,7 @@ class Discovery:
         fallback: Mapping[str, Iterable[str]] | None = None,
         keep: str | os.PathLike[str] | None = None,
         refresh_s: float = REFRESH_S,
+        follow_policies: bool = False,
     ) -> None:
         urls = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
         # In any order: else all clients of one configuration would go to the same node.
@@ -100,6 +105,7 @@ class Discovery:
         self.env: str = env
         self._balancer: Callable[[], Balancer] = balancer
         self._policies: tuple[Policy, ...] = tuple(policies)
+        self._follow_policies: bool = follow_policies
         self._caution: Caution = caution
         self._fallback: dict[str, tuple[Instance, ...]] = {
             service: tuple(_fallback(env, service, place) for place in places)
@@ -113,6 +119,8 @@ class Discovery:
     def _begin(self) -> None:
         """With nothing known: at first, and again in a forked child."""
         self._known: dict[str, _Known] = {}
+        self._in_force: tuple[Policy, ...] = self._policies
+        self._policies_at: float = 0.0
         self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -172,7 +180,7 @@ class Discovery:
         with self._lock:
             known = self._known.get(service)
             if known is None:
-                pool = Pool(service, self._balancer, policies=self._policies, caution=self._caution)
+                pool = Pool(service, self._balancer, policies=self._in_force, caution=self._caution)
                 known = self._known[service] = _Known(pool, {})
             now = time.monotonic()
             if known.index < 0 and now - known.asked_at >= FIRST_AGAIN_S:
@@ -187,6 +195,7 @@ class Discovery:
 
     def _ask(self, service: str, known: _Known) -> None:
         try:
+            self._take_policies()
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             self._line.interrupt()  # the watch goes on with one service more
         except Invalid:
@@ -207,10 +216,11 @@ class Discovery:
         while not self._stop.is_set():
             try:
                 self._save()
+                self._take_policies()
                 if time.monotonic() >= refresh_at or any(known.index < 0 for known in list(self._known.values())):
                     self._refresh()
                     refresh_at = time.monotonic() + self._pause_s()
-                self._watch(refresh_at)
+                self._watch(min(refresh_at, self._policies_at) if self._follow_policies else refresh_at)
                 retry_s = RETRY_S_MIN
             except Interrupted:
                 pass  # another service, or the end
@@ -271,6 +281,16 @@ class Discovery:
         for service, known in list(self._known.items()):
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             self._pools[service] = known.pool
+
+    def _take_policies(self) -> None:
+        if not self._follow_policies or time.monotonic() < self._policies_at:
+            return
+        self._policies_at = time.monotonic() + POLICIES_S
+        records = self._client.policies(timeout_s=FIRST_S)
+        found = tuple(record.policy for record in records if record.policy.env == self.env)
+        self._in_force = (*self._policies, *found)
+        for known in list(self._known.values()):
+            known.pool.route(self._in_force, time.monotonic())
 
     def _take(self, known: _Known, listing: Listing) -> None:
         if listing.index < known.index:

@@ -30,7 +30,7 @@ from urllib3 import exceptions as lower
 from ..replication.errors import Invalid
 from .balancer import Endpoint
 from .discovery import Discovery
-from .pool import NoInstances, Pool
+from .pool import NO_HEADERS, NoInstances, Pool
 
 logger = logging.getLogger(__name__)
 
@@ -146,13 +146,14 @@ class Gateway:
     ) -> tuple[Endpoint, urllib3.BaseHTTPResponse]:
         method = environ["REQUEST_METHOD"]
         headers = _forwarded(environ, wanted, request_id)
+        asked = {name.lower(): value for name, value in headers.items()} if pool.policies else NO_HEADERS
         body, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
         until = time.monotonic() + self._settings.total_s
         tried: list[Endpoint] = []
         failure: _Failed | None = None
         while len(tried) < self._settings.tries and (failure is None or time.monotonic() < until):
             try:
-                endpoint = pool.pick(time.monotonic(), wanted.target, tried)
+                endpoint = pool.pick(time.monotonic(), wanted.target, tried, asked)
             except NoInstances:
                 if failure is None:
                     raise

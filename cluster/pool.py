@@ -12,11 +12,12 @@ itself than the list is: only a share of it is ever shunned.
 import math
 import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from ..replication.policies import Policy
 from ..replication.records import Instance
 from .balancer import Balancer, Endpoint, Pick
 
@@ -42,27 +43,7 @@ class Caution(Struct, frozen=True, kw_only=True):
 CAUTION = Caution()
 
 
-class Policy(Struct, frozen=True, kw_only=True):
-    """A share of a service's calls that goes to the instances with these ``tags`` and this ``match``.
-
-    ``match`` names fields (``version``, ``zone``, ``region``) or keys of ``meta``, and what they must
-    be. ``percent`` of the calls go there, the others to the general pool: the instances that no
-    policy matches, or all where each is matched. Without a matching instance the pool takes all.
-    """
-
-    service: str
-    percent: Annotated[float, Meta(ge=0.0, le=100.0)]
-    tags: tuple[str, ...] = ()
-    match: dict[str, str] = {}
-
-    def matches(self, instance: Instance) -> bool:
-        return all(tag in instance.tags for tag in self.tags) and all(
-            (getattr(instance, name) if name in _FIELDS else instance.meta.get(name)) == wanted
-            for name, wanted in self.match.items()
-        )
-
-
-_FIELDS = frozenset({"version", "zone", "region"})
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class Pool:
@@ -78,14 +59,18 @@ class Pool:
         chance: random.Random | None = None,
     ) -> None:
         self.service: str = service
-        self.policies: tuple[Policy, ...] = tuple(policy for policy in policies if policy.service == service)
-        self._balancers: list[Balancer] = [balancer() for _ in range(len(self.policies) + 1)]
+        self.policies: tuple[Policy, ...] = ()
+        self._make_balancer: Callable[[], Balancer] = balancer
+        self._balancers: list[Balancer] = [balancer()]
+        """Of the general pool, and then one for each policy."""
+        self._by_header: list[tuple[Policy, Pick]] = []
         self._caution: Caution = caution
         self._chance: random.Random = chance or random.Random()
         self._lock = threading.Lock()
         self._endpoints: dict[str, Endpoint] = {}
         self._pick: Pick = self._nobody
         self._look_again_at: float = math.inf
+        self.route(policies, 0.0)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -105,12 +90,28 @@ class Pool:
             self._endpoints = kept
             self._arrange(now)
 
-    def pick(self, now: float, key: str = "", without: Collection[Endpoint] = ()) -> Endpoint:
-        """One to call. ``without``: those that were tried already. Raises ``NoInstances``."""
+    def route(self, policies: Iterable[Policy], now: float) -> None:
+        """Other policies; those of other services do not matter."""
+        wanted = tuple(policy for policy in policies if policy.service == self.service)
+        with self._lock:
+            if wanted == self.policies:
+                return
+            general, *others = self._balancers
+            kept = list(zip(self.policies, others, strict=True))
+            found = [next((b for before, b in kept if before == policy), None) for policy in wanted]
+            self.policies = wanted
+            self._balancers = [general, *(balancer or self._make_balancer() for balancer in found)]
+            self._arrange(now)
+
+    def pick(
+        self, now: float, key: str = "", without: Collection[Endpoint] = (), headers: Mapping[str, str] = NO_HEADERS
+    ) -> Endpoint:
+        """One to call. ``without``: those that were tried already; ``headers`` (names in lower case): what policies
+        that go by a header look at. Raises ``NoInstances``."""
         if now >= self._look_again_at:
             with self._lock:
                 self._arrange(now)
-        chosen = self._pick(now, key)
+        chosen = self._chosen(now, key, headers)
         if not without or chosen not in without:
             return chosen
         left = [endpoint for endpoint in self.endpoints if endpoint not in without]
@@ -118,6 +119,13 @@ class Pool:
             raise NoInstances(self.service, "all of them were tried")
         calm = [endpoint for endpoint in left if endpoint.shunned_until <= now]
         return self._chance.choice(calm or left)
+
+    def _chosen(self, now: float, key: str, headers: Mapping[str, str]) -> Endpoint:
+        if headers:
+            for policy, pick in self._by_header:
+                if policy.asked_for(headers):
+                    return pick(now, key)
+        return self._pick(now, key)
 
     def begun(self, endpoint: Endpoint) -> None:
         """A call to it is under way. Say how it ended: ``succeeded``, ``failed`` or ``abandoned``."""
@@ -157,6 +165,7 @@ class Pool:
         every = tuple(self._endpoints.values())
         calm = [endpoint for endpoint in every if endpoint.shunned_until <= now]
         self._look_again_at = min((e.shunned_until for e in every if e.shunned_until > now), default=math.inf)
+        self._by_header = []
         self._pick = self._routed(calm or every) if every else self._nobody
 
     def _routed(self, endpoints: Sequence[Endpoint]) -> Pick:
@@ -172,7 +181,11 @@ class Pool:
         picks = [b.arranged(part or general) for b, part in zip(self._balancers, parts, strict=True)]
         ends: list[tuple[float, Pick]] = []
         end = 0.0
-        for policy, pick in zip(self.policies, picks[1:], strict=True):
+        for policy, pick, part in zip(self.policies, picks[1:], parts[1:], strict=True):
+            if policy.header:
+                if part:
+                    self._by_header.append((policy, pick))
+                continue
             end += policy.percent / 100
             ends.append((end, pick))
         draw, others = self._chance.random, picks[0]

@@ -21,6 +21,7 @@ from .fast import Environ, Fast
 from .health import Health
 from .native import Native
 from .paths import NOT_UTF8, Segment, keep_segments
+from .policies import Policies
 from .problem import CONTENT_TYPE, problem_of
 from .simple import Simple
 from .verbs import ApiSettings, Verbs
@@ -53,7 +54,7 @@ def _flask(context: Context) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder=None, root_path=here, instance_path=here)
     app.url_map.converters["segment"] = Segment
     app.url_map.merge_slashes = False  # an answer that redirects is one more thing for a client to get wrong
-    faces = (Native, Watch, Health, Simple, Discovery, Catalog)
+    faces = (Native, Policies, Watch, Health, Simple, Discovery, Catalog)
     for face in (kind(context) for kind in faces):
         app.register_blueprint(face.blueprint())
     app.register_error_handler(Exception, _answer_error)

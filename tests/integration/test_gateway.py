@@ -61,10 +61,10 @@ def gateway(three: Cluster) -> Iterator[GatewayProcess]:
 def serve(three: Cluster) -> Iterator[Callable[..., Served]]:
     services: list[tuple[str, Served]] = []
 
-    def start(service: str, id: str, **options: Any) -> Served:
+    def start(service: str, id: str, *, version: str = "", **options: Any) -> Served:
         made = Served(id, **options)
         services.append((service, made))
-        three.register(0, service, id, address="127.0.0.1", port=made.port)
+        three.register(0, service, id, address="127.0.0.1", port=made.port, version=version)
         return made
 
     yield start
@@ -207,3 +207,20 @@ def test_with_the_registry_down_it_goes_on_with_what_it_knew(start_cluster: Star
         served.close()
         cluster.start_node(0)
         cluster.wait_ready()
+
+
+def test_s1_12_policies_of_the_registry_are_in_force_here_soon(gateway, serve, three):
+    serve("routed", "old", version="1")
+    serve("routed", "new", version="2")
+    assert {gateway.ask("/api/routed/x").text for _ in range(20)} == {"old GET /x", "new GET /x"}
+    canary = {"service": "routed", "match": {"version": "2"}, "header": "X-Canary", "author": "ada"}
+    assert three.ask(1, "PUT", "/api/v1/policies/canary", json=canary).status == 200
+
+    def only_old() -> bool:
+        return {gateway.ask("/api/routed/x").text for _ in range(20)} == {"old GET /x"}
+
+    wait_for(only_old, "the policy to be in force", 10.0)
+    asked = {gateway.ask("/api/routed/x", headers={"X-Canary": "1"}).text for _ in range(20)}
+    assert asked == {"new GET /x"}
+    assert three.ask(0, "DELETE", "/api/v1/policies/canary").status == 200
+    wait_for(lambda: not only_old(), "the policy to be gone", 10.0)

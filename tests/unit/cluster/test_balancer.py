@@ -323,3 +323,26 @@ def test_the_load_of_a_ring_of_a_hundred_differs_little():
     counts = Counter(pick(0.0, str(n)).instance.id for n in range(20_000))
 
     assert statistics.pstdev(counts.values()) / statistics.mean(counts.values()) < 0.2
+
+
+def test_a_call_with_the_header_of_a_policy_goes_where_it_says():
+    pool = canary_pool(Policy(service="cart", match={"version": "2"}, header="X-Canary", value="yes"))
+
+    assert {pool.pick(0.0, headers={"x-canary": "yes"}).instance.version for _ in range(50)} == {"2"}
+    assert {pool.pick(0.0, headers={"x-canary": "no"}).instance.version for _ in range(50)} == {"1"}
+    assert {pool.pick(0.0).instance.version for _ in range(50)} == {"1"}
+
+
+def test_without_a_match_a_header_changes_nothing():
+    pool = canary_pool(Policy(service="cart", match={"version": "9"}, header="X-Canary"))
+
+    assert {pool.pick(0.0, headers={"x-canary": ""}).instance.version for _ in range(50)} == {"1", "2"}
+
+
+def test_policies_may_change_while_the_list_stays():
+    pool = canary_pool()
+    assert {pool.pick(0.0).instance.version for _ in range(50)} == {"1", "2"}
+    pool.route([Policy(service="cart", percent=100, match={"version": "2"})], 0.0)
+    assert {pool.pick(0.0).instance.version for _ in range(50)} == {"2"}
+    pool.route([], 0.0)
+    assert {pool.pick(0.0).instance.version for _ in range(50)} == {"1", "2"}

@@ -1,0 +1,107 @@
+"""Routing policies: ``/api/v1/policies``. Which share of a service's calls goes where, and who said so."""
+
+from typing import Annotated, Any
+
+import msgspec
+from flask import Blueprint, Response, g, request
+
+from ...replication.commands import SetPolicy
+from ...replication.errors import NotFound
+from ...replication.policies import Policy, PolicyRecord
+from ...replication.records import build
+from .body import json_object
+from .context import Context, Freshness, json_answer
+from .query import Query, checked_name
+
+ROUTES = (
+    ("GET", "", "every"),
+    ("GET", "/changes", "changes"),
+    ("GET", "/<segment:name>", "one"),
+    ("PUT", "/<segment:name>", "put"),
+    ("DELETE", "/<segment:name>", "delete"),
+)
+
+
+class Policies:
+    """The views of ``/api/v1/policies``."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._registry = context.service.registry
+
+    def blueprint(self) -> Blueprint:
+        blueprint = Blueprint("policies", __name__, url_prefix="/api/v1/policies")
+        for method, rule, name in ROUTES:
+            blueprint.add_url_rule(rule, name, getattr(self, name), methods=[method])
+        return blueprint
+
+    def every(self) -> Response:
+        query = Query.of_request()
+        service = query.one("service")
+        self._freshen(query)
+        g.index = self._registry.applied_index
+        found = [shown(record) for record in self._registry.policies if service in (None, record.policy.service)]
+        return json_answer({"policies": found})
+
+    def changes(self) -> Response:
+        query = Query.of_request()
+        name = query.one("name")
+        self._freshen(query)
+        g.index = self._registry.applied_index
+        return json_answer(
+            {"changes": [change for change in reversed(self._registry.policy_changes) if name in (None, change.name)]}
+        )
+
+    def one(self, name: str) -> Response:
+        self._freshen(Query.of_request())
+        g.index = self._registry.applied_index
+        return json_answer(shown(self._record(name)))
+
+    def put(self, name: str) -> Response:
+        Query.of_request().done()
+        checked_name(name, "name")
+        sent = json_object(self._context.settings.body_bytes_max)
+        words = build(Words, {field: sent.pop(field) for field in ("author", "reason") if field in sent})
+        policy = build(Policy, sent)
+        self._context.submit(SetPolicy(name, policy, words.author or _caller(), words.reason))
+        return json_answer(shown(self._record(name)))
+
+    def delete(self, name: str) -> Response:
+        query = Query.of_request()
+        words = build(
+            Words, {field: value for field in ("author", "reason") if (value := query.one(field)) is not None}
+        )
+        query.done()
+        checked_name(name, "name")
+        self._context.submit(SetPolicy(name, None, words.author or _caller(), words.reason))
+        return json_answer({"name": name})
+
+    def _freshen(self, query: Query) -> None:
+        freshness = Freshness.from_query(query, self._context.settings)
+        query.done()
+        self._context.freshen(freshness)
+
+    def _record(self, name: str) -> PolicyRecord:
+        for record in self._registry.policies:
+            if record.name == name:
+                return record
+        raise NotFound(f"no policy is called {name!r}")
+
+
+class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who changes a policy, and why."""
+
+    author: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+def shown(record: PolicyRecord) -> dict[str, Any]:
+    """A policy and who put it in force, on one level."""
+    policy = {field: getattr(record.policy, field) for field in Policy.__struct_fields__}
+    facts = {field: getattr(record, field) for field in PolicyRecord.__struct_fields__ if field != "policy"}
+    return {**facts, **policy}
+
+
+def _caller() -> str:
+    """Who asks, where they do not say: all that is known of them is where they are."""
+    return request.remote_addr or ""

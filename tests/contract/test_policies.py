@@ -1,0 +1,42 @@
+"""Routing policies by the native API."""
+
+from harness.api import Api, problem
+
+CANARY = "/api/v1/policies/canary"
+
+
+class TestPolicies:
+    def test_s1_12_a_policy_is_put_shown_listed_and_removed(self, api: Api) -> None:
+        sent = {"service": "orders", "percent": 1, "match": {"version": "2"}, "author": "ada", "reason": "try it"}
+        made = api.put(CANARY, sent)
+
+        assert made.status_code == 200
+        assert (made.json["name"], made.json["author"], made.json["percent"]) == ("canary", "ada", 1.0)
+        assert api.get(CANARY).json == made.json
+        assert [each["name"] for each in api.get("/api/v1/policies?service=orders").json["policies"]] == ["canary"]
+        assert api.get("/api/v1/policies?service=carts").json["policies"] == []
+        assert api.delete(f"{CANARY}?author=bob").json == {"name": "canary"}
+        problem(api.get(CANARY), 404, "NotFound")
+        problem(api.delete(CANARY), 404, "NotFound")
+
+    def test_who_changed_what_is_known_newest_first(self, api: Api) -> None:
+        api.put(CANARY, {"service": "orders", "percent": 1, "author": "ada"})
+        api.put(CANARY, {"service": "orders", "percent": 5}, environ_base={"REMOTE_ADDR": "10.0.0.5"})
+        api.delete(f"{CANARY}?author=eve&reason=over")
+        api.put("/api/v1/policies/other", {"service": "orders"})
+        changes = api.get("/api/v1/policies/changes?name=canary").json["changes"]
+
+        assert [(change["author"], change["policy"] is None) for change in changes] == [
+            ("eve", True),
+            ("10.0.0.5", False),
+            ("ada", False),
+        ]
+        assert changes[0]["reason"] == "over"
+
+    def test_what_makes_no_sense_is_refused_by_its_field(self, api: Api) -> None:
+        problem(api.put(CANARY, {"percent": 1}), 400, "Invalid", field="service")
+        problem(api.put(CANARY, {"service": "orders", "percent": 101}), 400, "Invalid", field="percent")
+        problem(api.put(CANARY, {"service": "orders", "colour": "red"}), 400, "Invalid", field="colour")
+        problem(api.put(CANARY, {"service": "orders", "header": "no spaces"}), 400, "Invalid", field="header")
+        problem(api.put("/api/v1/policies/no%20name", {"service": "orders"}), 400, "Invalid", field="name")
+        problem(api.get("/api/v1/policies?colour=red"), 400, "Invalid", field="colour")

@@ -4,74 +4,27 @@ Exit codes: 0 done, 1 refused or not found, 2 wrong use, 3 certainly not done
 (no node could), 4 perhaps done.
 """
 
-import functools
+import getpass
 import json
-import logging
 import signal
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, get_args
 
 import click
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..replication.errors import NotDone, RollcallError, Unknown
-from ..replication.records import DEFAULT_ENV, Event, Instance, Status
-from .balancer import BALANCERS, Balancer, ZoneFirst
-from .client import Client, Snapshot
-from .discovery import Discovery
-from .lease import Lease
+from ..replication.errors import RollcallError
+from ..replication.policies import Policy
+from ..replication.records import DEFAULT_ENV, Event, Instance, Status, build
+from . import serving
+from .client import Snapshot
+from .lease import check_from
 from .members import DEFAULT_NODES
-
-EXIT_REFUSED, EXIT_NOT_DONE, EXIT_UNKNOWN = 1, 3, 4
-
-_STYLES = {
-    "up": "green", "passing": "green", "down": "red", "critical": "red", "EVICT": "red", "DEREGISTER": "yellow",
-    "REGISTER": "green", "warning": "yellow", "draining": "yellow", "leader": "bold green",
-}  # fmt: skip
-
-
-class Context:
-    """What every command is given: the client, and how to print."""
-
-    def __init__(self, nodes: str, env: str, timeout_s: float, as_json: bool) -> None:
-        self.nodes: str = nodes
-        self.client: Client = Client(nodes, env=env, timeout_s=timeout_s)
-        self.as_json: bool = as_json
-        # Where nobody looks, lines are not cut to the width of a screen.
-        self.console: Console = Console(width=None if sys.stdout.isatty() else 200)
-
-    def show(self, value: Any, table: Table) -> None:
-        """``value`` as JSON where that was asked for, else ``table``."""
-        if self.as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
-        else:
-            self.console.print(table)
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command: takes the ``Context``, and ends with the exit code that an error means."""
-
-    @functools.wraps(function)
-    def run(context: Context, *args: Any, **options: Any) -> None:
-        try:
-            with context.client:
-                function(context, *args, **options)
-        except RollcallError as error:
-            code = {NotDone: EXIT_NOT_DONE, Unknown: EXIT_UNKNOWN}
-            _fail(error.message, next((code[kind] for kind in code if isinstance(error, kind)), EXIT_REFUSED))
-
-    return click.pass_obj(run)
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
-    sys.exit(code)
+from .terminal import Context, command, fail, pair, styled, table_of
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,7 +47,7 @@ def main(context: click.Context, nodes: str, env: str, timeout_s: float, as_json
     try:
         context.obj = Context(nodes, env, timeout_s, as_json)
     except RollcallError as error:
-        _fail(error.message, 2)
+        fail(error.message, 2)
 
 
 @main.command()
@@ -102,7 +55,7 @@ def main(context: click.Context, nodes: str, env: str, timeout_s: float, as_json
 def services(context: Context) -> None:
     """Lists the services (--env '*': of all namespaces)."""
     found = context.client.services()
-    table = _table("service", "env", "instances", "serving", "health", "tags")
+    table = table_of("service", "env", "instances", "serving", "health", "tags")
     for each in found:
         health = ", ".join(f"{count} {name}" for name, count in each.health.items() if count)
         tags = escape(", ".join(each.tags))
@@ -137,20 +90,24 @@ def instances(
 
 
 def _instances(found: tuple[Instance, ...]) -> Table:
-    table = _table("id", "address", "status", "health", "lease", "version", "zone", "tags", "registered")
+    table = table_of("id", "address", "status", "health", "lease", "version", "zone", "tags", "registered")
     for each in found:
         table.add_row(
             escape(each.id),
             escape(f"{each.address}:{each.port}" if each.port else each.address),
-            _styled(each.effective_status),
-            _styled(each.health),
+            styled(each.effective_status),
+            styled(each.health),
             "none" if each.ttl_s is None else f"{each.ttl_s:g} s",
             escape(each.version),
             escape(each.zone),
             escape(", ".join(each.tags)),
-            datetime.fromtimestamp(each.reg_timestamp / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
+            _when(each.reg_timestamp),
         )
     return table
+
+
+def _when(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 @main.command()
@@ -164,28 +121,23 @@ def _instances(found: tuple[Instance, ...]) -> Table:
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
 @click.option("--version", default="")
 @click.option("--zone", default="")
+@click.option("--check", metavar="URL", help="The nodes ask it: http://…, tcp://HOST:PORT or grpc://HOST:PORT/SERVICE.")
 @click.option("--if-absent", is_flag=True, help="Fail if it is registered already.")
 @command
 def register(
     context: Context, service: str, ttl_s: float | None, no_lease: bool, tags: tuple[str, ...], meta: tuple[str, ...],
-    **options: Any,
+    check: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Registers an instance of SERVICE, or replaces it."""
     if no_lease and ttl_s is not None:
         raise click.UsageError("--ttl and --no-lease exclude each other")
     if not options["id"] and not (options["address"] and options["port"]):
         raise click.UsageError("give --address and --port, or --id")
-    pairs = dict(_pair(text) for text in meta)
+    pairs = dict(pair(text) for text in meta)
     lease: Any = None if no_lease else "default" if ttl_s is None else ttl_s
-    made = context.client.register(service, ttl_s=lease, tags=tags, meta=pairs, **options)
+    checks = {"checks": [check_from(check)]} if check else {}
+    made = context.client.register(service, ttl_s=lease, tags=tags, meta=pairs, **checks, **options)
     context.show(made, _instances((made,)))
-
-
-def _pair(text: str, option: str = "--meta") -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise click.UsageError(f"{option} expects KEY=VALUE, got {text!r}")
-    return key, value
 
 
 @main.command()
@@ -223,6 +175,95 @@ def status(context: Context, service: str, id: str, status: Any, reason: str) ->
 
 
 @main.command()
+@click.argument("service")
+@click.argument("id")
+@command
+def checks(context: Context, service: str, id: str) -> None:
+    """Shows how the health checks of instance ID of SERVICE stand, and what they were answered."""
+    found = context.client.checks(service, id)
+    table = table_of("check", "kind", "state", "asked by", "took", "answer")
+    for each in found:
+        took = "" if each.latency_ms is None else f"{each.latency_ms:.1f} ms"
+        table.add_row(escape(each.name), each.kind, styled(each.state), each.node, took, escape(each.output[:200]))
+    context.show(found, table)
+
+
+@main.command()
+@click.option("--changes", is_flag=True, help="Who changed them, the last change first.")
+@command
+def policies(context: Context, changes: bool) -> None:
+    """Lists the routing policies: which share of a service's calls goes where."""
+    if changes:
+        made = context.client.policy_changes()
+        table = table_of("index", "when", "policy", "what", "by", "why")
+        for each in made:
+            what = "removed" if each.policy is None else _routed(each.policy)
+            table.add_row(
+                str(each.index), _when(each.changed_at), each.name, what, escape(each.author), escape(each.reason)
+            )
+        context.show(made, table)
+        return
+    found = context.client.policies()
+    table = table_of("policy", "service", "env", "calls", "changed", "by", "why")
+    for record in found:
+        policy, by = record.policy, escape(record.author)
+        changed = _when(record.changed_at)
+        table.add_row(record.name, policy.service, policy.env, _routed(policy), changed, by, escape(record.reason))
+    context.show(found, table)
+
+
+def _routed(policy: Policy) -> str:
+    whom = [f"tag {tag}" for tag in policy.tags] + [f"{name}={value}" for name, value in policy.match.items()]
+    which = f"{policy.percent:g} %"
+    if policy.header:
+        which = f"with {policy.header}: {policy.value}" if policy.value else f"with {policy.header}"
+    return escape(f"{which} to {', '.join(whom) or 'all'}")
+
+
+@main.command("set-policy")
+@click.argument("name")
+@click.argument("service")
+@click.option("--percent", type=float, help="This share of the calls; default: 100.")
+@click.option("--header", default="", help="Calls that carry this header, instead of a share.")
+@click.option("--value", default="", help="What that header must be.")
+@click.option("--tag", "tags", multiple=True, help="They go to instances with this tag; may be repeated.")
+@click.option("--match", multiple=True, metavar="KEY=VALUE", help="And this version, zone, region or metadata.")
+@click.option("--author", default="", help="Who says so; default: your user name.")
+@click.option("--reason", default="", help="Why; kept with the change.")
+@command
+def set_policy(
+    context: Context, name: str, service: str, percent: float | None, header: str, value: str, tags: tuple[str, ...],
+    match: tuple[str, ...], author: str, reason: str,
+) -> None:  # fmt: skip
+    """Puts routing policy NAME in force, for the calls of SERVICE.
+
+    \b
+    rollcall set-policy canary cart --percent 1 --match version=2
+    rollcall set-policy testers cart --header X-Tester --tag next
+
+    Gateways follow it within seconds. Without a matching instance that serves,
+    calls go to the others.
+    """
+    fields: dict[str, Any] = {"service": service, "env": context.client.env, "tags": tags, "header": header}
+    fields |= {"value": value, "match": dict(pair(text, "--match") for text in match)}
+    if percent is not None:
+        fields["percent"] = percent
+    context.client.set_policy(name, build(Policy, fields), author=author or getpass.getuser(), reason=reason)
+    click.echo(f"policy {name} is in force")
+
+
+@main.command("remove-policy")
+@click.argument("name")
+@click.option("--author", default="", help="Who says so; default: your user name.")
+@click.option("--reason", default="", help="Why; kept with the change.")
+@command
+def remove_policy(context: Context, name: str, author: str, reason: str) -> None:
+    """Removes routing policy NAME."""
+    context.client.set_policy(name, None, author=author or getpass.getuser(), reason=reason)
+    click.echo(f"policy {name} is removed")
+
+
+@main.command()
 @click.argument("services", nargs=-1)
 @command
 def watch(context: Context, services: tuple[str, ...]) -> None:
@@ -239,7 +280,7 @@ def watch(context: Context, services: tuple[str, ...]) -> None:
 
 def _change(change: Event) -> Text:
     what = f" {change.instance.service}  {change.instance.id}"
-    return Text.assemble((f"{change.index:>8} ", "dim"), _styled(f"{change.kind:<13}", change.kind), what)
+    return Text.assemble((f"{change.index:>8} ", "dim"), styled(f"{change.kind:<13}", change.kind), what)
 
 
 @main.command()
@@ -247,10 +288,10 @@ def _change(change: Event) -> Text:
 def members(context: Context) -> None:
     """Lists the nodes of the cluster, and says who leads."""
     view = context.client.cluster()
-    table = _table("node", "role", "reachable", "http", "between nodes")
+    table = table_of("node", "role", "reachable", "http", "between nodes")
     for each in view.members:
         reachable = Text("yes") if each.reachable else Text("no", style="red")
-        table.add_row(each.id, _styled(each.role), reachable, each.http, each.raft)
+        table.add_row(each.id, styled(each.role), reachable, each.http, each.raft)
     context.show(view, table)
     if context.as_json:
         return
@@ -273,124 +314,8 @@ def transfer(context: Context, node: str) -> None:
     click.echo(f"{context.client.transfer(node)} leads now")
 
 
-@main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65_535), help="0: any that is free.")
-@click.option(
-    "--route",
-    "routes",
-    multiple=True,
-    metavar="NAME=SERVICE",
-    help="What a name in a path or host stands for, e.g. users=user-service; may be repeated.",
-)
-@click.option("--balancer", default="ewma", show_default=True, type=click.Choice(sorted(BALANCERS)))
-@click.option("--zone", default="", help="Instances of this zone first, while it has two.")
-@click.option("--tries", default=3, show_default=True, type=click.IntRange(1, 10), help="Instances tried at most.")
-@click.option("--try-timeout", "try_s", default=10.0, show_default=True, metavar="S", help="Each wait for an instance.")
-@click.option("--total-timeout", "total_s", default=30.0, show_default=True, metavar="S", help="All of them together.")
-@click.option("--keep", type=click.Path(dir_okay=False), help="Keeps lists there, to start while the registry is down.")
-@click.option("--threads", default=64, show_default=True, type=click.IntRange(1, 1000), help="Requests at a time.")
-@click.option("--body-max", "body_bytes_max", default=64 * 1024 * 1024, show_default=True, metavar="BYTES")
-@command
-def gateway(
-    context: Context, host: str, port: int, routes: tuple[str, ...], balancer: str, zone: str, tries: int, try_s: float,
-    total_s: float, keep: str | None, threads: int, body_bytes_max: int,
-) -> None:  # fmt: skip
-    """Serves HTTP for all services: /api/SERVICE/... goes to a healthy instance.
-
-    \b
-    curl localhost:8080/api/cart/items          an instance of cart is asked for /items
-    curl -H 'X-Service: cart' localhost:8080/items
-    curl localhost:8080/-/services              what it knows, and how calls go
-
-    Without an instance: 503. What certainly did not arrive, and what may be
-    repeated and got no answer, is tried again at another instance.
-    """
-    from .gateway import Gateway, GatewaySettings, serve
-
-    made = BALANCERS[balancer]
-    chosen: Callable[[], Balancer] = (lambda: ZoneFirst(zone, made())) if zone else made
-    named = dict(_pair(route, "--route") for route in routes)
-    settings = GatewaySettings(routes=named, tries=tries, try_s=try_s, total_s=total_s)
-    try:
-        options: dict[str, Any] = {"balancer": chosen, "keep": keep, "follow_policies": True}
-        with Discovery(context.nodes, env=context.client.env, **options) as discovery:
-            serve(
-                Gateway(discovery, settings), host, port, threads=threads, body_bytes_max=body_bytes_max,
-                ready=lambda at: click.echo(f"gateway ready  http://{host}:{at}"),
-            )  # fmt: skip
-    except OSError as error:
-        _fail(f"cannot listen on {host}:{port}: {error.strerror}", 2)
-
-
-@main.command(context_settings={"ignore_unknown_options": True})
-@click.option("--service", required=True, help="Of which it is an instance.")
-@click.option("--port", default=0, type=click.IntRange(0, 65_535), help="Where callers reach it.")
-@click.option("--address", default="", help="Where callers reach it; default: this host's, towards the registry.")
-@click.option("--id", default="", help="Default: SERVICE-ADDRESS:PORT.")
-@click.option("--tag", "tags", multiple=True, help="May be repeated.")
-@click.option("--meta", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
-@click.option("--version", default="")
-@click.option("--zone", default="")
-@click.option("--ttl", "ttl_s", type=float, metavar="S", help="Lease in seconds; without: the cluster's default.")
-@click.option("--check", metavar="URL", help="http://… that must answer 2xx, or tcp://HOST:PORT; without: it is well.")
-@click.option("--interval", "interval_s", default=5.0, show_default=True, metavar="S", help="Between two checks.")
-@click.option("--check-timeout", "check_s", default=2.0, show_default=True, metavar="S", help="Of one check.")
-@click.option("--failures", default=3, show_default=True, type=click.IntRange(min=1), help="In a row take it out.")
-@click.option("--drain", "drain_s", default=1.0, show_default=True, metavar="S", help="From taking it out to its end.")
-@click.option("--stop-timeout", "stop_s", default=10.0, show_default=True, metavar="S", help="Then it is killed.")
-@click.option("--discovery-port", type=click.IntRange(0, 65_535), help="Offers discovery on this port of loopback.")
-@click.argument("program", nargs=-1, type=click.UNPROCESSED)
-@command
-def sidecar(
-    context: Context, service: str, ttl_s: float | None, tags: tuple[str, ...], meta: tuple[str, ...],
-    check: str | None, interval_s: float, check_s: float, failures: int, drain_s: float, stop_s: float,
-    discovery_port: int | None, program: tuple[str, ...], **options: Any,
-) -> None:  # fmt: skip
-    """Starts PROGRAM and registers it while its check passes.
-
-    \b
-    rollcall sidecar --service cart --port 8080 --check http://127.0.0.1:8080/health -- ./start-cart
-    rollcall sidecar --service db --port 5432 --check tcp://127.0.0.1:5432      (it runs already)
-
-    SIGTERM takes the instance out first and then ends the program. Other
-    signals and the exit code are passed through. With --discovery-port the
-    program finds others at $ROLLCALL_DISCOVERY/instances/SERVICE.
-    """
-    from .sidecar import Check, Sidecar
-
-    logging.basicConfig(level=logging.INFO, format="sidecar: %(message)s")
-    pairs = dict(_pair(text) for text in meta)
-    lease: Any = "default" if ttl_s is None else ttl_s
-
-    def make() -> Lease:
-        return Lease(
-            context.nodes, service=service, env=context.client.env, ttl_s=lease, tags=tags, meta=pairs, **options
-        )
-
-    make()  # what no registry takes is said before anything is started
-    checked = Check(target=check, interval_s=interval_s, timeout_s=check_s, failures=failures) if check else None
-    discovery = None if discovery_port is None else Discovery(context.nodes, env=context.client.env)
-    running = Sidecar(
-        make, checked, command=program, drain_s=drain_s, stop_s=stop_s, discovery=discovery,
-        discovery_port=discovery_port or 0,
-    )  # fmt: skip
-    try:
-        sys.exit(running.run())
-    except OSError as error:
-        _fail(f"{' '.join(program)}: {error.strerror}", 2)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
-    return table
-
-
-def _styled(text: str, style: str | None = None) -> Text:
-    return Text(text, style=_STYLES.get(style or text, ""))
-
+main.add_command(serving.gateway)
+main.add_command(serving.sidecar)
 
 if __name__ == "__main__":
     main()

@@ -10,9 +10,12 @@ does not. What it sends again, and what not:
 
 A read asks for a copy at least as new as anything this client has written or
 seen before (``min_index``), so its own writes are visible to it on every node
-and history never runs backwards.
+and history never runs backwards. Only if the registry itself began anew (all its
+disks were wiped, say) does a client begin anew with it; it says so in the log.
 """
 
+import copy
+import logging
 import random
 import threading
 import time
@@ -26,11 +29,14 @@ import requests
 from msgspec import Struct
 from requests.adapters import HTTPAdapter
 
-from ..replication.errors import Gone, Invalid, NotDone, NotFound, RollcallError, Unknown
-from ..replication.policies import Policy, PolicyRecord
+from ..replication.checks import State
+from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, NotFound, RollcallError, Unknown
+from ..replication.policies import Policy, PolicyChange, PolicyRecord
 from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
 from .http import Answer, Session, exchange
 from .members import DEFAULT_NODES, Members, urls_from
+
+logger = logging.getLogger(__name__)
 
 READ_ATTEMPT_S = 2.0
 """One try of a read: short, because another node can answer it just as well."""
@@ -77,6 +83,20 @@ class Renewal(Struct, frozen=True, kw_only=True):
 
     ttl_s: float | None = None
     next_heartbeat_ms: int | None = None
+
+
+class CheckView(Struct, frozen=True, kw_only=True):
+    """How one health check of an instance stands. ``since`` is the index that made it so; ``node`` asks it,
+    and ``output``, ``latency_ms`` and ``asked_at`` (ns) are of its last answer, where that node can be asked."""
+
+    name: str
+    kind: str
+    state: State
+    since: int
+    node: str = ""
+    output: str = ""
+    latency_ms: float | None = None
+    asked_at: int | None = None
 
 
 class MemberView(Struct, frozen=True, kw_only=True):
@@ -130,7 +150,9 @@ class Client:
     ) -> None:
         self.env: str = env
         self.timeout_s: float = timeout_s
-        self._members = Members(urls_from(nodes) if isinstance(nodes, str) else nodes)
+        urls = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
+        # In any order: else all clients of one configuration would go to the same node.
+        self._members = Members(random.sample(urls, len(urls)))
         self._lock = threading.Lock()
         self._index = 0
         self._owned = _session() if session is None else None
@@ -145,6 +167,12 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def over(self, session: Session) -> "Client":
+        """This client over connections of another session. What either learns of the nodes is known to both."""
+        other = copy.copy(self)
+        other._owned, other._session = None, session
+        return other
 
     # Writes
 
@@ -211,6 +239,14 @@ class Client:
         )
         return msgspec.convert(answer.body or {}, Renewal)
 
+    def report(
+        self, service: str, id: str, check: str, state: State, *, note: str = "", env: str | None = None
+    ) -> None:
+        """A service's own word on its check with ``ttl_s``; to be repeated within that time."""
+        key = Key(env or self.env, service, id)
+        path = f"{_instance_path(key)}/checks/{quote(check, safe='')}"
+        self._write("PUT", path, params={"env": key.env}, body={"state": state, "note": note})
+
     # Reads
 
     def instances(
@@ -247,6 +283,12 @@ class Client:
         key = Key(env or self.env, service, id)
         return _instance(self._read(_instance_path(key), params={"env": key.env}))
 
+    def checks(self, service: str, id: str, *, env: str | None = None) -> tuple[CheckView, ...]:
+        """How an instance's health checks stand, and what they were answered last."""
+        key = Key(env or self.env, service, id)
+        answer = self._read(_instance_path(key) + "/checks", params={"env": key.env})
+        return msgspec.convert(answer.body["checks"], tuple[CheckView, ...])
+
     def services(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[ServiceSummary, ...]:
         """The services of an env, by name; ``env="*"`` for those of all."""
         answer = self._read("/services", params={"env": env or self.env}, timeout_s=timeout_s)
@@ -265,6 +307,11 @@ class Client:
         """The routing policies in force, by name."""
         answer = self._read("/policies", params={"service": service}, timeout_s=timeout_s)
         return tuple(_policy_record(each) for each in answer.body["policies"])
+
+    def policy_changes(self, *, timeout_s: float | None = None) -> tuple[PolicyChange, ...]:
+        """Who changed the policies, and why; the last change first."""
+        answer = self._read("/policies/changes", params={}, timeout_s=timeout_s)
+        return msgspec.convert(answer.body["changes"], tuple[PolicyChange, ...])
 
     def set_policy(self, name: str, policy: Policy | None, *, author: str = "", reason: str = "") -> None:
         """Puts a policy in force under a name, or removes it (None; ``NotFound`` if there is none)."""
@@ -352,8 +399,17 @@ class Client:
         with self._lock:
             index = self._index
         wanted = {"min_index": index, "wait": f"{CATCH_UP_S:g}s"} if index else {}
-        answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
-        self._saw(answer.index)
+        try:
+            answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
+        except NotCaughtUp:
+            # Behind, or another registry than the one that this client knew? A read that is never stale tells.
+            wanted = {"consistency": "linearizable"}
+            answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
+            if answer.index < index:
+                logger.warning("the registry began anew: it is at index %d and was at %d", answer.index, index)
+                with self._lock:
+                    self._index = min(self._index, answer.index)
+        self.saw(answer.index)
         return answer
 
     def _write(
@@ -376,10 +432,11 @@ class Client:
             timeout_s=timeout_s,
             gone_is_done=gone_is_done,
         )
-        self._saw(answer.index)
+        self.saw(answer.index)
         return answer
 
-    def _saw(self, index: int) -> None:
+    def saw(self, index: int) -> None:
+        """Reads are of copies not older than ``index`` from here on."""
         with self._lock:
             self._index = max(self._index, index)
 

@@ -99,9 +99,7 @@ class Discovery:
         refresh_s: float = REFRESH_S,
         follow_policies: bool = False,
     ) -> None:
-        urls = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
-        # In any order: else all clients of one configuration would go to the same node.
-        self._urls: list[str] = random.sample(urls, len(urls))
+        self._urls: tuple[str, ...] = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
         self.env: str = env
         self._balancer: Callable[[], Balancer] = balancer
         self._policies: tuple[Policy, ...] = tuple(policies)
@@ -127,7 +125,7 @@ class Discovery:
         self._thread: threading.Thread | None = None
         self._client = Client(self._urls, env=self.env, timeout_s=FIRST_S)
         self._line = Interruptible()
-        self._watcher = Client(self._urls, env=self.env, session=self._line)
+        self._watcher = self._client.over(self._line)
         self._kept: dict[str, tuple[Instance, ...]] = self._load()
         self._unsaved: bool = False
 
@@ -213,6 +211,7 @@ class Discovery:
     def _run(self) -> None:
         retry_s = RETRY_S_MIN
         refresh_at = time.monotonic() + self._pause_s()
+        self._learn()
         while not self._stop.is_set():
             try:
                 self._save()
@@ -263,6 +262,7 @@ class Discovery:
                 if service in changed:
                     self._swap(known)
             index = page.index
+            self._client.saw(index)
             self._save()
 
     def _apply(self, event: Event) -> None:
@@ -274,10 +274,14 @@ class Discovery:
         else:
             known.instances[event.instance.id] = event.instance
 
-    def _refresh(self) -> None:
-        """Reads every service again, and who the nodes are."""
+    def _learn(self) -> None:
+        """Who the nodes are, for when those that were named are gone."""
         with contextlib.suppress(RollcallError):
             self._client.cluster(timeout_s=FIRST_S)
+
+    def _refresh(self) -> None:
+        """Reads every service again, and who the nodes are."""
+        self._learn()
         for service, known in list(self._known.items()):
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             self._pools[service] = known.pool
@@ -293,12 +297,12 @@ class Discovery:
             known.pool.route(self._in_force, time.monotonic())
 
     def _take(self, known: _Known, listing: Listing) -> None:
-        if listing.index < known.index:
-            return
         if not listing.instances and known.instances and not listing.complete:
             logger.warning("an empty list of %s is not believed: the node is not up to date", listing.service)
             return
-        known.instances = {instance.id: instance for instance in listing.instances}
+        found = {instance.id: instance for instance in listing.instances}
+        # A registry that began anew knows nobody until services have registered again. They have until the next time.
+        known.instances = known.instances | found if listing.index < known.index else found
         known.index, known.confirmed_at = listing.index, time.monotonic()
         self._swap(known)
 

@@ -269,15 +269,23 @@ class Interruptible:
     def __init__(self) -> None:
         live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
 
+        wanted = threading.Event()
+
+        def connected(connection: HTTPConnection) -> None:
+            live.add(connection)
+            if wanted.is_set():  # by somebody who did not see this connection yet
+                connection.close()
+                raise lower.NewConnectionError(connection, "interrupted")
+
         class Plain(HTTPConnection):
             def connect(self) -> None:
                 super().connect()
-                live.add(self)
+                connected(self)
 
         class Secure(HTTPSConnection):
             def connect(self) -> None:
                 super().connect()
-                live.add(self)
+                connected(self)
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain  # pyright: ignore[reportAssignmentType]
@@ -291,7 +299,7 @@ class Interruptible:
                 self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
 
         self._live = live
-        self._wanted = threading.Event()
+        self._wanted = wanted
         self._session = requests.Session()
         self._session.trust_env = False
         for scheme in ("http://", "https://"):

@@ -21,13 +21,13 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..replication.errors import Invalid, NotFound, RollcallError, Unknown
-from ..replication.records import DEFAULT_ENV, Registration, build
+from ..replication.records import DEFAULT_ENV, Health, Registration, build
 from .client import Client
 from .members import DEFAULT_NODES, urls_from
 
@@ -52,7 +52,9 @@ class Lease:
     """One instance in the registry for as long as this lasts. ``start`` and ``close``, or ``with``.
 
     ``id`` is ``{service}-{address}:{port}`` where none is given, ``address`` the one by which this
-    host reaches the registry. ``ttl_s`` is the lease, left out: the cluster's default. ``more``
+    host reaches the registry. ``ttl_s`` is the lease, left out: the cluster's default. ``check`` has
+    the cluster ask the instance how it is: an ``http(s)://`` URL, ``tcp://HOST:PORT``,
+    ``grpc://HOST:PORT/SERVICE``, or a check's fields; until it passes nobody is sent there. ``more``
     takes any other field of a registration. ``on_change`` is told each new ``state``, in a thread
     of this lease. ``at_sigterm``: SIGTERM first takes the instance out and then does what it did
     before; it must be asked for in the main thread. Raises ``Invalid`` for what no registry takes.
@@ -70,6 +72,7 @@ class Lease:
         id: str = "",
         env: str = DEFAULT_ENV,
         ttl_s: float | Literal["default"] = "default",
+        check: str | Mapping[str, Any] | None = None,
         on_change: Callable[[State], None] | None = None,
         at_sigterm: bool = False,
         start_s: float = START_S,
@@ -82,6 +85,8 @@ class Lease:
         self.id: str = id or f"{service}-{address}:{port}"
         self.env: str = env
         self._fields: dict[str, Any] = {"address": address, "port": port, "ttl_s": ttl_s, **more}
+        if check is not None:
+            self._fields["checks"] = [*more.get("checks", ()), check_from(check)]
         named = {name: value for name, value in self._fields.items() if value != "default"}
         build(Registration, {**named, "service": service, "id": self.id, "env": env})
         self._client: Client = client or Client(urls, env=env)
@@ -104,6 +109,10 @@ class Lease:
     def registered(self) -> bool:
         """Whether the registry holds this instance, as far as is known."""
         return self._state == "registered"
+
+    def report(self, check: str, state: Health, note: str = "") -> None:
+        """This instance's own word on its check of that name with ``ttl_s``. Raises as ``Client.report`` does."""
+        self._client.report(self.service, self.id, check, state, note=note)
 
     def start(self) -> "Lease":
         """Registers and begins to renew. Returns when that is done, or after ``start_s`` all the same."""
@@ -149,6 +158,8 @@ class Lease:
                 if not known:
                     self._register()
                     known = perhaps = True
+                    self._turn("registered")
+                    self._learn()
                 wait_s = self._renew()
                 retry_s = RETRY_S_MIN
                 self._turn("registered")
@@ -171,6 +182,11 @@ class Lease:
 
     def _register(self) -> None:
         self._client.register(self.service, id=self.id, **self._fields)
+
+    def _learn(self) -> None:
+        """Who the nodes are, for when those that were named are gone."""
+        with contextlib.suppress(RollcallError):
+            self._client.cluster(timeout_s=START_S)
 
     def _renew(self) -> float:
         """Seconds until the next heartbeat."""
@@ -240,6 +256,20 @@ def lifespan(lease: Lease) -> Callable[[Any], contextlib.AbstractAsyncContextMan
             await asyncio.to_thread(lease.close)
 
     return running
+
+
+def check_from(check: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a check that a URL names, or those that are given."""
+    if not isinstance(check, str):
+        return {"name": "check", **check}
+    scheme, _, place = check.partition("://")
+    if scheme in ("http", "https"):
+        return {"name": "http", "http": check}
+    if scheme in ("tcp", "grpc"):
+        return {"name": scheme, scheme: place}
+    raise Invalid(
+        f"check: Expected http://…, https://…, tcp://HOST:PORT or grpc://HOST:PORT, got {check!r}", field="check"
+    )
 
 
 def _address_towards(url: str) -> str:

@@ -27,7 +27,7 @@ from ..replication.commands import Report, Result
 from ..replication.errors import NotLeader, RollcallError
 from ..replication.log import Log, Proposal, Reply
 from ..replication.records import Event, Instance, Key
-from .probes import Found, Reach, ask
+from .probes import Found, NotAsked, Reach, ask
 from .tally import Doubt, Tally
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,12 @@ WHOLE_S = 60.0
 
 REPORT_S = 5.0
 VIEWS_S = 1.0
+NAMES_MAX = 64
+"""Host names looked up at a time."""
+
+UNABLE_S = 10.0
+"""Between two complaints that this node cannot ask."""
+
 RESULTS_MAX = 2_000
 ASKED_MAX = 2_000
 """Questions under way at a time."""
@@ -110,6 +116,7 @@ class Checker:
         self._doubt: Doubt = Doubt()
         self._epoch: int = -1
         self._whole_at: float = 0.0
+        self._unable_at: float = -UNABLE_S
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gate: asyncio.Semaphore | None = None
@@ -166,6 +173,8 @@ class Checker:
     async def _main(self) -> None:
         self._stopping, self._gate = asyncio.Event(), asyncio.Semaphore(ASKED_MAX)
         self._loop = asyncio.get_running_loop()
+        # Names are looked up in threads: many may be slow at once.
+        self._loop.set_default_executor(ThreadPoolExecutor(NAMES_MAX, thread_name_prefix="checks-names"))
         while not self._stopping.is_set():
             try:
                 self._look()
@@ -275,7 +284,11 @@ class Checker:
     async def _ask(self, asked: _Asked) -> None:
         assert self._gate is not None
         async with self._gate:
-            found = await ask(asked.check, self._reach)
+            try:
+                found = await ask(asked.check, self._reach)
+            except NotAsked as error:
+                self._unable(error)
+                return
         asked.last = CheckView(found.state, found.output, found.latency_s, time.time())
         before = asked.tally.state
         after = asked.tally.add(found.state, asked.check)
@@ -287,6 +300,12 @@ class Checker:
                 asked.tally.state = before
                 return
         self._note(asked, after)
+
+    def _unable(self, error: NotAsked) -> None:
+        now = time.monotonic()
+        if now - self._unable_at > UNABLE_S:
+            self._unable_at = now
+            logger.error("health checks cannot be made here (raise ulimit -n?): %s", error)
 
     def _note(self, asked: _Asked, state: State) -> None:
         name = (asked.key, asked.check.name)
@@ -330,7 +349,11 @@ class Checker:
 
     def _ask_for(self, check: Check, reply: Reply) -> None:
         async def answer() -> None:
-            reply(msgspec.msgpack.encode(await ask(check, self._reach)))
+            try:
+                reply(msgspec.msgpack.encode(await ask(check, self._reach)))
+            except NotAsked as error:
+                self._unable(error)
+                reply(b"")
 
         assert self._loop is not None
         task = self._loop.create_task(answer())

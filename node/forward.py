@@ -28,7 +28,7 @@ from ..replication.registry import Outcome
 from .values import Renewal, Renewed
 
 SUBMIT, BARRIER, RENEW, PROTECTION, HAND_OVER = "submit", "barrier", "renew", "protection", "hand over"
-SAY, VIEWS = "say of a check", "views of checks"
+SAY, NOTES = "say of a check", "notes on checks"
 """Kinds of requests between nodes."""
 
 ROUND_MAX = 10_000
@@ -142,6 +142,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _submission = msgspec.msgpack.Decoder(Submission)
 _asked = msgspec.msgpack.Decoder(RenewalsAsked)
 _said = msgspec.msgpack.Decoder(Said)
+_key = msgspec.msgpack.Decoder(Key)
+_notes = msgspec.msgpack.Decoder(dict[str, str])
 _answered = msgspec.msgpack.Decoder(Answered)
 
 
@@ -157,6 +159,18 @@ def said(key: Key, check: str, state: State, note: str) -> bytes:
     return _encode(Said(key, check, state, note))
 
 
+def notes_asked(key: Key) -> bytes:
+    return _encode(key)
+
+
+def read_notes(data: bytes) -> dict[str, str]:
+    """What a leader knows that a service said beside its checks; nothing if it could not say."""
+    try:
+        return _notes.decode(data)
+    except msgspec.DecodeError:
+        return {}
+
+
 def read_answer(data: bytes) -> Answered:
     """A leader's answer; raises the error that it carries."""
     answered = _answered.decode(data)
@@ -169,7 +183,8 @@ class Desk:
     """The leader's end: takes the peers' requests up and answers them.
 
     ``propose`` stamps and proposes one command; ``barrier`` proposes a barrier;
-    ``renew`` renews; ``report`` takes a service's word. All of them are called on the log's thread and do not wait.
+    ``renew`` renews; ``report`` takes a service's word, ``notes`` are what was said
+    beside it. All of them are called on the log's thread and do not wait.
     """
 
     def __init__(
@@ -180,6 +195,7 @@ class Desk:
         barrier: Callable[[], Proposal],
         renew: Callable[[Sequence[Renewal], str], Sequence[Renewed | None]],
         report: Callable[[Key, str, State, str], Proposal | None],
+        notes: Callable[[Key], dict[str, str]],
         protection: Callable[[], bytes],
     ) -> None:
         def submit(peer: str, payload: bytes, reply: Reply) -> None:
@@ -193,7 +209,7 @@ class Desk:
             reply(_encode(Answered(renewed=tuple(renew(_asked.decode(payload).renewals, peer)))))
 
         def hand_over(peer: str, payload: bytes, reply: Reply) -> None:
-            log.hand_over(payload.decode()).on_done(lambda proposal: reply(_settled(proposal)))
+            log.hand_over(payload.decode("utf-8", "replace")).on_done(lambda proposal: reply(_settled(proposal)))
 
         def say(peer: str, payload: bytes, reply: Reply) -> None:
             asked = _said.decode(payload)
@@ -205,6 +221,7 @@ class Desk:
 
         log.serve(SUBMIT, _guarded(submit))
         log.serve(SAY, _guarded(say))
+        log.serve(NOTES, _guarded(lambda peer, payload, reply: reply(_encode(notes(_key.decode(payload))))))
         log.serve(BARRIER, _guarded(read))
         log.serve(RENEW, _guarded(renewals))
         log.serve(HAND_OVER, _guarded(hand_over))

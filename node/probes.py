@@ -1,4 +1,4 @@
-"""Asking one instance how it is: HTTP, TCP, gRPC or a script. Never raises for what it finds.
+"""Asking one instance how it is: HTTP, TCP, gRPC or a script. What it finds is an answer, never an exception.
 
 Runs on an event loop of its own, so that a thousand slow targets wait side by side and
 delay nobody. An answer is a state, a text of at most 4 KiB for people, and how long it
@@ -8,6 +8,7 @@ name stands for is looked at, and the one that was looked at is the one that is 
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import ssl
 import time
@@ -29,6 +30,9 @@ BODY_BYTES_MAX = 64 * 1024
 REFUSED = ("0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/128", "fe80::/10", "fd00:ec2::254/128", "ff00::/8")
 """Link-local addresses, those of the clouds' metadata services among them, and what is no host's address."""
 
+OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EADDRNOTAVAIL})
+"""This node has no file, memory, process or port to ask with: that says nothing of whom it would have asked."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -38,6 +42,10 @@ class Found(Struct, frozen=True):
     state: State
     output: str
     latency_s: float
+
+
+class NotAsked(Exception):
+    """This node could not ask, for reasons of its own."""
 
 
 class _Failed(Exception):
@@ -80,7 +88,7 @@ def networks_from(text: str) -> tuple[str, ...]:
 
 
 async def ask(check: Check, reach: Reach) -> Found:
-    """Asks once, for at most ``check.timeout_s``."""
+    """Asks once, for at most ``check.timeout_s``. Raises ``NotAsked``."""
     began = time.monotonic()
     state: State = "critical"
     try:
@@ -104,6 +112,8 @@ async def ask(check: Check, reach: Reach) -> Found:
     except _Failed as error:
         output = str(error)
     except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in OWN_TROUBLE:
+            raise NotAsked(str(error)) from error
         output = _first_line(error)
     return Found(state, _shown(output), time.monotonic() - began)
 
@@ -239,8 +249,7 @@ async def _grpc(check: Check, reach: Reach) -> str:
     place, _, service = check.grpc.partition("/")
     host, port = _place(place)
     address = await _address(host, port, reach)
-    name = service.encode()
-    request = b"\x0a" + bytes([len(name)]) + name if name else b""
+    request = _grpc_text(service.encode()) if service else b""
     shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     async with grpc.aio.insecure_channel(shown) as channel:
         call = channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -251,6 +260,12 @@ async def _grpc(check: Check, reach: Reach) -> str:
     if answer[:2] == b"\x08\x01":
         return "SERVING"
     raise _Failed(f"not SERVING (status {answer[1] if len(answer) > 1 else 0})")
+
+
+def _grpc_text(value: bytes) -> bytes:
+    """A message of one text, as protocol buffers write it: field 1, its length in groups of seven bits, itself."""
+    length = len(value)
+    return b"\x0a" + (bytes([length & 0x7F | 0x80, length >> 7]) if length > 0x7F else bytes([length])) + value
 
 
 async def _script(check: Check, reach: Reach) -> tuple[State, str]:

@@ -6,6 +6,7 @@ fails as ``not_done``; once it is on its way it ends as done, ``not_done`` or
 ``unknown``. Nothing here waits without that deadline.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from ..replication.errors import (
     NotCaughtUp,
     NotDone,
     Overloaded,
+    RollcallError,
     Unknown,
 )
 from ..replication.log import Log, LogStatus, Proposal, Role
@@ -32,8 +34,25 @@ from .budget import Budget
 from .checker import Checker
 from .duties import Duties
 from .eviction import ProtectionView
-from .forward import BARRIER, HAND_OVER, RENEW, SAY, SUBMIT, Desk, Rounds, read_answer, renewals_asked, said, submission
+from .forward import (
+    BARRIER,
+    HAND_OVER,
+    NOTES,
+    RENEW,
+    SAY,
+    SUBMIT,
+    Desk,
+    Rounds,
+    notes_asked,
+    read_answer,
+    read_notes,
+    renewals_asked,
+    said,
+    submission,
+)
 from .values import CheckShown, LeaseView, Member, Renewal, Renewed
+
+logger = logging.getLogger(__name__)
 
 DIRTY_AHEAD_NS = 3600 * 10**9
 """How far in the future a ``dirty_timestamp`` may lie."""
@@ -44,6 +63,7 @@ LEADER_SEEN_S = 10.0
 ASK_AGAIN_S = 0.02
 
 READ_INDEX_LEVEL = 2
+NOTES_S = 1.0
 """Feature level from which the leader can ask its peers instead of writing to the log."""
 
 
@@ -81,6 +101,7 @@ class Service:
             barrier=self._read_index,
             renew=self._renew_for_peer,
             report=duties.report,
+            notes=duties.notes,
             protection=duties.protection_bytes,
         )
 
@@ -176,7 +197,7 @@ class Service:
     def checks(self, instance: Instance) -> list[CheckShown]:
         """How an instance's checks stand, and what the node that asks was answered last."""
         node, views = self._checker.views_of_owner(instance) if self._checker is not None else ("", {})
-        notes = self._duties.notes(instance.key)
+        notes = {} if all(check.asks for check in instance.checks) else self._notes(instance.key)
         shown: list[CheckShown] = []
         for check, state in zip(instance.checks, instance.check_states, strict=True):
             view = views.get(check.name)
@@ -193,6 +214,17 @@ class Service:
                 )
             )
         return shown
+
+    def _notes(self, key: Key) -> dict[str, str]:
+        """Of the leader; nothing where it does not say within a second."""
+        leader = self._log.wait_leadership(None, 0.0).leader
+        if leader is None or leader == self.node_id:
+            return self._duties.notes(key)
+        try:
+            return read_notes(self._log.request(leader, NOTES, notes_asked(key), time.monotonic() + NOTES_S))
+        except RollcallError as error:
+            logger.debug("%s does not say what was said of %s: %s", leader, key.id, error)
+            return {}
 
     def _report_to(self, leader: str, payload: bytes, deadline: float) -> Outcome:
         answered = read_answer(self._log.request(leader, SAY, payload, deadline))

@@ -1,11 +1,12 @@
 """What the nodes agree on, and how they come to agree.
 
-This file names the vocabulary only: records, commands and errors. Importing it
+This file names the vocabulary only: records, checks, policies, commands and errors. Importing it
 brings neither the Raft library nor anything else of the server, so the SDK can
 stand on it. The log, the registry and the engine are imported by module.
 """
 
-from .commands import Barrier, Batch, Command, Deregister, Evict, Register, SetStatus, Submittable
+from .checks import Check, CheckState
+from .commands import Barrier, Batch, Command, Deregister, Evict, Register, SetPolicy, SetStatus, Submittable
 from .errors import (
     AlreadyRegistered,
     Conflict,
@@ -20,6 +21,7 @@ from .errors import (
     TooLarge,
     Unknown,
 )
+from .policies import Policy, PolicyChange, PolicyRecord
 from .records import DEFAULT_ENV, Event, EventKind, Health, Instance, Key, Registration, Status
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "AlreadyRegistered",
     "Barrier",
     "Batch",
+    "Check",
+    "CheckState",
     "Command",
     "Conflict",
     "Deregister",
@@ -43,9 +47,13 @@ __all__ = [
     "NotDone",
     "NotFound",
     "Overloaded",
+    "Policy",
+    "PolicyChange",
+    "PolicyRecord",
     "Register",
     "Registration",
     "RollcallError",
+    "SetPolicy",
     "SetStatus",
     "Status",
     "Submittable",

@@ -100,7 +100,9 @@ def test_certificates_and_then_the_ca_are_replaced_while_the_cluster_serves(
         certified.restart(next(followers))
         index = certified.register(0, "rotation", what)
         certified.wait_everywhere(lambda i: certified.view(i)["applied_index"] >= index, f"index {index}, {what}")
-        assert all(member["reachable"] for i in range(3) for member in certified.view(i)["members"])
+        certified.wait_everywhere(
+            lambda i: all(member["reachable"] for member in certified.view(i)["members"]), f"all reachable, {what}"
+        )
 
     subprocess.run([*command, "--out", certified.certificates], check=True, timeout=30, stdout=subprocess.DEVNULL)
     step("renewed")

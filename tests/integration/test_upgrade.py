@@ -157,7 +157,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Release:
     text = changed(text, r"^LEVEL = (\d+)$", lambda found: f"LEVEL = {int(found[1]) + 1}")
     text = changed(
         text,
-        r"^(Command = .*)$",
+        r"^(Command = \([^)]*\))$",
         lambda found: f'class Pin(SetStatus, frozen=True, tag="pin", gc=False):\n    pass\n\n\n{found[1]} | Pin',
     )
     text = changed(text, r"^def level_of\(", lambda found: "def _level_of(")

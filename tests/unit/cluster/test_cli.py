@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from harness.fakes import FakeSession, problem, response
-from rollcall.cluster import cli
+from rollcall.cluster import cli, terminal
 from rollcall.cluster.client import Client
 from rollcall.replication.errors import Invalid, NoLeader, NotFound, Unknown
 
@@ -25,7 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(answer: Any, *words: str) -> tuple[Result, FakeSession]:
         session = FakeSession(lambda *_: answer() if callable(answer) else answer)
-        monkeypatch.setattr(cli, "Client", lambda nodes, **options: Client(nodes, session=session, **options))
+        monkeypatch.setattr(terminal, "Client", lambda nodes, **options: Client(nodes, session=session, **options))
         return CliRunner().invoke(cli.main, ["--timeout", "0.2", *words]), session
 
     return run
@@ -136,7 +136,7 @@ def test_nodes_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         given.append(nodes)
         return Client(nodes, session=session, **options)
 
-    monkeypatch.setattr(cli, "Client", made)
+    monkeypatch.setattr(terminal, "Client", made)
     result = CliRunner().invoke(cli.main, ["services"], env={"ROLLCALL_NODES": "http://h:1,2"})
 
     assert result.exit_code == 0

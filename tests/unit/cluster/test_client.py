@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from harness.fakes import FakeSession, problem, response
 from requests import exceptions
+from rollcall.cluster import client as client_module
 from rollcall.cluster.client import Client, Snapshot
 from rollcall.replication.errors import (
     AlreadyRegistered,
@@ -33,6 +34,12 @@ def instance(id: str = "cart-1", *, service: str = "cart", index: int = 1) -> di
     return {"env": "default", "service": service, "id": id, "lease": None, "checks": [], **times, **indexes}
 
 
+@pytest.fixture(autouse=True)
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes are asked in the order in which they are named here."""
+    monkeypatch.setattr(client_module.random, "sample", lambda urls, _: list(urls))
+
+
 def client(answers: Callable[[str, str, dict[str, Any]], Any], **options: Any) -> tuple[Client, FakeSession]:
     session = FakeSession(answers)
     return Client(NODES, session=session, **{"timeout_s": 2.0, **options}), session
@@ -49,6 +56,17 @@ def script(*answers: Any) -> Callable[..., Any]:
 
 
 # Whom it asks, and how often
+
+
+def test_clients_of_one_configuration_do_not_all_begin_with_the_same_node(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    first: set[str] = set()
+    for _ in range(100):
+        sdk, session = client(script(response(200, {"services": []})))
+        sdk.services()
+        first.update(hosts(session))
+
+    assert first == {"a", "b", "c"}
 
 
 def test_a_node_that_is_gone_is_left_for_the_next_and_not_asked_again_at_once():
@@ -236,6 +254,27 @@ def test_a_node_that_lags_behind_is_left_for_one_that_does_not():
     sdk.services()
 
     assert hosts(session) == ["a", "b"]
+
+
+def test_a_registry_that_began_anew_is_believed_once_a_read_that_is_never_stale_says_so(caplog):
+    """All disks were wiped, say: its indexes are smaller than what this client has seen, and stay so."""
+    listing = {"service": "cart", "env": "default", "index": 3, "instances": []}
+    index = 9000
+
+    def answers(method: str, url: str, options: dict[str, Any]) -> Any:
+        if options["params"].get("min_index", 0) > index:
+            return problem(NotCaughtUp(f"at {index}", applied_index=index))
+        return response(200, listing, X_Rollcall_Index=index)
+
+    sdk, session = client(answers, timeout_s=0.2)
+    sdk.instances("cart")
+    index = 12
+
+    assert sdk.instances("cart").index == 3
+    assert "the registry began anew: it is at index 12 and was at 9000" in caplog.text
+    assert session.asked[-1][2]["params"]["consistency"] == "linearizable"
+    sdk.instances("cart")
+    assert session.asked[-1][2]["params"]["min_index"] == 12
 
 
 # Watching

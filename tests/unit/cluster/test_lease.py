@@ -34,6 +34,8 @@ class Registry:
         self.session = FakeSession(self._answer)
 
     def _answer(self, method: str, url: str, options: dict[str, Any]) -> Any:
+        if url.endswith("/cluster"):
+            return problem(NotFound("nothing to learn here"))
         id = unquote(url.split("/instances/")[1].removesuffix("/heartbeat"))
         call = "HEARTBEAT" if url.endswith("/heartbeat") else method
         self.asked.append(call)

@@ -402,7 +402,8 @@ class Client:
         try:
             answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
         except NotCaughtUp:
-            # Behind, or another registry than the one that this client knew? A read that is never stale tells.
+            # Is everybody behind, or is it another registry than the one that this client knew? A read that is
+            # never stale tells.
             wanted = {"consistency": "linearizable"}
             answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
             if answer.index < index:
@@ -464,6 +465,7 @@ class Client:
         while True:
             with self._lock:
                 turn = self._members.order(time.monotonic())
+            behind = 0
             for url in turn:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
@@ -481,6 +483,7 @@ class Client:
                     )
                 except (NotDone, Unknown) as error:
                     failure = error
+                    behind += isinstance(error, NotCaughtUp)
                     perhaps_done = error if isinstance(error, Unknown) else perhaps_done
                     with self._lock:
                         self._members.failed(url, time.monotonic())
@@ -494,6 +497,8 @@ class Client:
                     with self._lock:
                         self._members.answered(url)
                     return answer
+            if behind == len(turn):
+                raise failure
             # Everybody was asked: let an election or a restart go on before the next round.
             time.sleep(max(0.0, min(random.uniform(pause_s / 2, pause_s), deadline - time.monotonic())))
             pause_s = min(PAUSE_S_MAX, pause_s * 2)

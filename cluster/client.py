@@ -53,6 +53,10 @@ PAUSE_S_MAX = 1.0
 CONNECTIONS_MAX = 32
 
 
+Word = Literal["pass", "warn", "fail"]
+"""What a service may say of itself."""
+
+
 class Listing(Struct, frozen=True, kw_only=True):
     """The instances of one service, as one node knew them at ``index``.
 
@@ -240,12 +244,12 @@ class Client:
         return msgspec.convert(answer.body or {}, Renewal)
 
     def report(
-        self, service: str, id: str, check: str, state: State, *, note: str = "", env: str | None = None
+        self, service: str, id: str, check: str, status: Word, *, note: str = "", env: str | None = None
     ) -> None:
         """A service's own word on its check with ``ttl_s``; to be repeated within that time."""
         key = Key(env or self.env, service, id)
         path = f"{_instance_path(key)}/checks/{quote(check, safe='')}"
-        self._write("PUT", path, params={"env": key.env}, body={"state": state, "note": note})
+        self._write("PUT", path, params={"env": key.env}, body={"status": status, "note": note})
 
     # Reads
 

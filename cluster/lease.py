@@ -27,8 +27,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..replication.errors import Invalid, NotFound, RollcallError, Unknown
-from ..replication.records import DEFAULT_ENV, Health, Registration, build
-from .client import Client
+from ..replication.records import DEFAULT_ENV, Registration, build
+from .client import Client, Word
 from .members import DEFAULT_NODES, urls_from
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ class Lease:
         """Whether the registry holds this instance, as far as is known."""
         return self._state == "registered"
 
-    def report(self, check: str, state: Health, note: str = "") -> None:
+    def report(self, check: str, status: Word, note: str = "") -> None:
         """This instance's own word on its check of that name with ``ttl_s``. Raises as ``Client.report`` does."""
-        self._client.report(self.service, self.id, check, state, note=note)
+        self._client.report(self.service, self.id, check, status, note=note)
 
     def start(self) -> "Lease":
         """Registers and begins to renew. Returns when that is done, or after ``start_s`` all the same."""

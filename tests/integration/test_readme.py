@@ -1,4 +1,4 @@
-"""The README's examples, run in their order against a cluster of three."""
+"""The examples of the README and of docs/services.md, run in their order against a cluster of three."""
 
 import json
 import re
@@ -13,13 +13,15 @@ from harness.cluster import Cluster
 from harness.served import Served
 
 README = Path(__file__).parents[2] / "README.md"
+SERVICES = README.parent / "docs" / "services.md"
 ANY = "..."
 
 
-def examples() -> list[tuple[str, int, Any]]:
+def examples(path: Path) -> list[tuple[str, int, Any]]:
     """(command, status, body) of each example; ``...`` in a body stands for whatever is there."""
-    block = README.read_text(encoding="utf-8").partition("<!-- examples -->")[2].partition("<!-- /examples -->")[0]
-    found = re.findall(r"^\$ (curl .+)\n(\d{3}) (.+)$", block, re.MULTILINE)
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- examples -->(.*?)<!-- /examples -->", text, re.DOTALL)
+    found = re.findall(r"^\$ (curl .+)\n(\d{3}) (.+)$", "".join(blocks), re.MULTILINE)
     return [(command, int(status), _pattern(body)) for command, status, body in found]
 
 
@@ -56,17 +58,25 @@ def test_the_patterns_tell_right_from_wrong() -> None:
 
 
 @pytest.mark.integration
-def test_every_example_of_the_readme_does_what_it_shows(start_cluster: Callable[..., Cluster]) -> None:
-    three, shown = start_cluster(3), examples()
-    assert len(shown) >= 12
-    nodes = {"$NODE": three.url(0), "$OTHER": three.url(1)}
+@pytest.mark.parametrize("path", [README, SERVICES], ids=lambda path: path.stem)
+def test_every_example_does_what_it_shows(start_cluster: Callable[..., Cluster], path: Path) -> None:
+    three, shown = start_cluster(3), examples(path)
+    assert len(shown) >= 11
+    target = Served("cart")
+    try:
+        _run(shown, {"$NODE": three.url(0), "$OTHER": three.url(1), "$TARGET": f"127.0.0.1:{target.port}"})
+    finally:
+        target.close()
+
+
+def _run(shown: list[tuple[str, int, Any]], places: dict[str, str]) -> None:
     for command, status, pattern in shown:
         words = shlex.split(command)[1:]
         method = words[words.index("-X") + 1] if "-X" in words else "GET"
         body = words[words.index("-d") + 1] if "-d" in words else None
         url = next(word for word in words if word.startswith("$"))
-        for name, address in nodes.items():
-            url = url.replace(name, address)
+        for name, place in places.items():
+            url, body = url.replace(name, place), body and body.replace(name, place)
         answer = requests.request(method, url, data=body, timeout=10)
 
         assert answer.status_code == status, f"{command}\n{answer.text}"

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from harness.certified import credentials_of
+from rollcall.cluster import serving
+from rollcall.cluster.members import urls_from
 from rollcall.node.settings import TABLE, load, sample
 
 COMPOSE = Path(__file__).resolve().parents[2] / "compose"
@@ -23,7 +25,7 @@ def composed(file: str) -> dict[str, Any]:
 
 def nodes_of(file: str) -> dict[str, Any]:
     """The services that are nodes."""
-    return {name: service for name, service in composed(file)["services"].items() if name != "certs"}
+    return {name: service for name, service in composed(file)["services"].items() if name[1:].isdigit()}
 
 
 def image_settings() -> dict[str, str]:
@@ -107,6 +109,20 @@ def test_no_node_sees_the_key_of_the_ca(file: str):
         assert f"tls:{TLS}:ro" in service["volumes"]
     # A new volume takes its owner from the folder of the image that it is mounted on.
     assert f"install -d -o rollcall -m 0700 {TLS} {TLS}/ca" in (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_gateway_asks_every_node_and_is_reached_from_this_machine_alone(file: str):
+    gateway = composed(file)["services"]["gateway"]
+    given = serving.gateway.make_context("gateway", gateway["command"][1:]).params
+
+    assert [*gateway["entrypoint"], gateway["command"][0]] == ["rollcall", "gateway"]
+    assert urls_from(gateway["environment"]["ROLLCALL_NODES"]) == tuple(
+        f"http://{name}:8500" for name in nodes_of(file)
+    )
+    assert gateway["ports"] == [f"127.0.0.1:8080:{given['port']}"]
+    assert given["host"] == "0.0.0.0"
+    assert f"127.0.0.1:{given['port']}/-/healthz" in " ".join(gateway["healthcheck"]["test"])
 
 
 def test_the_image_runs_as_nobody_in_particular_and_is_watched():

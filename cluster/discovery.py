@@ -44,9 +44,6 @@ REFRESH_S_SPREAD = 5.0
 FIRST_S = 2.0
 """So long the first question about a service may take."""
 
-FIRST_AGAIN_S = 1.0
-"""After a first question that failed, so long the next one is answered without asking."""
-
 POLL_S = 30.0
 PATIENCE_S = 1.0
 """With nodes that do not answer a poll; then the loop looks what else is to be done."""
@@ -63,8 +60,8 @@ class _Known(Struct):
 
     pool: Pool
     instances: dict[str, Instance]
+    asked: threading.Event
     index: int = -1
-    asked_at: float = -math.inf
     confirmed_at: float = -math.inf
 
 
@@ -177,18 +174,23 @@ class Discovery:
     def _follow(self, service: str) -> Pool:
         with self._lock:
             known = self._known.get(service)
+            first = known is None
             if known is None:
                 pool = Pool(service, self._balancer, policies=self._in_force, caution=self._caution)
-                known = self._known[service] = _Known(pool, {})
-            now = time.monotonic()
-            if known.index < 0 and now - known.asked_at >= FIRST_AGAIN_S:
-                known.asked_at = now
-                self._ask(service, known)
-            if known.index >= 0:
-                self._pools[service] = known.pool
+                known = self._known[service] = _Known(pool, {}, threading.Event())
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._run, name="rollcall discovery", daemon=True)
                 self._thread.start()
+        if first:
+            try:
+                self._ask(service, known)
+            finally:
+                known.asked.set()
+        else:
+            # Who comes meanwhile waits for that answer; asking again is the thread's, so that no call waits for it.
+            known.asked.wait(FIRST_S)
+        if known.index >= 0:
+            self._pools[service] = known.pool
         return known.pool
 
     def _ask(self, service: str, known: _Known) -> None:
@@ -216,7 +218,7 @@ class Discovery:
             try:
                 self._save()
                 self._take_policies()
-                if time.monotonic() >= refresh_at or any(known.index < 0 for known in list(self._known.values())):
+                if time.monotonic() >= refresh_at or any(known.index < 0 for _, known in self._asked()):
                     self._refresh()
                     refresh_at = time.monotonic() + self._pause_s()
                 self._watch(min(refresh_at, self._policies_at) if self._follow_policies else refresh_at)
@@ -282,9 +284,13 @@ class Discovery:
     def _refresh(self) -> None:
         """Reads every service again, and who the nodes are."""
         self._learn()
-        for service, known in list(self._known.items()):
+        for service, known in self._asked():
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             self._pools[service] = known.pool
+
+    def _asked(self) -> list[tuple[str, _Known]]:
+        """All services but those whose first question is still under way."""
+        return [(service, known) for service, known in list(self._known.items()) if known.asked.is_set()]
 
     def _take_policies(self) -> None:
         if not self._follow_policies or time.monotonic() < self._policies_at:

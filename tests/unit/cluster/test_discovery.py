@@ -1,0 +1,216 @@
+"""What a ``Discovery`` asks a registry, how often, and what it makes of bad answers. The registry is a small server."""
+
+import http.server
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from harness.waiting import wait_for
+from rollcall.cluster import discovery as discovery_module
+from rollcall.cluster.discovery import Discovery
+from rollcall.cluster.pool import NoInstances
+
+SOON_S = 5.0
+
+
+class Registry:
+    """One node with one service. What it answers can be changed; ``listed_at`` is when its list was asked for."""
+
+    def __init__(self) -> None:
+        self.ids: tuple[str, ...] = ("a", "b")
+        self.complete: bool = True
+        self.index: int = 10
+        self.silent = threading.Event()
+        self.over = threading.Event()
+        self.down: bool = False
+        self.listed_at: list[float] = []
+        registry = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                registry._answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url: str = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self.over.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        parts = urlsplit(handler.path)
+        if self.silent.is_set():
+            self.over.wait(30.0)
+            return
+        if self.down:
+            self._say(handler, 503, {"title": "no leader", "outcome": "not_done"})
+        elif parts.path.endswith("/instances"):
+            self.listed_at.append(time.monotonic())
+            self._say(
+                handler, 200, {"service": "cart", "env": "default", "index": self.index, "instances": self._all()}
+            )
+        elif parts.path.endswith("/watch"):
+            self.over.wait(min(0.2, float(parse_qs(parts.query)["wait"][0].removesuffix("s"))))
+            self._say(handler, 304, None)
+        else:
+            self._say(handler, 404, {"title": "not found"})
+
+    def _all(self) -> list[dict[str, Any]]:
+        stamps = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 1)
+        indexes = dict.fromkeys(("create_index", "reg_index", "modify_index"), 1)
+        named = {"env": "default", "service": "cart", "address": "10.0.0.1", "port": 80}
+        return [{**named, "id": id, **stamps, **indexes} for id in self.ids]
+
+    def _say(self, handler: http.server.BaseHTTPRequestHandler, status: int, value: Any) -> None:
+        body = b"" if value is None else json.dumps(value).encode()
+        handler.send_response(status)
+        handler.send_header("X-Rollcall-Index", str(self.index))
+        if self.complete:
+            handler.send_header("X-Rollcall-Complete", "true")
+        if body:
+            handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    made = Registry()
+    yield made
+    made.close()
+
+
+def ids(discovery: Discovery) -> set[str]:
+    return {instance.id for instance in discovery.instances("cart")}
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "rollcall discovery"]
+
+
+def test_s3_5_jitter_a_thousand_clients_do_not_come_at_once():
+    with Discovery(["http://127.0.0.1:1"]) as discovery:
+        pauses = sorted(discovery._pause_s() for _ in range(1000))
+
+    assert 30.0 <= pauses[0] < 30.5
+    assert 34.5 < pauses[-1] <= 35.0
+    assert max(after - before for before, after in itertools.pairwise(pauses)) < 0.2
+
+
+def test_s3_5_jitter_everything_is_read_again_after_the_interval_and_up_to_the_spread_more(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(discovery_module, "REFRESH_S_SPREAD", 0.3)
+    with Discovery([registry.url], refresh_s=0.5) as discovery:
+        discovery.pick("cart")
+        wait_for(lambda: len(registry.listed_at) >= 5, lambda: str(registry.listed_at), 10.0)
+    gaps = [after - before for before, after in itertools.pairwise(registry.listed_at)]
+
+    assert all(0.5 <= gap < 2.5 for gap in gaps), gaps  # the end of the poll under way comes on top
+
+
+def test_s3_3_when_reading_again_fails_the_list_stays_and_says_how_old_it_is(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(discovery_module, "REFRESH_S_SPREAD", 0.0)
+    with Discovery([registry.url], refresh_s=0.2) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        registry.down = True
+        wait_for(lambda: (discovery.age_s("cart") or 0.0) > 1.0, lambda: f"age {discovery.age_s('cart')}", SOON_S)
+        assert ids(discovery) == {"a", "b"}
+
+        registry.down, registry.ids, registry.index = False, ("c",), 11
+        wait_for(lambda: ids(discovery) == {"c"}, lambda: str(ids(discovery)), 10.0)
+        assert (discovery.age_s("cart") or 0.0) < 1.0
+
+
+def test_an_empty_list_after_another_is_believed_only_of_a_node_that_is_up_to_date(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(discovery_module, "REFRESH_S_SPREAD", 0.0)
+    with Discovery([registry.url], refresh_s=0.1) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        registry.ids, registry.complete = (), False
+        seen = len(registry.listed_at)
+        wait_for(lambda: len(registry.listed_at) > seen + 2, lambda: str(registry.listed_at), SOON_S)
+        assert ids(discovery) == {"a", "b"}
+
+        registry.complete = True
+
+        def empty() -> bool:
+            try:
+                return not ids(discovery)
+            except NoInstances:
+                return True
+
+        wait_for(empty, lambda: str(ids(discovery)), SOON_S)
+
+
+def test_s3_3_a_registry_that_never_answers_is_given_up_after_2_s_and_not_asked_for_each_pick(registry: Registry):
+    registry.silent.set()
+    with Discovery([registry.url]) as discovery:
+        began = time.monotonic()
+        with pytest.raises(NoInstances, match="no instance of 'cart'"):
+            discovery.pick("cart")
+        assert 1.9 < time.monotonic() - began < 4.0
+
+        began = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(NoInstances):
+                discovery.pick("cart")
+        assert time.monotonic() - began < 0.5
+        with pytest.raises(NoInstances):
+            discovery.pick("users")  # another service: it is asked about once as well
+        assert time.monotonic() - began < 4.0
+
+
+def test_threads_that_ask_first_at_the_same_time_all_wait_for_the_one_question(registry: Registry):
+    with Discovery([registry.url]) as discovery, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: discovery.pick("cart").instance.id, range(8)))
+
+    assert set(found) == {"a", "b"}
+    assert len(registry.listed_at) == 1
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_s2_s3_6_cancellation_the_background_ends_with_the_discovery_whatever_it_waits_for(
+    registry: Registry, silent: bool
+):
+    discovery = Discovery([registry.url])
+    discovery.pick("cart")
+    wait_for(lambda: len(threads()) == 1, lambda: str(threads()), SOON_S)
+    if silent:
+        registry.silent.set()
+        threading.Event().wait(0.5)  # so that a poll is under way that nobody will answer
+    began = time.monotonic()
+    discovery.close()
+
+    assert threads() == []
+    assert time.monotonic() - began < 3.0
+
+
+def test_s3_6_cancellation_one_after_the_other_they_leave_nothing_behind(registry: Registry):
+    before = threading.active_count()
+    for _ in range(20):
+        with Discovery([registry.url]) as discovery:
+            discovery.pick("cart")
+
+    wait_for(lambda: threads() == [], lambda: str(threads()), SOON_S)
+    assert threading.active_count() <= before + 25  # the little server's own, one a connection

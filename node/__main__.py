@@ -150,7 +150,10 @@ class Node:
             hosts={member.id: urlsplit(member.http).hostname or "" for member in settings.members},
         )
         answers = Answers(self.engine.registry, zone, random.Random())
-        return DnsServer(answers, settings.dns_host, settings.dns_port, on_failure=_die)
+        server = DnsServer(answers, settings.dns_host, settings.dns_port, on_failure=_die)
+        about = "DNS questions answered, by transport."
+        self.metrics.watch_counts("rollcall_dns_questions", about, "transport", lambda: server.answered)
+        return server
 
     def start(self) -> None:
         """Serves. Raises ``OSError`` if the port of HTTP or DNS is taken.

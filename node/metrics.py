@@ -5,11 +5,11 @@ live in one process (tests). Counting is cheap; whatever can be read when
 somebody asks (sizes, indexes, the budget) is read then.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..replication.log import LogStatus
@@ -86,8 +86,33 @@ class Metrics:
         name, help = "rollcall_tls_certificate_expiry_timestamp_seconds", "End of this node's certificate, or its CA's."
         Gauge(name, help, registry=self.registry).set_function(expires_at)
 
+    def watch_counts(self, name: str, help: str, label: str, counts: Callable[[], Mapping[str, float]]) -> None:
+        """Shows a counter that somebody else keeps, by ``label``; read at each scrape."""
+        self.registry.register(_Counts(name, help, label, counts))
+
+    def watch_checks(self, checks: Callable[[], int]) -> None:
+        """Shows how many health checks this node makes."""
+        Gauge("rollcall_checks", "Health checks that this node makes.", registry=self.registry).set_function(checks)
+
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _Counts(Collector):
+    def __init__(self, name: str, help: str, label: str, counts: Callable[[], Mapping[str, float]]) -> None:
+        self._name = name
+        self._help = help
+        self._label = label
+        self._counts = counts
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._help, labels=(self._label,))
+        for value, count in self._counts().items():
+            family.add_metric((value,), count)
+        yield family
 
 
 class _Gauges(Collector):

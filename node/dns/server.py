@@ -92,6 +92,8 @@ class Server:
         self._connections_max: int = connections_max
         self._idle_s: float = idle_s
         self._on_failure: Callable[[BaseException], None] | None = on_failure
+        self.answered: dict[str, int] = {"udp": 0, "tcp": 0}
+        """Questions so far, by transport."""
         # By when they were last active: the first has been silent longest.
         self._connections: dict[_Connection, None] = {}
         self._stop_by: float | None = None
@@ -176,6 +178,7 @@ class Server:
 
     def _reply(self, data: bytes, *, tcp: bool) -> bytes | None:
         now = time.monotonic()
+        self.answered["tcp" if tcp else "udp"] += 1
         try:
             return self._replies.reply(data, now, tcp=tcp)
         except Exception:

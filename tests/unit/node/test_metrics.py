@@ -39,6 +39,17 @@ def test_the_end_of_a_certificate_is_shown_where_there_is_one() -> None:
     assert b"certificate" not in without.render()
 
 
+def test_what_others_count_is_read_when_asked() -> None:
+    metrics, questions = Metrics(), {"udp": 2, "tcp": 0}
+    metrics.watch_counts("rollcall_dns_questions", "Questions.", "transport", lambda: questions)
+    metrics.watch_checks(lambda: 7)
+
+    assert b'rollcall_dns_questions_total{transport="udp"} 2.0' in metrics.render()
+    questions["udp"] += 1
+    assert b'rollcall_dns_questions_total{transport="udp"} 3.0' in metrics.render()
+    assert b"rollcall_checks 7.0" in metrics.render()
+
+
 def test_gauges_are_read_when_asked() -> None:
     metrics, service = Metrics(), FakeService(budget=8)
     metrics.watch(service)

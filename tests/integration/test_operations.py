@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 MADE_ANEW = (
     "reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp",
-    "create_index", "reg_index", "modify_index", "lease",
+    "create_index", "reg_index", "modify_index", "lease", "changed_at", "check_states",
 )  # fmt: skip
 
 
@@ -29,21 +29,24 @@ def script(name: str, directory: Path) -> Path:
     return path
 
 
-def shell(path: Path, url: str, given: bytes = b"") -> bytes:
-    return subprocess.run(["sh", str(path), url], input=given, stdout=subprocess.PIPE, check=True, timeout=60.0).stdout
+def shell(path: Path, *words: str) -> bytes:
+    return subprocess.run(["sh", str(path), *words], stdout=subprocess.PIPE, check=True, timeout=60.0).stdout
 
 
 def records(lines: bytes) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The exported instances by their keys, less what a new registry makes anew."""
+    """The exported instances and policies by their keys, less what a new registry makes anew."""
     found = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines.splitlines()]
+    found = [each.get("policy", each) for each in found]
     return {
-        (each["env"], each["service"], each["id"]): {k: v for k, v in each.items() if k not in MADE_ANEW}
+        (each["env"], each["service"], each.get("id") or each["name"]): {
+            k: v for k, v in each.items() if k not in MADE_ANEW
+        }
         for each in found
     }
 
 
 def fill(cluster: Cluster) -> None:
-    """Two environments, ids and texts that need quoting, an override, and more than one batch."""
+    """Two environments, ids and texts that need quoting, an override, a check, a policy, more than one batch."""
     cluster.register_many(0, "bulk", [f"b{number}" for number in range(700)], ttl_s=600)
     cluster.register(0, "cart", "cart 1/é:80", meta={"say": 'a "word"\nor two'}, tags=["v1"], zone="a", ttl_s=None)
     cluster.register(0, "cart", "cart-2", status="starting", weight=7)
@@ -51,6 +54,9 @@ def fill(cluster: Cluster) -> None:
         0, "PUT", instance_path("cart", "cart-2") + "/status", {"status": "out_of_service", "reason": "upgrade"}
     )
     assert answer.status == 200
+    cluster.register(0, "cart", "cart-3", checks=[{"name": "own", "ttl_s": 3600}], ttl_s=None)
+    policy = {"service": "cart", "percent": 5, "match": {"version": "2"}, "author": "ada", "reason": 'a "try"'}
+    assert cluster.ask(0, "PUT", "/api/v1/policies/canary", policy).status == 200
     mail = {"op": "register", "env": "prod", "service": "mail", "id": "m1", "address": "10.0.1.1", "port": 25}
     assert cluster.ask(0, "POST", "/api/v1/batch", {"operations": [mail]}).status == 200
 
@@ -61,10 +67,12 @@ def test_what_was_exported_can_be_imported_into_another_cluster(start_cluster: S
     fill(old)
     exporting, importing = script("export.sh", tmp_path), script("import.sh", tmp_path)
     exported = shell(exporting, old.url(0))
+    saved = tmp_path / "registry.jsonl"
+    saved.write_bytes(exported)
 
-    shell(importing, new.url(0), exported)
+    shell(importing, new.url(0), str(saved))
 
-    assert len(records(exported)) == 703
+    assert len(records(exported)) == 705
     assert records(shell(exporting, new.url(0))) == records(exported)
 
 

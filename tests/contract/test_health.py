@@ -26,7 +26,7 @@ def test_to_be_ready_for_writes_takes_a_leader(api: Api, service: FakeService) -
     problem(api.get("/readyz?write=perhaps"), 400, "Invalid", field="write")
 
 
-def test_metrics_show_the_node_as_it_is_now(api: Api, metrics: Metrics) -> None:
+def test_s2_metrics_show_the_node_as_it_is_now(api: Api, metrics: Metrics) -> None:
     api.register()
     metrics.evicted(2)
     api.put("/api/v1/services/orders/instances/o1/heartbeat")

@@ -35,20 +35,22 @@ class TestRegistering:
         assert again.json["address"] == "10.0.0.2"
         assert again.json["create_index"] == first["create_index"] < again.json["reg_index"]
 
-    def test_the_record_has_every_field(self, api: Api) -> None:
-        record = api.register(tags=["a"], meta={"k": "v"}, checks=[]).json
+    def test_s1_2_s4_1_the_record_has_every_field(self, api: Api) -> None:
+        record = api.register(tags=["a"], meta={"k": "v"}, version="2", region="eu", checks=[]).json
 
+        assert (record["version"], record["region"], record["tags"], record["meta"]) == ("2", "eu", ["a"], {"k": "v"})
+        assert {"address", "port", "status", "check_states", "latest_timestamp"} <= record.keys()
         assert record["checks"] == []
         assert record["health"] == "passing"
         assert record["status_override"] is None
         assert {"env", "service", "id", "hostname", "addrs", "weight", "zone", "up_timestamp"} <= record.keys()
 
-    def test_the_lease_is_the_default_one_unless_said_otherwise(self, api: Api) -> None:
+    def test_s4_7_the_lease_is_the_default_one_unless_said_otherwise(self, api: Api) -> None:
         assert api.register(id="silent").json["ttl_s"] == 90
         assert api.register(id="own", ttl_s=5).json["ttl_s"] == 5
         assert api.register(id="none", ttl_s=None).json["ttl_s"] is None
 
-    def test_posting_makes_the_default_id(self, api: Api) -> None:
+    def test_s1_3_posting_makes_the_default_id(self, api: Api) -> None:
         answer = api.post(ORDERS, {"address": "10.0.0.1", "port": 80})
 
         assert answer.status_code == 201
@@ -61,7 +63,7 @@ class TestRegistering:
     def test_posting_without_what_makes_the_default_id_names_the_field(self, api: Api, body: dict, field: str) -> None:
         problem(api.post(ORDERS, body), 400, "Invalid", field=field)
 
-    def test_if_absent_refuses_what_is_registered(self, api: Api) -> None:
+    def test_s1_3_if_absent_refuses_what_is_registered(self, api: Api) -> None:
         api.register()
 
         told = problem(api.put(f"{ORDERS}/o1?if_absent=true", {}), 409, "AlreadyRegistered")
@@ -167,10 +169,12 @@ class TestStatus:
 
 
 class TestHeartbeats:
-    def test_a_heartbeat_tells_the_lease_and_when_to_come_back(self, api: Api) -> None:
+    def test_s4_7_a_heartbeat_tells_the_lease_and_when_to_come_back(self, api: Api) -> None:
         api.register(ttl_s=30)
-
         assert api.put(f"{ORDERS}/o1/heartbeat").json == {"ttl_s": 30.0, "next_heartbeat_ms": 10_000}
+
+        api.register()
+        assert api.put(f"{ORDERS}/o1/heartbeat").json == {"ttl_s": 90.0, "next_heartbeat_ms": 30_000}
 
     def test_without_a_lease_there_is_nothing_to_come_back_for(self, api: Api) -> None:
         api.register(ttl_s=None)

@@ -7,7 +7,7 @@ from rollcall.node.api import create_app
 BODY = {"serviceName": "orders", "host": "10.0.0.1", "port": 3000}
 
 
-def test_a_service_registers_is_found_stays_and_leaves(api: Api) -> None:
+def test_s4_3_s4_4_a_service_registers_is_found_stays_and_leaves(api: Api) -> None:
     registered = api.post("/register", BODY)
     assert registered.status_code == 201
     id = registered.json["id"]

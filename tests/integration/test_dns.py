@@ -82,7 +82,7 @@ def test_what_is_registered_at_one_node_is_found_at_every_other(three: Cluster, 
         }
 
 
-def test_who_should_get_no_traffic_is_left_out_at_once(three: Cluster) -> None:
+def test_s3_2_who_should_get_no_traffic_is_left_out_at_once(three: Cluster) -> None:
     for id, address in (("a", "10.0.1.1"), ("b", "10.0.1.2")):
         three.register(0, "leaving", id, address=address, port=80)
     wait_addresses(three, 1, "leaving.service.rollcall", {"10.0.1.1", "10.0.1.2"})

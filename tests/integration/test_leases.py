@@ -70,7 +70,7 @@ def evictions(cluster: Cluster, service: str, since: int) -> list[str]:
     return [event["instance"]["id"] for event in events if event["kind"] == "EVICT"]
 
 
-def test_a_silent_instance_goes_from_every_node_within_its_lease_and_a_sweep_and_no_other_does(
+def test_s3_1_a_silent_instance_goes_from_every_node_within_its_lease_and_a_sweep_and_no_other_does(
     fresh: Cluster, measured: Measured
 ):
     ids = names(8)

@@ -53,7 +53,7 @@ def test_a_killed_follower_is_not_missed_and_catches_up(three: Cluster, measured
     lose(three, [three.followers()[0]], measured, "follower of three killed")
 
 
-def test_a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost(three: Cluster, measured: Measured):
+def test_s1_14_s4_9_a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost(three: Cluster, measured: Measured):
     leader, term = three.wait_for_leader(), three.view(0)["term"]
 
     lose(three, [leader], measured, "leader of three killed")
@@ -82,7 +82,7 @@ def test_five_nodes_lose_two_at_once_the_leader_among_them(start_cluster: StartC
     lose(five, [leader, (leader + 1) % 5], measured, "leader and a follower of five killed")
 
 
-def test_without_a_quorum_writes_are_refused_in_time_and_reads_go_on(start_cluster: StartCluster):
+def test_s4_13_without_a_quorum_writes_are_refused_in_time_and_reads_go_on(start_cluster: StartCluster):
     cluster = start_cluster(3, write_timeout_s=2)
     cluster.register_many(0, PLAIN, ["p1"], ttl_s=None)
     cluster.wait_same()

@@ -89,7 +89,7 @@ def instances(cluster: Cluster) -> list[dict[str, Any]]:
     return cluster.get(0, "/api/v1/services/legacy/instances?consistency=linearizable").json["instances"]
 
 
-def test_it_is_registered_when_its_check_first_passes_and_taken_out_before_it_ends(three, made, tmp_path):
+def test_s4_5_it_is_registered_when_its_check_first_passes_and_taken_out_before_it_ends(three, made, tmp_path):
     began = time.monotonic()
     made.append(Running(three, tmp_path, "--tag", "old", "--ttl", "5"))
     wait_for(lambda: instances(three), lambda: str(made[0].marked()), 10.0)
@@ -139,7 +139,7 @@ def test_a_program_that_dies_is_taken_out_at_once(three, made, tmp_path):
     assert not instances(three)
 
 
-def test_it_offers_discovery_to_its_program(three, made, tmp_path):
+def test_s3_7_it_offers_discovery_to_its_program(three, made, tmp_path):
     made.append(Running(three, tmp_path, "--discovery-port", "0"))
     three.register(0, "other", "o1", address="10.0.0.1", port=80)
     wait_for(lambda: instances(three), lambda: str(made[0].marked()), 10.0)

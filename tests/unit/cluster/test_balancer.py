@@ -61,7 +61,7 @@ def test_every_balancer_picks_one_of_the_list(make, count, seed, key):
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=NAMES)
-def test_a_pick_among_a_hundred_costs_microseconds(make):
+def test_s4_16_a_pick_among_a_hundred_costs_microseconds(make):
     """At most 5 on a quiet machine; the test allows for one that is not."""
     pool = Pool("cart", lambda: make(random.Random(1)))
     pool.update([instance(str(n)) for n in range(100)], 0.0)
@@ -163,7 +163,7 @@ def test_a_ring_spreads_keys_by_weight():
     assert 1.4 < counts["b"] / counts["a"] < 2.8
 
 
-def test_a_zone_is_first_while_it_has_enough():
+def test_s4_6_a_zone_is_first_while_it_has_enough():
     near = [Endpoint(instance(f"n{n}", zone="east")) for n in range(2)]
     far = [Endpoint(instance(f"f{n}", zone="west")) for n in range(2)]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
 import pytest
 from harness.fakes import FakeSession, problem, response
 from harness.waiting import wait_for
@@ -91,7 +92,7 @@ def lease_of(registry: Registry, **more: Any) -> Lease:
     return Lease(["http://a:1"], **fields)
 
 
-def test_it_is_registered_for_as_long_as_the_with_lasts(registry):
+def test_s1_4_it_is_registered_for_as_long_as_the_with_lasts(registry):
     with lease_of(registry) as lease:
         assert lease.registered
         assert registry.there == {"cart-10.0.0.7:8080"}
@@ -100,7 +101,7 @@ def test_it_is_registered_for_as_long_as_the_with_lasts(registry):
     assert lease.state == "closed"
 
 
-def test_it_renews_at_the_pace_that_the_registry_asks_for(registry):
+def test_s4_10_it_renews_at_the_pace_that_the_registry_asks_for(registry):
     with lease_of(registry):
         wait_for(lambda: registry.count("HEARTBEAT") >= 5, lambda: str(registry.asked), SEEN_S)
         registry.heartbeat_ms = 60_000
@@ -120,7 +121,7 @@ def test_it_registers_again_when_the_registry_no_longer_knows_it(registry):
     assert registry.count("PUT") == 2
 
 
-def test_while_no_node_answers_the_host_goes_on_and_it_goes_on_trying(registry, caplog):
+def test_s4_10_while_no_node_answers_the_host_goes_on_and_it_goes_on_trying(registry, caplog):
     registry.down = True
     told: list[State] = []
     with caplog.at_level(logging.WARNING, "rollcall"), lease_of(registry, start_s=0.1, on_change=told.append) as lease:
@@ -162,6 +163,29 @@ def test_what_no_registry_takes_is_refused_before_anything_is_started(registry):
         lease_of(registry, nickname="x")
 
     assert registry.asked == []
+
+
+@pytest.mark.parametrize(
+    ("check", "fields"),
+    [
+        ("http://10.0.0.7:8080/health", {"name": "http", "http": "http://10.0.0.7:8080/health"}),
+        ("https://cart/health", {"name": "http", "http": "https://cart/health"}),
+        ("tcp://10.0.0.7:8080", {"name": "tcp", "tcp": "10.0.0.7:8080"}),
+        ("grpc://10.0.0.7:9000/cart", {"name": "grpc", "grpc": "10.0.0.7:9000/cart"}),
+        ({"ttl_s": 30}, {"name": "check", "ttl_s": 30}),
+    ],
+)
+def test_a_check_is_a_url_or_a_checks_fields(registry, check, fields):
+    with lease_of(registry, check=check):
+        sent = next(options["data"] for method, _, options in registry.session.asked if method == "PUT")
+
+    assert msgspec.json.decode(sent)["checks"] == [fields]
+
+
+@pytest.mark.parametrize("check", ["ftp://10.0.0.7", "10.0.0.7:80", "tcp://10.0.0.7", {"interval_s": 0}])
+def test_a_check_that_cannot_be_is_refused_at_once(registry, check):
+    with pytest.raises(Invalid, match="check"):
+        lease_of(registry, check=check)
 
 
 def test_an_end_that_nobody_hears_is_left_to_the_lease(registry, caplog, monkeypatch):

@@ -2,7 +2,7 @@
 
 >>> session = requests.Session()
 >>> session.mount("service://", ServiceAdapter(discovery))
->>> session.get("service://cart/items").status_code
+>>> session.get("service://users/42").status_code
 200
 
 Each call goes to an instance that the discovery picks, and how it went is counted

@@ -1,4 +1,8 @@
-"""The SDK: register, renew, discover and watch, through whichever node answers.
+"""Every call of the API, through whichever node answers.
+
+>>> with Client(nodes) as client:
+...     [instance.id for instance in client.instances("cart").instances]
+['cart-1']
 
 ``Client`` stays with one node while it answers and goes to the next when it
 does not. What it sends again, and what not:

@@ -105,6 +105,9 @@ class Node:
         self.checker: Checker = Checker(
             self.engine, Reach(networks_from(settings.checks_networks), settings.checks_scripts)
         )
+        self.metrics.watch_checks(lambda: len(self.checker))
+        about = "Answers to this node's health checks, by what was found."
+        self.metrics.watch_counts("rollcall_checks_answers", about, "state", self.checker.answers.copy)
         self.service: Service = Service(
             self.engine,
             self.duties,

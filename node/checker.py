@@ -2,10 +2,11 @@
 
 Every node knows from the replicated state which checks are its own
 (``checks.owner_of``), and asks those on one event loop in a thread of its own: each
-check at a phase of its own, so that they are spread over their interval. A check that
-stands otherwise than the log says is reported to the leader, again and again until the
-log says the same; the leader proposes it, and ``apply`` drops it if the instance was
-registered again meanwhile or belongs to another node now.
+check at a phase of its own, so that they are spread over their interval, however many
+were registered at once. A check that stands otherwise than the log says is reported to
+the leader, again and again until the log says the same; the leader proposes it, and
+``apply`` drops it if the instance was registered again meanwhile or belongs to another
+node now.
 
 Too many that turn critical within a minute are more likely this node's own trouble: then
 each needs the word of a second node, and is not reported without it.
@@ -16,6 +17,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,6 +40,10 @@ REPORT, SECOND, VIEWS = "report checks", "second opinion", "views of checks"
 FIRST_S = 1.0
 """A new check is asked for the first time within so long."""
 
+EARLY_S = 1.0
+"""And again after so long, then twice as long, and so on, until it passes or that is as long as its interval. From then
+on at a moment within its interval that it keeps."""
+
 LOOK_S = 0.25
 """Between two looks at who checks, and at what is to be reported."""
 
@@ -55,6 +61,9 @@ UNABLE_S = 10.0
 RESULTS_MAX = 2_000
 ASKED_MAX = 2_000
 """Questions under way at a time."""
+
+OPINIONS_MAX = 64
+"""Second opinions waited for at a time: of a target that is silent, each takes its whole timeout."""
 
 NONE: Mapping[str, Check] = {}
 _Name = tuple[Key, str]
@@ -85,13 +94,16 @@ _views = msgspec.msgpack.Decoder(dict[str, CheckView])
 class _Asked:
     """One check that this node asks."""
 
-    __slots__ = ("check", "key", "last", "reg_index", "tally", "task", "timer")
+    __slots__ = ("check", "early_s", "key", "last", "placed", "reg_index", "tally", "task", "timer")
 
     def __init__(self, key: Key, check: Check, reg_index: int, state: State) -> None:
         self.key: Key = key
         self.check: Check = check
         self.reg_index: int = reg_index
         self.tally: Tally = Tally(state)
+        self.placed: bool = state != "pending"
+        """Whether its moment within the interval is chosen. Not yet for a new one, which is asked sooner."""
+        self.early_s: float = EARLY_S
         self.last: CheckView | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
@@ -117,10 +129,14 @@ class Checker:
         self._epoch: int = -1
         self._whole_at: float = 0.0
         self._unable_at: float = -UNABLE_S
+        self.answers: Counter[State] = Counter()
+        """What was found so far, question by question."""
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gate: asyncio.Semaphore | None = None
-        self._hops = ThreadPoolExecutor(4, thread_name_prefix="checks-hop")
+        # Apart: what is known for certain does not wait for what is doubted.
+        self._reports = ThreadPoolExecutor(1, thread_name_prefix="checks-report")
+        self._opinions = ThreadPoolExecutor(OPINIONS_MAX, thread_name_prefix="checks-second")
         self._thread = threading.Thread(target=self._run, name="checks", daemon=True)
         log.listen(self._applied)
         log.serve(REPORT, self._take_report)
@@ -135,7 +151,8 @@ class Checker:
         self._post(self._end)
         if self._thread.is_alive():
             self._thread.join(timeout=5.0)
-        self._hops.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._reports, self._opinions):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def views(self, key: Key) -> dict[str, CheckView]:
         """The last answers to an instance's checks that this node asks, by the check's name."""
@@ -245,16 +262,15 @@ class Checker:
             if known is None:
                 asked[check.name] = self._begin(_Asked(instance.key, check, instance.reg_index, state.state))
                 continue
+            if state.state == "pending" and known.reg_index != instance.reg_index:
+                known.tally, known.placed, known.early_s = Tally("pending"), False, EARLY_S
+                self._later(known, self._chance.uniform(0, FIRST_S))
             known.reg_index = instance.reg_index
-            if state.state == "pending":
-                known.tally = Tally("pending")
 
     def _begin(self, asked: _Asked) -> _Asked:
         self._count += 1
-        within_s = asked.check.interval_s
-        self._later(
-            asked, self._chance.uniform(0, min(FIRST_S, within_s) if asked.tally.state == "pending" else within_s)
-        )
+        interval_s = asked.check.interval_s
+        self._later(asked, self._chance.uniform(0, interval_s if asked.placed else min(FIRST_S, interval_s)))
         return asked
 
     def _drop(self, key: Key, *, but: Mapping[str, Check] = NONE) -> None:
@@ -273,15 +289,34 @@ class Checker:
 
     def _later(self, asked: _Asked, seconds: float) -> None:
         assert self._loop is not None
+        if asked.timer is not None:
+            asked.timer.cancel()
         asked.timer = self._loop.call_later(seconds, self._due, asked)
 
     def _due(self, asked: _Asked) -> None:
         assert self._loop is not None
-        self._later(asked, asked.check.interval_s)
+        if asked.placed:
+            self._later(asked, asked.check.interval_s)
         if asked.task is None or asked.task.done():
             asked.task = self._loop.create_task(self._ask(asked))
 
     async def _ask(self, asked: _Asked) -> None:
+        try:
+            await self._question(asked)
+        except Exception:
+            logger.exception("the check %s of %s met a failure that it does not know", asked.check.name, asked.key.id)
+        if asked.placed:
+            return
+        interval_s = asked.check.interval_s
+        if asked.tally.state not in ("passing", "warning") and asked.early_s < interval_s:
+            # It is just starting, perhaps: nobody has to wait a whole interval for that.
+            self._later(asked, asked.early_s)
+            asked.early_s *= 2
+        else:
+            asked.placed = True
+            self._later(asked, self._chance.uniform(0, interval_s))
+
+    async def _question(self, asked: _Asked) -> None:
         assert self._gate is not None
         async with self._gate:
             try:
@@ -292,7 +327,9 @@ class Checker:
         asked.last = CheckView(found.state, found.output, found.latency_s, time.time())
         before = asked.tally.state
         after = asked.tally.add(found.state, asked.check)
-        if after == "critical" and before != "critical":
+        self.answers[found.state] += 1
+        # Nobody is sent to what is pending, so nobody is harmed if that is called critical in error.
+        if after == "critical" and before in ("passing", "warning"):
             now = time.monotonic()
             self._doubt.turned(now)
             if self._doubt.doubts(self._count, now) and not await self._confirmed(asked):
@@ -305,7 +342,7 @@ class Checker:
         now = time.monotonic()
         if now - self._unable_at > UNABLE_S:
             self._unable_at = now
-            logger.error("health checks cannot be made here (raise ulimit -n?): %s", error)
+            logger.error("a health check could not be made here: %s", error)
 
     def _note(self, asked: _Asked, state: State) -> None:
         name = (asked.key, asked.check.name)
@@ -328,7 +365,7 @@ class Checker:
         payload, left_s = msgspec.msgpack.encode(asked.check), asked.check.timeout_s + 1.0
         for node in others:
             try:
-                answer = await self._hop(node, SECOND, payload, left_s)
+                answer = await self._hop(self._opinions, node, SECOND, payload, left_s)
                 found = _found.decode(answer)
             except (RollcallError, msgspec.DecodeError) as error:
                 logger.info("%s gave no second opinion: %s", node, error)
@@ -377,17 +414,19 @@ class Checker:
             if leader == self._log.node_id:
                 proposal = self._propose(self._log.node_id, payload)
                 await asyncio.get_running_loop().run_in_executor(
-                    self._hops, proposal.result, time.monotonic() + REPORT_S
+                    self._reports, proposal.result, time.monotonic() + REPORT_S
                 )
             else:
-                await self._hop(leader, REPORT, payload, REPORT_S)
+                await self._hop(self._reports, leader, REPORT, payload, REPORT_S)
         except RollcallError as error:
             logger.debug("%d results of checks are reported again: %s", len(results), error)
 
-    async def _hop(self, node: str, kind: str, payload: bytes, within_s: float) -> bytes:
-        deadline = time.monotonic() + within_s
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._hops, self._log.request, node, kind, payload, deadline)
+    async def _hop(self, pool: ThreadPoolExecutor, node: str, kind: str, payload: bytes, within_s: float) -> bytes:
+        def hop() -> bytes:
+            # Time runs from here: before, it waited for a thread, and the peer has not begun.
+            return self._log.request(node, kind, payload, time.monotonic() + within_s)
+
+        return await asyncio.get_running_loop().run_in_executor(pool, hop)
 
     def _take_report(self, peer: str, payload: bytes, reply: Reply) -> None:
         """On the leader, on the log's thread."""

@@ -6,7 +6,7 @@ somebody asks (sizes, indexes, the budget) is read then.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -86,7 +86,7 @@ class Metrics:
         name, help = "rollcall_tls_certificate_expiry_timestamp_seconds", "End of this node's certificate, or its CA's."
         Gauge(name, help, registry=self.registry).set_function(expires_at)
 
-    def watch_counts(self, name: str, help: str, label: str, counts: Callable[[], Mapping[str, float]]) -> None:
+    def watch_counts(self, name: str, help: str, label: str, counts: Callable[[], Mapping[Any, float]]) -> None:
         """Shows a counter that somebody else keeps, by ``label``; read at each scrape."""
         self.registry.register(_Counts(name, help, label, counts))
 
@@ -99,7 +99,7 @@ class Metrics:
 
 
 class _Counts(Collector):
-    def __init__(self, name: str, help: str, label: str, counts: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, name: str, help: str, label: str, counts: Callable[[], Mapping[Any, float]]) -> None:
         self._name = name
         self._help = help
         self._label = label

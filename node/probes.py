@@ -44,6 +44,10 @@ class Found(Struct, frozen=True):
     latency_s: float
 
 
+LATE_S = 0.25
+"""A timeout that is noticed so late means that this process stood still, not that there was no answer."""
+
+
 class NotAsked(Exception):
     """This node could not ask, for reasons of its own."""
 
@@ -108,6 +112,8 @@ async def ask(check: Check, reach: Reach) -> Found:
                 case "ttl":
                     raise _Failed("nobody asks this one: the service says how it is")
     except TimeoutError:
+        if time.monotonic() - began > check.timeout_s + LATE_S:
+            raise NotAsked("this node stood still, and does not know whether there was an answer") from None
         output = f"no answer within {check.timeout_s:g} s"
     except _Failed as error:
         output = str(error)
@@ -251,7 +257,7 @@ async def _grpc(check: Check, reach: Reach) -> str:
     address = await _address(host, port, reach)
     request = _grpc_text(service.encode()) if service else b""
     shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    async with grpc.aio.insecure_channel(shown) as channel:
+    async with grpc.aio.insecure_channel(shown, options=_GRPC_OPTIONS) as channel:
         call = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
             answer = bytes(await call(request, timeout=check.timeout_s))
@@ -260,6 +266,10 @@ async def _grpc(check: Check, reach: Reach) -> str:
     if answer[:2] == b"\x08\x01":
         return "SERVING"
     raise _Failed(f"not SERVING (status {answer[1] if len(answer) > 1 else 0})")
+
+
+_GRPC_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+"""Straight there, and by a connection of its own: one that was open before says nothing of now."""
 
 
 def _grpc_text(value: bytes) -> bytes:

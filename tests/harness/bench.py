@@ -25,6 +25,7 @@ from rich.table import Table
 from rollcall.cluster.local import LocalCluster, free_port
 from rollcall.cluster.processes import LocalError
 
+from harness import checks_bench
 from harness.load import Load, each, pump, request
 from harness.traffic import Ledger, Traffic, Writer
 from harness.waiting import wait_for
@@ -204,6 +205,25 @@ def engine(bench: Bench) -> Iterator[Row]:
     yield Row("in the engine: commits with 64 writers", 5000, measured["commits_per_s"], "/s", at_most=False)
 
 
+def checks(bench: Bench) -> Iterator[Row]:
+    count, seconds = (2_000, 20.0) if bench.quick else (10_000, 60.0)
+    cost = checks_bench.cost(bench.cluster, count, seconds)
+    note = f"idle {cost.idle_cores:.2f}; {cost.late}"
+    yield Row(f"three nodes with {count} HTTP checks every 10 s", 1.0, cost.cores, "cores", at_most=True, note=note)
+    yield Row("answered of these", 0.99 * count / 10, cost.per_s, "/s", at_most=False)
+    burst = f"asked of these within {checks_bench.WINDOW_S:g} s, most"
+    yield Row(burst, 2 * checks_bench.WINDOW_S * count / 10, cost.burst, "", at_most=True)
+
+
+def silent(bench: Bench) -> Iterator[Row]:
+    count, seconds = (200, 25.0) if bench.quick else (1_000, 60.0)
+    delay = checks_bench.delay(bench.cluster, count, count, seconds)
+    what = f"{count} checks every 10 s, the latest question"
+    yield Row(what, 0.5, delay.alone.worst_s, "s", at_most=True, note=str(delay.alone))
+    note = f"{delay.beside}; all of the silent ones known after {delay.known_s:.0f} s"
+    yield Row(f"{what}, beside {count} that never answer", 0.5, delay.beside.worst_s, "s", at_most=True, note=note)
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "engine": engine,
     "leader": register_through_leader,
@@ -215,6 +235,8 @@ MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "handover": handover,
     "batches": batches,
     "restart": restart,
+    "checks": checks,
+    "silent": silent,
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from harness.checks_bench import delay
 from harness.cluster import Cluster, Measured, StartCluster, instance_path
 from harness.served import Served
 from harness.waiting import wait_for
@@ -106,7 +107,7 @@ def test_s1_10_watchers_are_told_each_change_of_health(three, serve):
     ]
 
 
-def test_a_service_may_say_itself_how_it_is_and_is_critical_when_it_does_not(three):
+def test_s4_2_a_service_may_say_itself_how_it_is_and_is_critical_when_it_does_not(three):
     register(three, "heart", "h1", {"name": "heart", "ttl_s": 2.0})
     path = instance_path("heart", "h1") + "/checks/heart"
     assert health(three, "heart", "h1") == "pending"
@@ -169,3 +170,16 @@ def test_link_local_addresses_are_not_asked(three):
     )
 
     wait_health(three, "cloud", "m1", "critical")
+
+
+def test_targets_that_never_answer_do_not_delay_the_questions_to_others(
+    start_cluster: StartCluster, measured: Measured
+):
+    found = delay(start_cluster(3), 50, 200, 7.0, interval_s=2.0, timeout_s=1.0)
+    measured(
+        f"50 checks every 2 s came at most {found.alone.worst_s * 1000:.0f} ms late, beside 200 that never answer "
+        f"{found.beside.worst_s * 1000:.0f} ms; those were known after {found.known_s:.1f} s"
+    )
+
+    assert found.beside.worst_s < 0.5
+    assert found.known_s < 15.0

@@ -1,13 +1,18 @@
 """The nodes' shares of the health checks: who asks, what is reported, and when one node's word is not enough."""
 
+import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from harness.checking import Checkers
 from harness.served import Served
 from harness.waiting import wait_for
+from rollcall.node import checker
+from rollcall.node.probes import Found, Reach
 from rollcall.node.tally import Doubt, Tally
 from rollcall.replication.checks import Check, owner_of
 
@@ -56,6 +61,17 @@ def test_s1_1_a_new_instance_is_pending_until_its_check_passes_and_follows_it_fr
     wait_health(three, "a", "passing")
 
 
+def test_a_service_that_is_just_starting_does_not_wait_for_a_whole_interval(three, serve):
+    served = serve()
+    served.status = 503
+    three.register("a", http(served.port, interval_s=600.0))
+    wait_health(three, "a", "critical")
+    served.status = 200
+
+    wait_health(three, "a", "passing")
+    assert served.calls <= 6
+
+
 def test_one_node_asks_each_check_and_only_changes_are_reported(three, serve):
     served = serve()
     for number in range(30):
@@ -70,6 +86,26 @@ def test_one_node_asks_each_check_and_only_changes_are_reported(three, serve):
     assert served.calls - calls >= 50, "each is asked once a second"
     assert served.calls - calls <= 90
     assert sum(len(report.results) for report in three.leader.reports) == reports
+
+
+def test_checks_registered_at_once_are_not_asked_in_step(three, monkeypatch):
+    asked: dict[str, list[float]] = defaultdict(list)
+
+    async def well(check: Check, reach: Reach) -> Found:
+        asked[check.tcp].append(time.monotonic())
+        return Found("passing", "", 0.0)
+
+    monkeypatch.setattr(checker, "ask", well)
+    monkeypatch.setattr(checker, "FIRST_S", 0.05)
+    for number in range(200):
+        three.register(f"i{number}", Check(name="up", tcp=f"i{number}:1", interval_s=1.0, timeout_s=0.5))
+    wait_for(lambda: len(asked) == 200 and all(len(times) > 3 for times in asked.values()), "4 questions each", SOON_S)
+
+    begun = max(times[0] for times in asked.values()) + 1.0
+    times = sorted(at for each in asked.values() for at in each if begun <= at <= begun + 1.0)
+    assert len(times) > 150
+    within = max(sum(at <= other < at + 0.2 for other in times) for at in times)
+    assert within < 100, "a fifth of the interval holds about a fifth of them"
 
 
 def test_checks_move_when_the_nodes_that_share_them_change(three, serve):
@@ -148,6 +184,49 @@ def test_many_that_really_die_are_confirmed_by_another_node(three, serve):
 
     wait_for(lambda: all(three.health(id) == "critical" for id in ids), "all to be critical", SOON_S)
     assert any("second opinion" in log.asked for log in three.logs)
+
+
+def test_what_is_certain_is_reported_while_second_opinions_are_waited_for(three, serve, monkeypatch):
+    ill, well, over = serve("ill"), serve("well"), threading.Event()
+    for log in three.logs:
+
+        def held(peer: str, kind: str, *rest: Any, request: Callable[..., bytes] = log.request) -> bytes:
+            if kind == checker.SECOND:
+                over.wait(2 * SOON_S)
+            return request(peer, kind, *rest)
+
+        monkeypatch.setattr(log, "request", held)
+    try:
+        for number in range(60):
+            three.register(f"ill{number}", http(ill.port))
+        wait_for(lambda: all(three.health(f"ill{n}") == "passing" for n in range(60)), "all to be well", SOON_S)
+        ill.status, calls = 500, ill.calls
+        wait_for(lambda: ill.calls >= calls + 60, lambda: str(ill.calls), SOON_S)
+        for number in range(10):
+            three.register(f"well{number}", http(well.port))
+        wait_for(lambda: all(three.health(f"well{n}") == "passing" for n in range(10)), "those that are well", SOON_S)
+        assert any(three.health(f"ill{n}") == "passing" for n in range(60)), "they are doubted"
+    finally:
+        over.set()
+    wait_for(lambda: all(three.health(f"ill{n}") == "critical" for n in range(60)), "those that are ill", SOON_S)
+
+
+def test_a_second_opinion_that_must_wait_its_turn_has_its_whole_time(monkeypatch, caplog):
+    async def silent(check: Check, reach: Reach) -> Found:
+        await asyncio.sleep(check.timeout_s)
+        return Found("critical", "no answer", check.timeout_s)
+
+    monkeypatch.setattr(checker, "ask", silent)
+    monkeypatch.setattr(checker, "OPINIONS_MAX", 1)
+    caplog.set_level("INFO", checker.__name__)
+    three = Checkers()
+    try:
+        for number in range(12):
+            three.register(f"i{number}", http(1))
+        wait_for(lambda: all(three.health(f"i{n}") == "critical" for n in range(12)), "all to be critical", SOON_S)
+    finally:
+        three.close()
+    assert "no second opinion" not in caplog.text
 
 
 def test_the_last_answer_is_shown_by_the_node_that_asks(three, serve):

@@ -1,13 +1,14 @@
 """Asking an instance how it is, against servers of the test's own process that are well, ill, slow or hostile."""
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from rollcall.node.probes import OUTPUT_BYTES_MAX, Found, Reach, ask, networks_from
+from rollcall.node.probes import OUTPUT_BYTES_MAX, Found, NotAsked, Reach, ask, networks_from
 from rollcall.replication.checks import Check
 from rollcall.replication.errors import Invalid
 
@@ -130,7 +131,7 @@ def test_s4_8_tcp_is_well_if_a_connection_is_taken():
     assert asked(b"", tcp="127.0.0.1:1")[0].state == "critical"
 
 
-def test_a_script_says_it_by_its_exit_code():
+def test_s4_8_a_script_says_it_by_its_exit_code():
     may = Reach(scripts=True)
 
     def run(*line: str, **fields: Any) -> tuple[str, str]:
@@ -165,6 +166,35 @@ def test_checks_do_not_reach_where_the_operator_did_not_allow():
     assert "may not be made of" in asked(b"", reach=only, tcp="localhost:PORT")[0].output
     with pytest.raises(Invalid, match="checks_networks"):
         networks_from("10.0.0.0/99")
+
+
+def test_a_node_that_stood_still_does_not_take_that_for_silence():
+    """It was paused past the timeout, and the answer may have come meanwhile."""
+
+    async def hangs(reader: Reader, writer: Writer) -> None:
+        await asyncio.sleep(5)
+
+    async def run() -> Found:
+        async with server(hangs) as (port, _):
+            asking = asyncio.create_task(
+                ask(Check(name="c", http=f"http://127.0.0.1:{port}/", timeout_s=0.3), ANYWHERE)
+            )
+            await asyncio.sleep(0.1)
+            time.sleep(0.7)  # the whole loop is to stand still
+            return await asking
+
+    with pytest.raises(NotAsked, match="stood still"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("trouble", [errno.EMFILE, errno.EADDRNOTAVAIL])
+def test_a_node_without_files_or_ports_says_nothing_of_others(monkeypatch: pytest.MonkeyPatch, trouble: int):
+    async def none_left(*_: object, **__: object) -> None:
+        raise OSError(trouble, "none left")
+
+    monkeypatch.setattr(asyncio, "open_connection", none_left)
+    with pytest.raises(NotAsked, match="none left"):
+        asyncio.run(ask(Check(name="c", tcp="127.0.0.1:80"), ANYWHERE))
 
 
 def test_a_thousand_slow_targets_wait_side_by_side():

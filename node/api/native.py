@@ -113,14 +113,7 @@ class Native:
     # -- health checks
 
     def get_checks(self, service: str, id: str) -> Response:
-        query = Query.of_request()
-        key, freshness = checked_key(query.env(), service, id), self._freshness(query)
-        query.done()
-        self._context.freshen(freshness)
-        g.index = self._service.registry.applied_index
-        instance = self._service.registry.instance(key)
-        if instance is None:
-            raise _unknown(key)
+        instance = self._instance(service, id)
         with self._service.budget.slot("read"):
             shown = self._service.checks(instance)
         return json_answer({"health": instance.health, "checks": shown})
@@ -171,14 +164,7 @@ class Native:
         return Response(body, content_type="application/json")
 
     def get_instance(self, service: str, id: str) -> Response:
-        query = Query.of_request()
-        key, freshness = checked_key(query.env(), service, id), self._freshness(query)
-        query.done()
-        self._context.freshen(freshness)
-        g.index = self._service.registry.applied_index
-        instance = self._service.registry.instance(key)
-        if instance is None:
-            raise _unknown(key)
+        instance = self._instance(service, id)
         return json_answer(self._leased(instance))
 
     def list_services(self) -> Response:
@@ -223,6 +209,18 @@ class Native:
         with self._service.budget.slot("write"):
             leader = self._service.hand_over(to or "")
         return json_answer({"leader": leader})
+
+    def _instance(self, service: str, id: str) -> Instance:
+        """The instance that a read is about, or ``NotFound``."""
+        query = Query.of_request()
+        key, freshness = checked_key(query.env(), service, id), self._freshness(query)
+        query.done()
+        self._context.freshen(freshness)
+        g.index = self._service.registry.applied_index
+        instance = self._service.registry.instance(key)
+        if instance is None:
+            raise _unknown(key)
+        return instance
 
     def _list_with_leases(self, env: str, service: str, wanted: Wanted) -> Response:
         g.index = self._service.registry.applied_index

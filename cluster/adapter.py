@@ -7,14 +7,17 @@
 
 Each call goes to an instance that the discovery picks, and how it went is counted
 for the balancer. One that certainly did not arrive, or one of a method that may be
-repeated (RFC 9110, 9.2.2) and that failed before its answer began, is tried again at
-another instance.
+repeated (RFC 9110, 9.2.2) and that failed before the caller had any of its answer, is
+tried again at another instance. ``response.url`` says which one answered.
+
+For ``params=`` mount it on ``http+service://`` too and ask for that: of a URL whose
+scheme does not begin with "http", requests leaves parameters out without a word.
 """
 
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests import exceptions
@@ -32,7 +35,10 @@ ELSEWHERE = frozenset({502, 503, 504})
 
 
 class ServiceAdapter(BaseAdapter):
-    """Mount it on ``service://``. ``tries`` counts the first one too. ``close`` leaves the discovery open."""
+    """Mount it on ``service://``, and on ``http+service://`` for calls with ``params=``.
+
+    ``tries`` counts the first one too, but none that was refused at once. ``close`` leaves the discovery open.
+    """
 
     def __init__(self, discovery: Discovery, *, tries: int = TRIES, within: HTTPAdapter | None = None) -> None:
         super().__init__()
@@ -56,8 +62,9 @@ class ServiceAdapter(BaseAdapter):
         again = request.method in IDEMPOTENT and _can_be_repeated(request)
         asked = {name.lower(): str(v) for name, v in request.headers.items()} if pool.policies else NO_HEADERS
         tried: list[Endpoint] = []
+        counted = 0
         failure: Exception | None = None
-        while len(tried) < self._tries:
+        while counted < self._tries:
             try:
                 endpoint = pool.pick(time.monotonic(), rest, tried, asked)
             except NoInstances as error:
@@ -69,10 +76,13 @@ class ServiceAdapter(BaseAdapter):
                 response = self._call(pool, endpoint, request, rest, options)
             except exceptions.RequestException as error:
                 failure = error
-                if not (again or (was_refused(error) and _can_be_repeated(request))):
+                refused = was_refused(error)
+                if not (again or (refused and _can_be_repeated(request))):
                     raise
+                counted += not refused or isinstance(error, exceptions.ConnectTimeout)
                 continue
-            if not again or response.status_code not in ELSEWHERE or len(tried) == self._tries:
+            counted += 1
+            if not again or response.status_code not in ELSEWHERE or counted == self._tries:
                 return response
             last = response
             failure = exceptions.HTTPError(f"{response.status_code} of {endpoint.url}", response=response)
@@ -91,9 +101,11 @@ class ServiceAdapter(BaseAdapter):
         sent = request.copy()
         sent.url = endpoint.url.rstrip("/") + rest
         began = time.monotonic()
-        pool.begun(endpoint)
+        pool.begun(endpoint, began)
         try:
             response = self._within.send(sent, **options)
+            if not options["stream"]:
+                _ = response.content  # the caller wants all of it: until it is here, another may be asked
         except exceptions.RequestException:
             pool.failed(endpoint, time.monotonic())
             raise
@@ -105,6 +117,8 @@ class ServiceAdapter(BaseAdapter):
             pool.failed(endpoint, now)
         else:
             pool.succeeded(endpoint, now - began, now)
+        response.request = request
+        _redirect_to_service(response, endpoint, request)
         return response
 
 
@@ -120,6 +134,16 @@ def _parts(request: requests.PreparedRequest) -> tuple[str, str]:
         raise exceptions.InvalidURL(f"{url}: expected service://NAME/PATH", request=request)
     path = parts.path or "/"
     return parts.netloc, f"{path}?{parts.query}" if parts.query else path
+
+
+def _redirect_to_service(response: requests.Response, endpoint: Endpoint, request: requests.PreparedRequest) -> None:
+    """An instance that redirects to itself means the service: whoever is well may answer that."""
+    location = response.headers.get("Location")
+    here = endpoint.url.rstrip("/")
+    target = urljoin(response.url, location) if location else ""
+    if target.startswith(f"{here}/"):
+        asked = urlsplit(request.url or "")
+        response.headers["Location"] = f"{asked.scheme}://{asked.netloc}{target[len(here) :]}"
 
 
 def _can_be_repeated(request: requests.PreparedRequest) -> bool:

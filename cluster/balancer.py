@@ -37,10 +37,11 @@ class Endpoint:
     """One instance as this client sees it: its record, and how calls to it go.
 
     ``active``: calls under way. ``latency_s``: what the last calls took, weighted
-    by their age; ``heard_at`` is the time of the last one.
+    by their age; ``heard_at`` is the time of the last one. ``failures`` and ``shuns``:
+    so many in a row, and so often left alone for it, since a call went well.
     """
 
-    __slots__ = ("active", "failures", "heard_at", "instance", "latency_s", "shunned_until")
+    __slots__ = ("active", "failures", "heard_at", "instance", "latency_s", "shunned_until", "shuns")
 
     def __init__(self, instance: Instance) -> None:
         self.instance: Instance = instance
@@ -48,6 +49,7 @@ class Endpoint:
         self.latency_s: float = 0.0
         self.heard_at: float = -math.inf
         self.failures: int = 0
+        self.shuns: int = 0
         self.shunned_until: float = -math.inf
 
     @property

@@ -57,13 +57,15 @@ OWN = "/-/"
 class GatewaySettings(Struct, frozen=True, kw_only=True):
     """``routes``: what a name in a path or a host stands for, where it is not the service itself.
 
-    ``try_s`` bounds each wait for an instance, ``total_s`` all of them together.
+    ``tries``: of those that took time or may have arrived; an instance that refuses at once does not count.
+    ``try_s`` bounds each wait for an instance, ``total_s`` all of them together. ``connect_s`` is more than the
+    second after which a first packet that was lost is sent again.
     """
 
     routes: dict[str, str] = {}
     prefix: str = "/api/"
     tries: int = 3
-    connect_s: float = 1.0
+    connect_s: float = 1.5
     try_s: float = 10.0
     total_s: float = 30.0
 
@@ -79,10 +81,11 @@ class _Wanted(Struct, frozen=True):
 class _Failed(Exception):
     """One try came to nothing. ``status`` is what the client is told if no other succeeds."""
 
-    def __init__(self, status: int, why: str, *, arrived: bool) -> None:
+    def __init__(self, status: int, why: str, *, arrived: bool, counts: bool = True) -> None:
         super().__init__(why)
         self.status: int = status
         self.arrived: bool = arrived
+        self.counts: bool = counts
 
 
 class Gateway:
@@ -106,7 +109,7 @@ class Gateway:
             return _problem(start_response, 404, "no service is named: use /api/SERVICE/… or X-Service", request_id)
         try:
             pool = self._discovery.pool(wanted.service)
-            endpoint, answer = self._first_that_answers(pool, environ, wanted, request_id)
+            endpoint, answer, first = self._first_that_answers(pool, environ, wanted, request_id)
         except NoInstances as error:
             logger.info("503 %s: %s", wanted.service, error)
             return _problem(start_response, 503, f"Service not available: {error}", request_id)
@@ -116,7 +119,7 @@ class Gateway:
         headers = [(name, value) for name, value in answer.headers.items() if _passes(name, answer.headers)]
         headers += [("X-Request-Id", request_id), ("Via", "1.1 rollcall")]
         start_response(f"{answer.status} {answer.reason or 'Unknown'}", headers)
-        return _Body(pool, endpoint, answer)
+        return _Body(pool, endpoint, answer, first)
 
     # -- whom it is for ------------------------------------------------------------
 
@@ -143,15 +146,16 @@ class Gateway:
 
     def _first_that_answers(
         self, pool: Pool, environ: Environ, wanted: _Wanted, request_id: str
-    ) -> tuple[Endpoint, urllib3.BaseHTTPResponse]:
+    ) -> tuple[Endpoint, urllib3.BaseHTTPResponse, bytes]:
         method = environ["REQUEST_METHOD"]
         headers = _forwarded(environ, wanted, request_id)
         asked = {name.lower(): value for name, value in headers.items()} if pool.policies else NO_HEADERS
         body, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
         until = time.monotonic() + self._settings.total_s
         tried: list[Endpoint] = []
+        counted = 0
         failure: _Failed | None = None
-        while len(tried) < self._settings.tries and (failure is None or time.monotonic() < until):
+        while counted < self._settings.tries and (failure is None or time.monotonic() < until):
             try:
                 endpoint = pool.pick(time.monotonic(), wanted.target, tried, asked)
             except NoInstances:
@@ -159,20 +163,22 @@ class Gateway:
                     raise
                 break
             tried.append(endpoint)
-            last = len(tried) == self._settings.tries or len(pool.endpoints) <= len(tried)
+            last = counted + 1 == self._settings.tries or len(pool.endpoints) <= len(tried)
             try:
-                answer = self._try(pool, endpoint, method, wanted.target, headers, body, length, until)
+                answer, first = self._try(pool, endpoint, method, wanted.target, headers, body, length, until)
             except _Failed as error:
                 failure = error
                 if error.arrived and method not in IDEMPOTENT:
                     raise
+                counted += error.counts
                 continue
             if answer.status in ELSEWHERE and method in IDEMPOTENT and not last:
                 failure = _Failed(answer.status, f"{endpoint.instance.id} answered {answer.status}", arrived=True)
                 answer.close()
                 pool.failed(endpoint, time.monotonic())
+                counted += 1
                 continue
-            return endpoint, answer
+            return endpoint, answer, first
         assert failure is not None
         raise failure
 
@@ -186,10 +192,11 @@ class Gateway:
         body: Any,
         length: int,
         until: float,
-    ) -> urllib3.BaseHTTPResponse:
+    ) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        """The answer and the first piece of its body: until that is here, nothing was passed on to the client."""
         left_s = max(0.001, min(self._settings.try_s, until - time.monotonic()))
-        pool.begun(endpoint)
         began = time.monotonic()
+        pool.begun(endpoint, began)
         try:
             answer = self._http.urlopen(
                 method,
@@ -202,6 +209,7 @@ class Gateway:
                 redirect=False,
                 assert_same_host=False,
             )
+            first = _next(answer)
         except lower.HTTPError as error:
             pool.failed(endpoint, time.monotonic())
             raise _failed(endpoint, error) from error
@@ -209,7 +217,7 @@ class Gateway:
             pool.abandoned(endpoint)
             raise
         endpoint.took(time.monotonic() - began, time.monotonic())
-        return answer
+        return answer, first
 
     # -- its own pages -------------------------------------------------------------
 
@@ -242,17 +250,19 @@ class Gateway:
 class _Body:
     """An instance's answer on its way to the client."""
 
-    def __init__(self, pool: Pool, endpoint: Endpoint, answer: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, pool: Pool, endpoint: Endpoint, answer: urllib3.BaseHTTPResponse, first: bytes) -> None:
         self._pool: Pool = pool
         self._endpoint: Endpoint = endpoint
         self._answer: urllib3.BaseHTTPResponse = answer
+        self._first: bytes = first
         self._over: bool = False
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            # As it comes: a slow answer is passed on in the pieces in which it was sent.
-            while data := self._answer.read1(CHUNK_BYTES, decode_content=False):  # pyright: ignore[reportAttributeAccessIssue]
+            data = self._first
+            while data:
                 yield data
+                data = _next(self._answer)
         except lower.HTTPError as error:
             logger.warning("the answer of %s broke off: %s", self._endpoint.instance.id, error)
             self._end(failed=True)
@@ -277,10 +287,16 @@ class _Body:
             self._pool.succeeded(self._endpoint, self._endpoint.latency_s, time.monotonic())
 
 
+def _next(answer: urllib3.BaseHTTPResponse) -> bytes:
+    """As it comes: a slow answer is passed on in the pieces in which it was sent. Empty: the end."""
+    return answer.read1(CHUNK_BYTES, decode_content=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _failed(endpoint: Endpoint, error: lower.HTTPError) -> _Failed:
     who = endpoint.instance.id
     if isinstance(error, (lower.NewConnectionError, lower.ConnectTimeoutError)):
-        return _Failed(502, f"{who} cannot be reached", arrived=False)
+        refused = isinstance(error, lower.NewConnectionError)
+        return _Failed(502, f"{who} cannot be reached", arrived=False, counts=not refused)
     if isinstance(error, lower.TimeoutError):
         return _Failed(504, f"{who} did not answer in time", arrived=True)
     return _Failed(502, f"{who} gave no answer that can be used", arrived=True)

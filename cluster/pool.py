@@ -117,8 +117,10 @@ class Pool:
         left = [endpoint for endpoint in self.endpoints if endpoint not in without]
         if not left:
             raise NoInstances(self.service, "all of them were tried")
-        calm = [endpoint for endpoint in left if endpoint.shunned_until <= now]
-        return self._chance.choice(calm or left)
+        # Of a second try something is known: some fail, and where calls pile up nobody answers.
+        ranks = [(endpoint.failures, endpoint.active) for endpoint in left]
+        least = min(ranks)
+        return self._chance.choice([endpoint for endpoint, rank in zip(left, ranks, strict=True) if rank == least])
 
     def _chosen(self, now: float, key: str, headers: Mapping[str, str]) -> Endpoint:
         if headers:
@@ -127,15 +129,18 @@ class Pool:
                     return pick(now, key)
         return self._pick(now, key)
 
-    def begun(self, endpoint: Endpoint) -> None:
+    def begun(self, endpoint: Endpoint, now: float) -> None:
         """A call to it is under way. Say how it ended: ``succeeded``, ``failed`` or ``abandoned``."""
         with self._lock:
             endpoint.active += 1
+            if endpoint.shuns and endpoint.shunned_until <= now and self._may_shun(now):
+                # It is tried again, by this call alone: until that went well, the others stay away.
+                self._shun(endpoint, now)
 
     def succeeded(self, endpoint: Endpoint, latency_s: float, now: float) -> None:
         with self._lock:
             endpoint.active -= 1
-            endpoint.failures = 0
+            endpoint.failures = endpoint.shuns = 0
             endpoint.took(latency_s, now)
             if endpoint.shunned_until > now:
                 endpoint.shunned_until = -math.inf
@@ -144,18 +149,22 @@ class Pool:
     def failed(self, endpoint: Endpoint, now: float) -> None:
         with self._lock:
             endpoint.active -= 1
+            if endpoint.shunned_until > now:
+                return  # one death breaks off many calls: that is no second time
             endpoint.failures += 1
-            beyond = endpoint.failures - self._caution.failures
-            if beyond < 0 or endpoint.shunned_until > now or not self._may_shun(now):
-                return
-            pause_s = min(self._caution.shun_s_max, self._caution.shun_s * 2.0 ** min(beyond, 30))
-            endpoint.shunned_until = now + pause_s
-            self._arrange(now)
+            if endpoint.failures >= self._caution.failures and self._may_shun(now):
+                self._shun(endpoint, now)
 
     def abandoned(self, endpoint: Endpoint) -> None:
         """The caller lost interest: that says nothing of the instance."""
         with self._lock:
             endpoint.active -= 1
+
+    def _shun(self, endpoint: Endpoint, now: float) -> None:
+        pause_s = min(self._caution.shun_s_max, self._caution.shun_s * 2.0 ** min(endpoint.shuns, 30))
+        endpoint.shuns += 1
+        endpoint.shunned_until = now + pause_s
+        self._arrange(now)
 
     def _may_shun(self, now: float) -> bool:
         shunned = sum(endpoint.shunned_until > now for endpoint in self._endpoints.values())

@@ -1,5 +1,6 @@
 """The built wheel in an environment of its own: what people get who do not have this repository."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from harness.cluster import StartCluster
+from harness.served import Served
 
 pytestmark = pytest.mark.integration
 
@@ -54,3 +57,31 @@ def test_the_node_and_the_commands_run_from_the_wheel(wheel: Path, tmp_path: Pat
     assert "rollcall-node 0." in run(bin / "rollcall-node", "--version", cwd=tmp_path)
     assert "instances" in run(bin / "rollcall", "--help", cwd=tmp_path)
     assert "rollcall, version 0." in run(bin / "rollcall", "--version", cwd=tmp_path)
+
+
+def test_the_sdk_works_from_the_wheel_alone_and_brings_no_server(
+    wheel: Path, tmp_path: Path, start_cluster: StartCluster
+):
+    """What a service's Dockerfile does: no extra. The README's example runs there, against a cluster elsewhere."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-q")
+    run(*pip, "-c", REPOSITORY / "requirements.lock", wheel, cwd=tmp_path)
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    example = readme.partition("<!-- services -->")[2].partition("<!-- /services -->")[0]
+    cluster, users = start_cluster(3), Served("users")
+    try:
+        given = f"nodes, port = {','.join(cluster.urls)!r}, {users.port}\n"
+        (tmp_path / "example.py").write_text(given + re.sub(r"^```.*$", "", example, flags=re.MULTILINE))
+        assert run(python, "example.py", cwd=tmp_path) == "users GET /42\nTrue\nhttp://10.0.0.9:80\n"
+    finally:
+        users.close()
+    assert cluster.ids(0, "users", min_index=1) == set()
+
+    servers = ("dns", "flask", "prometheus_client", "pysyncobj", "waitress")
+    look = f"import importlib.util as u; print([name for name in {servers} if u.find_spec(name)])"
+    assert run(python, "-c", look, cwd=tmp_path) == "[]\n"
+    assert "instances" in run(python.parent / "rollcall", "--help", cwd=tmp_path)
+    refused = subprocess.run([python.parent / "rollcall", "gateway"], cwd=tmp_path, capture_output=True, check=False)
+    assert refused.returncode != 0
+    assert b"pip install 'rollcall-registry[gateway]'" in refused.stderr

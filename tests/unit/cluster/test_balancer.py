@@ -184,7 +184,7 @@ def pool_of(count: int, **options: object) -> Pool:
 
 def fail(pool: Pool, endpoint: Endpoint, now: float, times: int = 1) -> None:
     for _ in range(times):
-        pool.begun(endpoint)
+        pool.begun(endpoint, now)
         pool.failed(endpoint, now)
 
 
@@ -205,10 +205,42 @@ def test_who_fails_several_times_in_a_row_is_shunned_for_longer_each_time():
     fail(pool, bad, 6.1)
     assert ids(pool, 16.0) == {"0", "2", "3"}
     assert ids(pool, 16.2) == {"0", "1", "2", "3"}
-    pool.begun(bad)
+    pool.begun(bad, 17.0)
     pool.succeeded(bad, 0.01, 17.0)
     fail(pool, bad, 18.0, times=2)
     assert ids(pool, 18.0) == {"0", "1", "2", "3"}
+
+
+def test_who_was_shunned_is_tried_by_one_call_before_the_others_come_back():
+    """It may hang: then one call waits for it, and not every fourth."""
+    pool = pool_of(4, caution=Caution(failures=1, shun_s=5.0))
+    bad = pool.endpoints[1]
+    fail(pool, bad, 1.0)
+    assert ids(pool, 6.1) == {"0", "1", "2", "3"}
+
+    pool.begun(bad, 6.1)
+    assert ids(pool, 6.2) == {"0", "2", "3"}
+    pool.succeeded(bad, 0.4, 6.5)
+    assert ids(pool, 6.5) == {"0", "1", "2", "3"}
+    pool.begun(bad, 7.0)
+    assert ids(pool, 7.0) == {"0", "1", "2", "3"}
+
+
+def test_many_calls_that_one_death_breaks_off_are_one_reason_to_shun():
+    pool = pool_of(4, caution=Caution(failures=3, shun_s=5.0))
+    bad = pool.endpoints[1]
+    fail(pool, bad, 1.0, times=50)
+    assert ids(pool, 5.9) == {"0", "2", "3"}
+    assert ids(pool, 6.1) == {"0", "1", "2", "3"}
+
+    # Nor is it held against it what failed while no more might be shunned.
+    for other in (pool.endpoints[0], pool.endpoints[2]):
+        fail(pool, other, 6.1, times=3)
+    fail(pool, bad, 6.1, times=50)
+    assert ids(pool, 6.1) == {"1", "3"}
+    fail(pool, bad, 11.2)
+    assert ids(pool, 21.1) == {"0", "2", "3"}
+    assert ids(pool, 21.3) == {"0", "1", "2", "3"}
 
 
 def test_no_more_than_a_share_is_shunned():
@@ -225,7 +257,7 @@ def test_no_more_than_a_share_is_shunned():
 def test_a_call_that_was_given_up_says_nothing():
     pool = pool_of(2, caution=Caution(failures=1))
     endpoint = pool.endpoints[0]
-    pool.begun(endpoint)
+    pool.begun(endpoint, 0.0)
     pool.abandoned(endpoint)
 
     assert (endpoint.active, endpoint.failures) == (0, 0)
@@ -234,7 +266,7 @@ def test_a_call_that_was_given_up_says_nothing():
 def test_what_is_known_of_an_instance_outlives_a_list_but_not_a_move():
     pool = pool_of(3)
     endpoint = pool.endpoints[0]
-    pool.begun(endpoint)
+    pool.begun(endpoint, 0.0)
     pool.update([instance("0", version="2"), instance("1", port=81)], 1.0)
     assert pool.endpoints[0] is endpoint
     assert endpoint.instance.version == "2"
@@ -243,6 +275,21 @@ def test_what_is_known_of_an_instance_outlives_a_list_but_not_a_move():
     other = pool.endpoints[1]
     pool.update([instance("0"), instance("1", port=82)], 2.0)
     assert pool.endpoints[1] is not other
+
+
+def test_a_second_try_goes_where_least_has_failed_and_then_where_least_hangs():
+    pool = Pool("cart", ConsistentHash, caution=Caution(failures=2, share_max=0.2))
+    pool.update([instance(str(n)) for n in range(5)], 0.0)
+    first = pool.pick(0.0, "key")
+    shunned, failing, hanging, well = (endpoint for endpoint in pool.endpoints if endpoint is not first)
+    fail(pool, shunned, 0.0, times=2)
+    fail(pool, failing, 0.0, times=9)
+    pool.begun(hanging, 0.0)
+
+    tried: list[Endpoint] = []
+    for _ in range(5):
+        tried.append(pool.pick(0.0, "key", without=tried))
+    assert tried == [first, well, hanging, shunned, failing]
 
 
 def test_a_second_try_goes_elsewhere_until_all_were_tried():

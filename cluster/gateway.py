@@ -57,14 +57,15 @@ OWN = "/-/"
 class GatewaySettings(Struct, frozen=True, kw_only=True):
     """``routes``: what a name in a path or a host stands for, where it is not the service itself.
 
-    ``tries``: of those that took time or may have arrived; an instance that refuses at once does not count.
+    ``tries``: of those that took time or may have arrived, so that a request which kills who gets it does not kill
+    everybody; but three instances may die within one request. Who refuses at once does not count.
     ``try_s`` bounds each wait for an instance, ``total_s`` all of them together. ``connect_s`` is more than the
     second after which a first packet that was lost is sent again.
     """
 
     routes: dict[str, str] = {}
     prefix: str = "/api/"
-    tries: int = 3
+    tries: int = 5
     connect_s: float = 1.5
     try_s: float = 10.0
     total_s: float = 30.0

@@ -25,7 +25,7 @@ from .terminal import Context, command, fail, pair
 )
 @click.option("--balancer", default="ewma", show_default=True, type=click.Choice(sorted(BALANCERS)))
 @click.option("--zone", default="", help="Instances of this zone first, while it has two.")
-@click.option("--tries", default=3, show_default=True, type=click.IntRange(1, 10), help="Instances tried at most.")
+@click.option("--tries", default=5, show_default=True, type=click.IntRange(1, 10), help="Without those that refuse.")
 @click.option("--try-timeout", "try_s", default=10.0, show_default=True, metavar="S", help="Each wait for an instance.")
 @click.option("--total-timeout", "total_s", default=30.0, show_default=True, metavar="S", help="All of them together.")
 @click.option("--keep", type=click.Path(dir_okay=False), help="Keeps lists there, to start while the registry is down.")

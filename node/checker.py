@@ -265,6 +265,9 @@ class Checker:
             if state.state == "pending" and known.reg_index != instance.reg_index:
                 known.tally, known.placed, known.early_s = Tally("pending"), False, EARLY_S
                 self._later(known, self._chance.uniform(0, FIRST_S))
+            elif known.tally.state == "pending" and state.state != "pending":
+                # Found before this node knew, by the owner before or before its own restart: it goes on from there.
+                known.tally = Tally(state.state)
             known.reg_index = instance.reg_index
 
     def _begin(self, asked: _Asked) -> _Asked:
@@ -346,7 +349,7 @@ class Checker:
 
     def _note(self, asked: _Asked, state: State) -> None:
         name = (asked.key, asked.check.name)
-        if self._stands(asked.key, asked.check.name) == state:
+        if state == "pending" or self._stands(asked.key, asked.check.name) == state:
             self._wanted.pop(name, None)
         else:
             self._wanted[name] = Result(asked.key, asked.reg_index, asked.check.name, state)

@@ -21,6 +21,7 @@ from harness.history import Change
 
 from chaos.desk import Desk, Place, body
 from chaos.ledger import Faithful, Ledger, Silenced
+from chaos.targets import Moods, Targets
 
 RETRIED_WITHIN_S = 20.0
 """An unknown outcome is tried again with the same key for so long: well within the time that keys are remembered."""
@@ -284,17 +285,20 @@ def everybody(
     *,
     seed: int,
     minutes: float,
+    targets: Targets,
     clients: int = 20,
     per_second: float = 200.0,
 ) -> list[traffic.Client]:
-    """The clients, the keepers and the mortals, once all that they share is registered. To be started."""
+    """The clients, the keepers, the mortals and the moods, once all that they share is registered. To be started."""
     shared, kept = places(minutes), faithful(FAITHFUL)
-    settle_in(urls, ledger, [*shared, *kept])
+    settle_in(urls, ledger, [*shared, *kept, *targets.places])
+    targets.introduce(ledger)
     period_s = clients / per_second
     return [
         *(Client(n, urls, ledger, shared, seed=seed, period_s=period_s) for n in range(clients)),
         *(Keeper(n, urls, ledger, kept[n::KEEPERS], seed=seed) for n in range(KEEPERS)),
         Mortals(urls, ledger, seed=seed),
+        Moods(targets.moody, ledger, seed=seed),
     ]
 
 

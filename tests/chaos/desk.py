@@ -20,6 +20,8 @@ from msgspec import Struct
 from chaos.ledger import Ledger, Odd
 
 ENV = "default"
+CHECKED = "checked"
+"""The service whose instances have a health check."""
 NO_ANSWER = (OSError, http.client.HTTPException)
 AVOIDED_S = 0.5
 """How long a client leaves a node alone that refused its connection."""
@@ -33,11 +35,14 @@ _RESULTS: Mapping[str, tuple[history.WriteResult, ...]] = {
 
 
 class Place(Struct, frozen=True):
-    """An instance that clients register: its name, and its lease."""
+    """An instance that clients register: its name, its lease, and what a health check of it asks, if it has one;
+    critical for ``out_after_s``, it is to be taken out."""
 
     service: str
     id: str
     ttl_s: float | None
+    check: str = ""
+    out_after_s: float | None = None
 
     @property
     def key(self) -> str:
@@ -56,6 +61,7 @@ class Shown(Struct):
     version: str
     modify_index: int = 0
     status_override: str | None = None
+    health: str = ""
 
     @property
     def key(self) -> str:
@@ -77,7 +83,11 @@ _problem = msgspec.json.Decoder(dict[str, Any])
 
 def body(place: Place, value: str) -> dict[str, Any]:
     """A registration that carries ``value``, by which it is known again."""
-    return {"address": "10.0.0.1", "port": 80, "version": value, "ttl_s": place.ttl_s}
+    said = {"address": "10.0.0.1", "port": 80, "version": value, "ttl_s": place.ttl_s}
+    if not place.check:
+        return said
+    check = {"name": "alive", "http": place.check, "interval_s": 1, "timeout_s": 1}
+    return {**said, "checks": [{**check, "deregister_critical_after_s": place.out_after_s}]}
 
 
 class Desk:

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from harness import history
 from harness.cluster import Line
-from harness.history import Held
 
-from chaos.desk import NO_ANSWER, Listed
-from chaos.ledger import Ledger, Odd
+from chaos.desk import CHECKED, NO_ANSWER, Listed, Shown
+from chaos.ledger import Ledger, Odd, Stood
 from chaos.watchers import Watcher
 
 AGREE_S = 30.0
 """So long nodes may take until they stand at one index, and watchers until they know of it."""
+
+LAST = "last word"
+"""Who notes how checks stand in the end."""
 
 _listed = msgspec.json.Decoder(Listed)
 
@@ -41,6 +43,7 @@ def _final(urls: Mapping[str, str], ledger: Ledger) -> int | None:
     """Reads everything from every node; the index if it was the same on all, before and after."""
     digests: dict[str, history.Digest] = {}
     finals: list[history.Final] = []
+    stood: list[Stood] = []
     with contextlib.ExitStack() as stack:
         lines = {node: Line(url, 10.0) for node, url in urls.items()}
         for line in lines.values():
@@ -50,12 +53,15 @@ def _final(urls: Mapping[str, str], ledger: Ledger) -> int | None:
             if len({digest.index for digest in digests.values()}) > 1:
                 return None
             for node, line in lines.items():
-                finals.append(history.Final(node=node, index=digests[node].index, found=_everything(line)))
+                shown = _everything(line)
+                found = {instance.key: instance.held for instance in shown}
+                finals.append(history.Final(node=node, index=digests[node].index, found=found))
+                stood += [_stood(node, instance) for instance in shown if instance.service == CHECKED]
             if {node: _digest(node, line) for node, line in lines.items()} != digests:
                 return None
         except (*NO_ANSWER, msgspec.MsgspecError, KeyError):
             return None
-    for fact in (*digests.values(), *finals):
+    for fact in (*digests.values(), *finals, *stood):
         ledger.note(fact)
     return next(iter(digests.values())).index
 
@@ -65,10 +71,20 @@ def _digest(node: str, line: Line) -> history.Digest:
     return history.Digest(node=node, index=said["applied_index"], digest=said["sha256"])
 
 
-def _everything(line: Line) -> dict[str, Held]:
-    found: dict[str, Held] = {}
+def _everything(line: Line) -> list[Shown]:
+    found: list[Shown] = []
     for service in line.ask("GET", "/api/v1/services").json["services"]:
         answer = line.ask("GET", f"/api/v1/services/{service['name']}/instances?health=any")
-        for instance in _listed.decode(answer.body).instances:
-            found[instance.key] = instance.held
+        found += _listed.decode(answer.body).instances
     return found
+
+
+def _stood(node: str, instance: Shown) -> Stood:
+    return Stood(
+        who=LAST,
+        node=node,
+        at=time.monotonic(),
+        key=instance.key,
+        index=instance.modify_index,
+        health=instance.health,
+    )

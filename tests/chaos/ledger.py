@@ -19,6 +19,8 @@ from harness import history
 from msgspec import Struct
 
 FLUSH_BYTES = 256 * 1024
+GONE = "gone"
+"""The health of an instance that was removed."""
 
 
 class Began(Struct, frozen=True, kw_only=True, tag="began"):
@@ -113,6 +115,34 @@ class Silenced(Struct, frozen=True, kw_only=True, tag="silenced"):
     at: float
 
 
+class Checked(Struct, frozen=True, kw_only=True, tag="checked"):
+    """An instance with a health check, and its target is well at ``at``. ``steady``: it always is."""
+
+    key: str
+    steady: bool
+    at: float
+
+
+class Turned(Struct, frozen=True, kw_only=True, tag="turned"):
+    """A target fell ill, or got well."""
+
+    key: str
+    well: bool
+    at: float
+
+
+class Stood(Struct, frozen=True, kw_only=True, tag="stood"):
+    """How an instance with a health check stood from ``index`` on, as ``who`` was shown by a node. Who asks a node
+    again and again notes only what is new."""
+
+    who: str
+    node: str
+    at: float
+    key: str
+    index: int
+    health: str
+
+
 class Odd(Struct, frozen=True, kw_only=True, tag="odd"):
     """An answer that no client should have to deal with."""
 
@@ -154,6 +184,9 @@ Own = (
     | Sized
     | Faithful
     | Silenced
+    | Checked
+    | Turned
+    | Stood
     | Odd
     | Lagged
     | Cried
@@ -232,6 +265,9 @@ class Book:
         self.sizes: dict[str, list[Sized]] = {}
         self.faithful: list[Faithful] = []
         self.silenced: list[Silenced] = []
+        self.checked: list[Checked] = []
+        self.turned: list[Turned] = []
+        self.stood: list[Stood] = []
         self.odd: list[Odd] = []
         self.lagged: list[Lagged] = []
         self.cried: list[Cried] = []
@@ -291,6 +327,12 @@ class Book:
                 self.faithful.append(entry)
             case Silenced():
                 self.silenced.append(entry)
+            case Checked():
+                self.checked.append(entry)
+            case Turned():
+                self.turned.append(entry)
+            case Stood():
+                self.stood.append(entry)
             case Odd():
                 self.odd.append(entry)
             case Lagged():

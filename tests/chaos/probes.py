@@ -17,8 +17,8 @@ from harness.cluster import Line
 from harness.history import Change, Digest
 from msgspec import Struct
 
-from chaos.desk import NO_ANSWER, Desk, Place, body
-from chaos.ledger import Lagged, Ledger, Polled, Sized
+from chaos.desk import CHECKED, NO_ANSWER, Desk, Listed, Place, body
+from chaos.ledger import GONE, Lagged, Ledger, Polled, Sized, Stood
 
 PERIOD_S = 0.25
 SIZE_PERIOD_S = 5.0
@@ -94,10 +94,11 @@ class _View(Struct):
 
 
 _view = msgspec.json.Decoder(_View)
+_listed = msgspec.json.Decoder(Listed)
 
 
 class ReadProbe(Paced):
-    """Reads from one node's copy, and asks it where it stands."""
+    """Reads from one node's copy, and asks it where it stands, and how instances with a health check stand."""
 
     def __init__(self, node: str, urls: Mapping[str, str], ledger: Ledger) -> None:
         super().__init__(f"{READER}{node}")
@@ -106,12 +107,14 @@ class ReadProbe(Paced):
         self._desk = Desk(self.name, {node: urls[node]}, ledger, 1.0)
         self._line = Line(urls[node], 1.0)
         self._turns = itertools.count()
+        self._stood: dict[str, tuple[int, str]] = {}
 
     def look(self) -> None:
         self._desk.read(self._node, _place(self._node, 0))
         self._ledger.note(self._poll())
         if next(self._turns) % DIGEST_TURNS == 0:
             self._digest()
+            self._health()
 
     def hang_up(self) -> None:
         self._desk.close()
@@ -125,6 +128,25 @@ class ReadProbe(Paced):
         if answer.status == 200:
             said = answer.json
             self._ledger.note(Digest(node=self._node, index=said["applied_index"], digest=said["sha256"]))
+
+    def _health(self) -> None:
+        """Notes how checks stand, where that is new."""
+        asked_at = time.monotonic()
+        try:
+            answer = self._line.ask("GET", f"/api/v1/services/{CHECKED}/instances?health=any")
+        except NO_ANSWER:
+            return
+        if answer.status != 200:
+            return
+        shown = {each.key: (each.modify_index, each.health) for each in _listed.decode(answer.body).instances}
+        # What was there, and is not any more, went at some index that this answer does not tell.
+        shown |= dict.fromkeys(self._stood.keys() - shown.keys(), (0, GONE))
+        for key, (index, health) in shown.items():
+            if self._stood.get(key) != (index, health):
+                self._ledger.note(
+                    Stood(who=self.name, node=self._node, at=asked_at, key=key, index=index, health=health)
+                )
+        self._stood = shown
 
     def _poll(self) -> Polled:
         asked_at = time.monotonic()

@@ -35,6 +35,7 @@ from chaos.nodes import ChaosCluster, NetworkKind
 from chaos.probes import Sizes, probes
 from chaos.report import write_report
 from chaos.schedule import Planned
+from chaos.targets import Targets
 from chaos.verdict import Verdict, judge
 from chaos.watchers import watchers
 
@@ -96,7 +97,8 @@ def carry_out(options: Options, console: Console) -> Result:
         began = time.monotonic(), time.time()
         try:
             cluster.start()
-            _run(options, cluster, ledger, tally, console)
+            with Targets(options.network) as targets:
+                _run(options, cluster, targets, ledger, tally, console)
         finally:
             crashed = _crashed(cluster)
             cluster.stop()
@@ -117,9 +119,13 @@ def carry_out(options: Options, console: Console) -> Result:
     return Result(verdict=verdict, summary=figures.summary(book), report=options.report, kept=kept)
 
 
-def _run(options: Options, cluster: ChaosCluster, ledger: Ledger, tally: Tally, console: Console) -> None:
+def _run(
+    options: Options, cluster: ChaosCluster, targets: Targets, ledger: Ledger, tally: Tally, console: Console
+) -> None:
     """From the nodes being up to all having been said about them while they ran."""
     kinds, why_not = _available(options.kinds, cluster)
+    if targets.why_not:
+        why_not["health checks"] = targets.why_not
     for kind, why in why_not.items():
         console.print(f"without {kind}: {why}", highlight=False, markup=False)
     planned = schedule.plan(options.seed, options.minutes, options.nodes, kinds)
@@ -155,6 +161,7 @@ def _run(options: Options, cluster: ChaosCluster, ledger: Ledger, tally: Tally, 
             ledger,
             seed=options.seed,
             minutes=options.minutes,
+            targets=targets,
             clients=options.clients,
             per_second=options.per_second,
         )

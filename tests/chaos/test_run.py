@@ -96,6 +96,7 @@ def test_two_minutes_of_every_fault_break_no_promise(runs, tmp_path):
     assert len(book.faults) >= 3, run.said
     assert sum(write.outcome == "ok" for write in book.writes) > 500, run.said
     assert sum(read.consistency == "linearizable" for read in book.reads) > 100, run.said
+    assert {"passing", "critical"} <= {stood.health for stood in book.stood}, run.said
 
 
 def test_an_interrupt_ends_it_in_good_order_with_the_verdict_so_far(runs, tmp_path):

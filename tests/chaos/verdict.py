@@ -17,6 +17,7 @@ from msgspec import Struct
 from chaos import figures
 from chaos.checks import Check, Violation, check
 from chaos.figures import Span
+from chaos.health import HEALTH
 from chaos.histories import WIPED, whole_history
 from chaos.ledger import Book, Cried, Fault
 from chaos.probes import READER, WRITER
@@ -220,5 +221,6 @@ OWN: tuple[Callable[[Book], Check], ...] = (
     answers,
     before_our_eyes,
     cries,
+    *HEALTH,
     bench,
 )

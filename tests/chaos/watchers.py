@@ -19,8 +19,8 @@ from harness.cluster import Line
 from harness.history import Seen, WatchPage
 from msgspec import Struct
 
-from chaos.desk import ENV, NO_ANSWER, Shown
-from chaos.ledger import Ledger, Odd
+from chaos.desk import CHECKED, ENV, NO_ANSWER, Shown
+from chaos.ledger import GONE, Ledger, Odd, Stood
 
 POLL_WAIT_S = 2.0
 SILENT_S = 13.0
@@ -140,8 +140,23 @@ class Watcher(traffic.Client):
                 reload=reload,
             )
         )
+        for event in page.events:
+            if event.instance.service == CHECKED:
+                self._note_health(event)
         self._at = page.index
         self._gone.clear()
+
+    def _note_health(self, event: _Event) -> None:
+        self._ledger.note(
+            Stood(
+                who=self.name,
+                node=self._node,
+                at=time.monotonic(),
+                key=event.instance.key,
+                index=event.index,
+                health=GONE if event.kind in ("DEREGISTER", "EVICT") else event.instance.health,
+            )
+        )
 
     def _too_old(self) -> None:
         self._gone.add(self._node)

@@ -4,12 +4,14 @@
     ./scripts/chaos simulate --nodes 3 --seed 4711
 
 What is real: engine, journal, state files, state machine, change feed, leases,
-eviction, the desk where peers' requests are answered. What is not: threads,
-sockets, the clock, and what a power cut leaves of a file.
+eviction, who checks whom and what becomes of it, the desk where peers' requests are
+answered. What is not: threads, sockets, the clock, the instances that are asked, and
+what a power cut leaves of a file.
 
 How it reads: ``plan`` draws a schedule, which is plain data; ``world`` plays it,
-node by node on one clock; ``network``, ``faults`` and ``workload`` are what
-happens to the nodes; ``judge`` sees everything and raises ``Violation``;
+node by node on one clock (``node``, and ``asking`` for the health checks of one);
+``network``, ``faults`` and ``workload`` are what happens to the nodes; ``judge`` sees
+everything and raises ``Violation``, ``health`` tells it what is wrong with checks;
 ``shrink`` makes a failing schedule short; ``pool`` plays many, each in a process
 of its own; ``command`` is what people type.
 

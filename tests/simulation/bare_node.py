@@ -5,7 +5,7 @@ world's network. It is treated kindly: nothing that it wrote is ever lost, torn,
 or without room (its files are real ones, and a power cut is a kill), nothing
 comes twice, and an answer that it calls discarded or denied is taken as one that
 says nothing. A read is a command that does nothing: the library has no other way
-to be sure. Leases do not exist here (``plan_for_bare``).
+to be sure. Leases, health checks and policies do not exist here (``plan_for_bare``).
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from rollcall.replication.commands import Barrier, Command, Envelope, Submittabl
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
 from rollcall.replication.journal import NO_OP, REGULAR
 from rollcall.replication.log import Proposal
+from rollcall.replication.records import Health, Key
 from rollcall.replication.registry import Applied, Registry
 from rollcall.replication.state import State
 
@@ -44,6 +45,8 @@ def plan_for_bare(plan: Plan, *, small: bool = True) -> Plan:
     return structs.replace(
         plan,
         leased=0,
+        checked=0,
+        policies=0,
         batch_bytes=COMMAND_BYTES if small else 64 * 1024,
         piece_bytes=300 if small else 64 * 1024,
         faults=tuple(fault for fault in plan.faults if fault.kind not in _DISK_FAULTS),
@@ -256,6 +259,10 @@ class BareNode:
 
     def renew(self, renewal: Renewal, renewed: RenewedBy) -> Callable[[], None]:
         renewed(None, NoLeader("the library knows no leases"))
+        return lambda: None
+
+    def say(self, key: Key, check: str, state: Health, settled: Settled) -> Callable[[], None]:
+        settled(None, NoLeader("the library knows no health checks"))
         return lambda: None
 
     def _propose(self, command: Command, request_id: str, settled: Settled) -> Callable[[], None]:

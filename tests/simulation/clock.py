@@ -4,12 +4,16 @@ A node's monotonic clock may run a little fast or slow, and its wall clock may b
 anywhere and jump. One node acts at a time; the world says which (``select``).
 """
 
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pysyncobj.syncobj
-from rollcall.node import duties
+from rollcall.node import checker, duties
+from rollcall.node.condition import Condition
 from rollcall.replication import engine, transport
+from rollcall.replication.commands import Condemned, Result
+from rollcall.replication.records import Event, Instance, Key
 
 EPOCH_NS = 1_700_000_000 * 10**9
 LOOK_S = 1e-6
@@ -55,8 +59,35 @@ class Clock:
 
     def install(self) -> None:
         """Becomes the clock of everything that a node runs, for good: the process plays one schedule."""
-        shown = SimpleNamespace(monotonic=self, time_ns=self.time_ns)
-        parts: tuple[Any, ...] = (engine, transport, duties)
+        shown = SimpleNamespace(monotonic=self, time_ns=self.time_ns, time=lambda: self.time_ns() / 1e9)
+        parts: tuple[Any, ...] = (engine, transport, duties, checker)
         for part in parts:
             part.time = shown
         pysyncobj.syncobj.monotonicTime = self  # pyright: ignore[reportAttributeAccessIssue]
+
+
+HASTE = 8.0
+"""How much faster the leader's clocks of checks are: no schedule lasts as long as the shortest time for which an
+instance may stay registered while it is critical."""
+
+
+class Hasty(Condition):
+    """The leader's clocks of checks, in a hurry."""
+
+    def __init__(self, instances: Iterable[Instance], now: float) -> None:
+        super().__init__(instances, now * HASTE)
+
+    def applied(self, events: Sequence[Event], now: float) -> None:
+        super().applied(events, now * HASTE)
+
+    def heard(self, key: Key, check: str, now: float, note: str = "") -> None:
+        super().heard(key, check, now * HASTE, note)
+
+    def disturbed(self, now: float) -> None:
+        super().disturbed(now * HASTE)
+
+    def silent(self, now: float) -> list[Result]:
+        return super().silent(now * HASTE)
+
+    def overdue(self, now: float) -> list[Condemned]:
+        return super().overdue(now * HASTE)

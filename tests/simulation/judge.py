@@ -3,29 +3,43 @@
 What is watched all along: one leader a term, the log of committed entries (the
 same everywhere, for ever; a leader has all that was committed before its term),
 the state after each entry, the events of each entry, the commit index, every
-proposal's answer, every eviction, what watchers are shown. What is judged at
-the end, when everything is mended: see ``last_words``.
+proposal's answer, every eviction, every change of health (``health``), what watchers
+are shown. What is judged at the end, when everything is mended: see ``last_words``.
 """
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from harness.linearizability import ABSENT, INSTANCE, Operation, check
 from rollcall.replication.changes import Page
-from rollcall.replication.commands import Command, Compare, Envelope, Evict, Raise, Readmit, decode
+from rollcall.replication.commands import (
+    Assign,
+    Command,
+    Compare,
+    Condemn,
+    Envelope,
+    Evict,
+    Raise,
+    Readmit,
+    Result,
+    decode,
+)
 from rollcall.replication.errors import NotDone
 from rollcall.replication.journal import REGULAR
 from rollcall.replication.log import Proposal
 from rollcall.replication.records import Event, Instance
 from rollcall.replication.registry import Applied, Registry
 
+from simulation.health import Health
 from simulation.node import Durable, Node
 
 AGE_SLACK_S = 0.01
 CLOCKS_DIFFER = 0.25
 """An age is made of times that two nodes measured, of which one may be a tenth slow and the other a tenth fast."""
+ASSIGN = b"assign"
+"""What the encoding of an assignment of checks holds."""
 LINEARIZABLE_S = 20.0
 """The checker's patience; a history that takes longer counts as a violation."""
 
@@ -78,6 +92,10 @@ class Judge:
         """Instance to its acknowledged registrations and renewals: called and answered."""
         self.lease_s: float = 0.0
         self.lease_slack_s: float = 0.0
+        self.health: Health = Health(self.counts)
+        self._read_until: int = 1
+        """Up to which entry it is known who was to check."""
+        self._led_at: dict[int, float] = {}
         self._seen_commit: dict[str, int] = dict.fromkeys(names, 0)
         self._applied: dict[str, int] = dict.fromkeys(names, 0)
         self._durable: dict[str, Durable] = {}
@@ -108,11 +126,12 @@ class Judge:
         if midway:
             self._durable.pop(name, None)
 
-    def turned(self, node: Node) -> None:
+    def turned(self, node: Node, now: float) -> None:
         """After a node's turn, or anything else that it did."""
         name = node.name
         if node.leads:
             self._check_leader(node)
+            self._led_at.setdefault(node.term, now)
         self._check_commit(node)
         durable = node.durable
         if durable is not None:
@@ -232,7 +251,9 @@ class Judge:
             if event.kind == "EVICT":
                 self.counts["evictions"] += 1
                 self._evictions[name].append(_evicted(index))
-                self._check_eviction(index, name, now)
+                self._check_eviction(index, event, now)
+            if instance.checks:
+                self._check_health(index, event, now)
 
     def value_at(self, name: str, index: int) -> Instance | None:
         """An instance as the log says that it is after entry ``index``."""
@@ -250,15 +271,20 @@ class Judge:
         """An instance was told that it is registered, or its lease renewed."""
         self.heartbeats[name].append((called_at, answered_at))
 
-    def _check_eviction(self, index: int, name: str, now: float) -> None:
+    def _check_eviction(self, index: int, event: Event, now: float) -> None:
+        name = f"{event.instance.service}/{event.instance.id}"
         entry = self.committed[index]
         envelope = decode(entry.command[1:])
         command = envelope.command
         proposed = self.proposed_by_data.get(entry.command[1:])
-        if not isinstance(command, Evict) or command.term != entry.term:
+        if not isinstance(command, Evict | Condemn) or command.term != entry.term:
             raise Violation("evictions", f"entry {index} evicted {name}, and is no eviction of term {entry.term}")
         if proposed is not None and self.leaders.get(entry.term) != proposed.node:
             raise Violation("evictions", f"{proposed.node} evicted {name} in term {entry.term}, which it did not lead")
+        if isinstance(command, Condemn):
+            key, led_at = event.instance.key, self._led_at[entry.term]
+            _raise_first("health checks", self.health.condemned(key, index, command, led_at, now))
+            return
         for called_at, answered_at in self.heartbeats[name]:
             if answered_at <= now and called_at + self.lease_s - self.lease_slack_s > now:
                 raise Violation(
@@ -266,6 +292,32 @@ class Judge:
                     f"{name} was evicted {now - called_at:.3f} s after it sent a heartbeat that was acknowledged, "
                     f"of a lease of {self.lease_s} s",
                 )
+
+    # -- health checks -----------------------------------------------------------------
+
+    def _check_health(self, index: int, event: Event, now: float) -> None:
+        self._read_assignments(index)
+        if event.kind in ("DEREGISTER", "EVICT"):
+            self.health.removed(event.instance.key)
+            return
+        entry = self.committed[index]
+        command = decode(entry.command[1:]).command
+        _raise_first("health checks", self.health.changed(event, entry.term, command, now))
+
+    def _read_assignments(self, until: int) -> None:
+        """Tells who was to check, up to an entry."""
+        for index in range(self._read_until + 1, until):
+            entry = self.committed[index]
+            # Most entries are something else, and decoding them takes long.
+            if ASSIGN in entry.command:
+                command = decode(entry.command[1:]).command
+                if isinstance(command, Assign):
+                    self.health.assigned(index, entry.term, command)
+        self._read_until = until - 1
+
+    def reported(self, node: str, epoch: int, results: tuple[Result, ...]) -> None:
+        """A node makes a report of checks."""
+        _raise_first("health checks", self.health.reported(node, epoch, results))
 
     # -- watchers --------------------------------------------------------------------
 
@@ -339,6 +391,7 @@ class Judge:
             if not proposal.settled and data in stamps:
                 raise Violation("one answer", f"a write that {proposed.node} took at {proposed.at:.3f} has no answer")
             if proposal.outcome is not None:
+                self.counts["results void"] += proposal.outcome.kinds.count("void")
                 entry = self.committed.get(proposal.outcome.index)
                 applied = results.get(proposal.outcome.index)
                 # A repeated request is told the index of the first.
@@ -366,6 +419,11 @@ class Judge:
             verdict = check([*operations, *evicted], INSTANCE, LINEARIZABLE_S)
             if not verdict.legal:
                 raise Violation("linearizability", f"of {name}: {verdict}")
+
+
+def _raise_first(kind: str, wrong: Iterable[str]) -> None:
+    for what in wrong:
+        raise Violation(kind, what)
 
 
 def seen(instance: Instance | None) -> object:

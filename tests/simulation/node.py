@@ -6,6 +6,7 @@ in a node's place. ``EngineNode`` puts the product's parts together as its
 thread, from the end of one wait for the network to the next.
 """
 
+import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,18 +17,31 @@ from harness.sim_disk import SimDisk
 from pysyncobj.node import Node as LibraryNode
 from pysyncobj.poller import Poller
 from rollcall.node.duties import LOOK_S, Duties, DutySettings
-from rollcall.node.forward import BARRIER, RENEW, SUBMIT, Answered, Desk, read_answer, renewals_asked, submission
+from rollcall.node.forward import (
+    BARRIER,
+    RENEW,
+    SAY,
+    SUBMIT,
+    Answered,
+    Desk,
+    read_answer,
+    renewals_asked,
+    said,
+    submission,
+)
 from rollcall.node.service import READ_INDEX_LEVEL
 from rollcall.node.values import Renewal, Renewed
 from rollcall.replication import wire
 from rollcall.replication.changes import Changes
-from rollcall.replication.commands import LEVEL, Barrier, Command, Submittable
+from rollcall.replication.checks import Check, State
+from rollcall.replication.commands import LEVEL, Barrier, Command, Result, Submittable
 from rollcall.replication.engine import LEADER, Engine, EngineConfig
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
 from rollcall.replication.log import Leadership, Proposal
-from rollcall.replication.records import Event
+from rollcall.replication.records import Event, Key
 from rollcall.replication.registry import Outcome, Registry
 
+from simulation.asking import Asking
 from simulation.clock import Clock
 from simulation.network import SimNetwork
 from simulation.plan import Plan
@@ -55,6 +69,10 @@ class Place(NamedTuple):
     """Told of every entry that a node applies, right after."""
     voted: Callable[[str, int, str], None] = lambda voter, term, candidate: None
     """Told of every vote that leaves a node, its own for itself included."""
+    answer: Callable[[str, Check], State] = lambda node, check: "passing"
+    """What a node is answered that asks an instance."""
+    reported: Callable[[str, int, tuple[Result, ...]], None] = lambda node, epoch, results: None
+    """Told of every report of checks that a node makes."""
     rejoin: bool = False
     old: bool = False
     """Whether it is to be a node of the release before."""
@@ -138,6 +156,10 @@ class Node(Protocol):
 
     def renew(self, renewal: Renewal, renewed: RenewedBy) -> Callable[[], None]:
         """One heartbeat of an instance."""
+        ...
+
+    def say(self, key: Key, check: str, state: State, settled: Settled) -> Callable[[], None]:
+        """A service's own word on a check that nobody asks."""
         ...
 
     # -- what happens to it
@@ -256,7 +278,24 @@ class EngineNode:
             propose=self._propose,
             barrier=self._read_index,
             renew=self.duties.renew,
+            report=self.duties.report,
+            notes=self.duties.notes,
             protection=self.duties.protection_bytes,
+        )
+        # The release before knows nothing of checks.
+        self.asking: Asking | None = None if place.old or not plan.checked else self._asking()
+        # Nor does a node ask before it has applied what it knows of.
+        self._asks_from: int = self.commit_index
+
+    def _asking(self) -> Asking:
+        place, name = self._place, self.name
+        return Asking(
+            self.engine,
+            self.transport,
+            place.clock,
+            answer=lambda check: place.answer(name, check),
+            reported=lambda epoch, results: place.reported(name, epoch, results),
+            chance=random.Random(f"{place.plan.seed}/{name}/asking"),
         )
 
     def _later(self, action: Callable[[], None]) -> None:
@@ -286,9 +325,13 @@ class EngineNode:
                 self._duties_at = now + LOOK_S
             self._leadership = engine._leadership
             self.duties.step(self._leadership)
+        due_at = self._duties_at
+        if self.asking is not None and engine._applied >= self._asks_from:
+            self.asking.turn()
+            due_at = min(due_at, self.asking.due_at)
         if engine._proposals:
             return 0.0
-        return min(self._wait.seconds, max(0.0, self._duties_at - now))
+        return min(self._wait.seconds, max(0.0, due_at - now))
 
     def _tell_applied(self) -> None:
         applied = self.engine._applied
@@ -453,6 +496,24 @@ class EngineNode:
 
         return give_up
 
+    def say(self, key: Key, check: str, state: State, settled: Settled) -> Callable[[], None]:
+        leader = self.engine._leadership.leader
+        if leader is None:
+            settled(None, NoLeader("there is no leader"))
+            return _nothing
+        if leader != self.name:
+            return self._hop(leader, SAY, said(key, check, state, ""), settled)
+        try:
+            proposal = self.duties.report(key, check, state)
+        except RollcallError as error:
+            settled(None, error)
+            return _nothing
+        if proposal is None:
+            settled(Outcome(self.registry.applied_index, ("none",)), None)
+            return _nothing
+        proposal.on_done(lambda done: self._settle(settled, done.outcome, done.error))
+        return lambda: proposal.give_up("the word was not settled before its deadline")
+
     # -- what happens to it ----------------------------------------------------------
 
     def hand_over(self, *, leaving: bool) -> None:
@@ -469,13 +530,18 @@ class EngineNode:
         self._disk.cut_at = None
         self._disk.close_all()
         self._place.network.leave(self.name)
-        self.engine.close()
+        self._end()
 
     def cut_power(self, chance: Any) -> None:
         self._alive = False
         self._disk.cut_power(chance)
         self._place.network.leave(self.name, power=True)
+        self._end()
+
+    def _end(self) -> None:
         self.engine.close()
+        if self.asking is not None:
+            self.asking.end()
 
 
 def _nothing() -> None:

@@ -61,6 +61,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     protection_threshold: float
     pace_s: float
     duty_lag_s: float
+    checked: int = 0
+    """Instances with health checks; without any, no node asks."""
+    policies: int = 0
+    """Names of routing policies that clients set and remove."""
     begin_s: float = 1.5
     """Until the first fault: a cluster that is never born shows little else."""
     late: tuple[tuple[str, float], ...] = ()
@@ -132,6 +136,7 @@ def draw(seed: int, nodes: int) -> Plan:
     while (at := at + chance.expovariate(1 / gap_s)) < seconds:
         faults.append(_fault(len(faults) + 1, at, chance.choices(kinds, weights)[0], names, chance))
     drifting = chance.random() < 0.3
+    extras = random.Random(f"{seed}/{nodes}/extras")
     return Plan(
         seed=seed,
         nodes=nodes,
@@ -159,6 +164,8 @@ def draw(seed: int, nodes: int) -> Plan:
         protection_threshold=chance.choice([0.85, 0.5, 0.5]),
         pace_s=chance.choice([2.0, 60.0]),
         duty_lag_s=chance.choice([0.0, 0.0, 0.3]),
+        checked=extras.choice([0, 0, 0, 3, 6]),
+        policies=extras.choice([0, 0, 1, 2]),
         begin_s=chance.choice([0.0, 1.5, 1.5, 1.5]),
         late=((chance.choice(names), chance.uniform(1.0, seconds)),) if chance.random() < 0.15 else (),
         old=tuple(chance.sample(names, chance.randint(1, nodes))) if chance.random() < 0.1 else (),

@@ -21,11 +21,14 @@ from typing import Any, NamedTuple
 
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
-from rollcall.node import duties, leases
+from rollcall.node import checker, condition, duties, leases
 from rollcall.replication import engine, install, journal, log, registry, snapshot, standing, wire
+from rollcall.replication.checks import DEREGISTER_S_MIN, Check, CheckState, State
+from rollcall.replication.commands import Command, Condemn, Envelope, Report, encode, level_of
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
+from rollcall.replication.records import SERVING_HEALTH, Event
 
-from simulation import faults, judge, network, node, workload, world
+from simulation import faults, health, judge, network, node, workload, world
 from simulation.plan import Fault
 
 
@@ -254,6 +257,21 @@ def _the_leader_is_cut_off() -> None:
     faults.begin = begin
 
 
+def _leaders_take_turns() -> None:
+    """In place of all faults: the leader hands over every few seconds, and so comes to lead again before long."""
+    quiet_until = [0.0]
+
+    def begin(world: Any, fault: Fault) -> None:
+        leader, now = world.leader(), world.clock.now
+        if leader is None or now < quiet_until[0]:
+            return
+        quiet_until[0] = now + 2.5
+        world.happened(fault, leader, "is asked to hand over")
+        world.act(leader, lambda: world.nodes[leader].hand_over(leaving=False))
+
+    faults.begin = begin
+
+
 def _nobody_hears_anybody() -> None:
     """In place of all faults: all links are cut again and again, each time for less than it takes the leader to
     give up. That is no fault of the instances, and none that lives may be evicted."""
@@ -273,8 +291,9 @@ def _nobody_hears_anybody() -> None:
         if dies_at is None:
             alive.add(self.name)
 
-    def check(self: judge.Judge, index: int, name: str, now: float) -> None:
-        check_eviction(self, index, name, now)
+    def check(self: judge.Judge, index: int, event: Event, now: float) -> None:
+        check_eviction(self, index, event, now)
+        name = f"{event.instance.service}/{event.instance.id}"
         if name in alive:
             raise judge.Violation("leases", f"{name} was evicted at {index}, and could do nothing against it")
 
@@ -353,6 +372,108 @@ def _duties_that_lag() -> None:
     duties.Duties._evict = evicting
 
 
+def _comes_late(kind: type[Any], shortest_s: float) -> Callable[[], None]:
+    """What a leader proposes of a kind waits for some seconds before it is proposed."""
+
+    def provoke() -> None:
+        propose = engine.Engine.propose
+        chance = random.Random(0)
+        holders: dict[int, Any] = {}
+
+        def make(self: node.EngineNode, place: Any, *arguments: Any, **options: Any) -> None:
+            make_node(self, place, *arguments, **options)
+            holders[id(self.engine)] = self
+
+        def proposing(self: engine.Engine, command: Command, *, time_ns: int, request_id: str = "") -> log.Proposal:
+            if not isinstance(command, kind):
+                return propose(self, command, time_ns=time_ns, request_id=request_id)
+            holder = holders[id(self)]
+            waiting = log.Proposal(encode(Envelope(level_of(command), time_ns, command, request_id)))
+            waiting.take()
+
+            def proposed() -> None:
+                late = propose(self, command, time_ns=time_ns, request_id=request_id)
+                late.on_done(lambda done: waiting.resolve(done.outcome, done.error))
+
+            def go_on() -> None:
+                if holder._alive:
+                    holder._place.act(holder.name, proposed)
+
+            holder._place.later(shortest_s + chance.random() ** 2 * 3.0, go_on)
+            return waiting
+
+        make_node = node.EngineNode.__init__
+        node.EngineNode.__init__ = make
+        engine.Engine.propose = proposing
+
+    provoke.__name__ = f"every {kind.__name__} comes late"
+    return provoke
+
+
+def _checks_change_hands() -> None:
+    """Every second another node has no share of the checks, as long as faults come."""
+    share = condition.Sharing.wanted
+
+    def wanted(self: condition.Sharing, members: Any, reached: Any, now: float) -> tuple[str, ...]:
+        nodes = share(self, members, reached, now)
+        left_out = int(now) % max(1, len(nodes))
+        return tuple(name for place, name in enumerate(nodes) if place != left_out) if now < 1008.0 else nodes
+
+    condition.Sharing.wanted = wanted
+
+
+def _instances_fall_ill_again_and_again() -> None:
+    """Every instance with checks is ill for a while, well for a moment, and to be taken out if it stays ill, however
+    many are; it registers again only after many seconds."""
+    chance = random.Random(0)
+    elsewhere, later = workload.Checked._move, workload.Checked._later
+
+    def change(self: workload.Checked) -> None:
+        if not self._world.mended:
+            ill = self._is_ill
+            self._world.targets[self._checks[0].http] = "passing" if ill else "critical"
+            self._world.later((1.0 if ill else 2.5) * chance.uniform(0.8, 1.2), self._change)
+
+    def move(self: workload.Checked) -> None:
+        elsewhere(self)
+        up, *others = self._checks
+        taken_out = structs.replace(up, failures_before_critical=1, deregister_critical_after_s=DEREGISTER_S_MIN)
+        self._checks = (taken_out, *others)
+
+    workload.Checked._change, workload.Checked._move = change, move
+    workload.Checked._later = lambda self, seconds: later(self, seconds * (1.0 if self._world.mended else 3.0))
+    duties.allowed = lambda leased: leased  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _one_node_finds_everybody_ill() -> None:
+    """All instances are well, and one node's network is not: nobody who is served may be called critical for that,
+    unless there was no other node to ask."""
+    blind = "n1"
+
+    def answer(self: world.World, name: str, check: Check) -> State:
+        self.targets[check.http] = "passing"
+        state: State = "critical" if name == blind and not self.mended else "passing"
+        self.judge.health.found(name, check, state)
+        return state
+
+    def judged(self: health.Health, instance: Any, state: CheckState, *arguments: Any) -> Iterator[str]:
+        yield from judge_change(self, instance, state, *arguments)
+        # Nobody is sent to what is pending: that may be called critical by one node.
+        well = self._known[instance.key].health in SERVING_HEALTH
+        if (state.name, state.state) == ("up", "critical") and well and self._assignment.nodes != (blind,):
+            yield f"{instance.id} was called critical by {blind} alone"
+
+    judge_change = health.Health._judge
+    health.Health._judge = judged
+    world.World._answer = answer
+
+
+def _nodes_ask_what_is_not_theirs() -> None:
+    """Every node asks every instance, and reports what it finds."""
+    ours = " and owner_of(instance.service, instance.id, nodes) == self._log.node_id"
+    Edit(checker.Checker, "_adopt", (ours, "")).apply()
+
+
 def _holders_that_come_back_late() -> None:
     """Instances often miss heartbeats for about as long as their lease, and then renew or register again."""
     renew = workload.Leaseholder._renew
@@ -405,6 +526,16 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _put(owner: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(owner, name, value)
+
+
+def _void_in_another_term(judging: str) -> tuple[str, str]:
+    """The lines of ``apply`` that make a command void in another term, of the command that goes on with ``judging``."""
+    lines = (
+        "            if command.term != term:\n"
+        '                return Outcome(self.index, ("void",) * len(command.judged))\n'
+        f"            return Outcome(self.index, tuple(self.{judging}"
+    )
+    return lines, lines.replace("command.term != term", "False")
 
 
 RULES: tuple[Rule, ...] = (
@@ -689,6 +820,7 @@ RULES: tuple[Rule, ...] = (
         "age, of a quorum",
         "A quorum followed a leader when that sent what they answer, not when the answers are read",
         (Edit(engine.Engine, "_on_progress", ("min(asked_at, now)", "now")),),
+        provoke=(_comes_again(wire.Progress), _the_leader_is_cut_off),
     ),
     Rule(
         "age, of a leader",
@@ -733,7 +865,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "eviction, term",
         "An eviction is void in another term than that of the leader that judged",
-        (Edit(registry._Draft, "run", ("            if command.term != term:\n", "            if False:\n")),),
+        (Edit(registry._Draft, "run", _void_in_another_term("_evict(j")),),
         provoke=(_duties_that_lag,),
     ),
     Rule(
@@ -786,6 +918,106 @@ RULES: tuple[Rule, ...] = (
         "A renewal that comes while an eviction is under way waits for its outcome",
         (_put(leases.Leases, "mark_evicting", _nothing),),
         provoke=(_holders_that_come_back_late, _duties_that_lag),
+    ),
+    Rule(
+        "policies, state file",
+        "A state file brings the routing policies along",
+        (
+            Edit(
+                registry.Registry,
+                "replace",
+                ("    self.policies, self.policy_changes = state.policies, state.policy_changes\n", ""),
+            ),
+        ),
+    ),
+    Rule(
+        "report, epoch",
+        "A report of checks is void in another epoch than that of the assignment that it was made under",
+        (Edit(registry._Draft, "run", (" else command.epoch == self.assignment.epoch", " else True")),),
+        provoke=(_checks_change_hands, _comes_late(Report, 0.0)),
+    ),
+    Rule(
+        "report, owner",
+        "A node's word on a check counts only if it is the owner",
+        (
+            Edit(
+                registry._Draft,
+                "_note",
+                ("    if node and owner_of(key.service, key.id, self.assignment.nodes) != node:\n", "    if False:\n"),
+            ),
+        ),
+        provoke=(_nodes_ask_what_is_not_theirs,),
+    ),
+    Rule(
+        "report, registration",
+        "What was found of an earlier registration is void",
+        (Edit(registry._Draft, "_note", (" or instance.reg_index != result.reg_index", "")),),
+        provoke=(_comes_late(Report, 0.0),),
+    ),
+    Rule(
+        "report, term",
+        "What a leader says of a service's own check is void in another term",
+        (Edit(registry._Draft, "run", ("command.term == term if not command.node", "True if not command.node")),),
+        provoke=(_comes_late(Report, 0.0),),
+    ),
+    Rule(
+        "report, second",
+        "A node that suddenly finds many ill is believed only if another node finds so too",
+        (Edit(checker.Checker, "_question", ("self._doubt.doubts(self._count, now)", "False")),),
+        provoke=(_one_node_finds_everybody_ill,),
+    ),
+    Rule(
+        "condemned, since",
+        "Who is taken out as critical has been so since the entry that was judged",
+        (
+            Edit(
+                registry._Draft,
+                "_condemn",
+                (
+                    'CheckState(judged.check, "critical", judged.since) not in instance.check_states',
+                    '(judged.check, "critical") not in [(each.name, each.state) for each in instance.check_states]',
+                ),
+            ),
+        ),
+        provoke=(_instances_fall_ill_again_and_again, _comes_late(Condemn, 1.0)),
+    ),
+    Rule(
+        "condemned, recovered",
+        "Who has recovered since it was judged is not taken out",
+        (
+            Edit(
+                registry._Draft,
+                "_condemn",
+                ('    if CheckState(judged.check, "critical", judged.since) not in', "    if False and"),
+            ),
+        ),
+        provoke=(_instances_fall_ill_again_and_again, _comes_late(Condemn, 1.0)),
+    ),
+    Rule(
+        "condemned, registration",
+        "Who registered again since it was judged as critical is not taken out",
+        (Edit(registry._Draft, "_condemn", (" or instance.reg_index != judged.reg_index", "")),),
+        provoke=(_instances_fall_ill_again_and_again, _comes_late(Condemn, 1.0)),
+    ),
+    Rule(
+        "condemned, term",
+        "What a leader judged of critical checks is void in another term",
+        (Edit(registry._Draft, "run", _void_in_another_term("_condemn(judged")),),
+        provoke=(_instances_fall_ill_again_and_again, _leaders_take_turns, _comes_late(Condemn, 2.5)),
+    ),
+    Rule(
+        "checks, election",
+        "A new leader gives every check its full time, to be heard or to recover",
+        (
+            Edit(
+                duties.Duties,
+                "_begin",
+                (
+                    "Condition(checked, time.monotonic() + self._settings.contact_s_max)",
+                    "Condition(checked, time.monotonic() - 1.5)",
+                ),
+            ),
+        ),
     ),
     Rule(
         "readmit",

@@ -81,6 +81,12 @@ class _Search:
             yield structs.replace(plan, leased=0)
             if plan.leased > 1:
                 yield structs.replace(plan, leased=plan.leased // 2)
+        if plan.checked:
+            yield structs.replace(plan, checked=0)
+            if plan.checked > 1:
+                yield structs.replace(plan, checked=plan.checked // 2)
+        if plan.policies:
+            yield structs.replace(plan, policies=0)
         if plan.clients > 1:
             yield structs.replace(plan, clients=plan.clients - 1)
         if plan.late:

@@ -1,31 +1,36 @@
-"""Who uses the nodes: clients, instances that keep a lease, watchers. All of them small state machines.
+"""Who uses the nodes: clients, instances with a lease or health checks, watchers. All of them small state machines.
 
-Clients write and read a few instances; each registration carries a value of its
-own, most writes an idempotency key, and some are sent twice with it. Instances
+Clients write and read a few instances and policies; each write carries a value of
+its own, most an idempotency key, and some are sent twice with it. Instances
 of the service ``leased`` register and then send heartbeats three times a lease,
-some of them until a time when they die. Watchers follow the change feed from
-their last index, wherever they are let in. All of them pick any node that runs.
+some of them until a time when they die. Instances of the service ``checked``
+fall ill and get well, and register again now and then, there or elsewhere. Watchers
+follow the change feed from their last index, wherever they are let in. All of them
+pick any node that runs.
 """
 
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.linearizability import Operation
+from harness.linearizability import ABSENT, Operation
 from rollcall.node.values import Renewal, Renewed
-from rollcall.replication.commands import Batch, Deregister, Register, SetStatus, Submittable
+from rollcall.replication.checks import DEREGISTER_S_MIN, Check, State
+from rollcall.replication.commands import Batch, Deregister, Register, SetPolicy, SetStatus, Submittable
 from rollcall.replication.errors import AlreadyRegistered, Gone, NotDone, NotFound, RollcallError, Unknown
+from rollcall.replication.policies import Policy
 from rollcall.replication.records import Instance, Key, Registration
-from rollcall.replication.registry import Outcome
+from rollcall.replication.registry import Outcome, Registry
 
+from simulation.clock import HASTE
 from simulation.judge import seen
 from simulation.node import Node
 
 if TYPE_CHECKING:
     from simulation.world import World
 
-SERVICE, LEASED = "cart", "leased"
+SERVICE, LEASED, CHECKED, POLICY = "cart", "leased", "checked", "policy"
 ENV = "default"
 PATIENCE_S = 2.0
 """Of a client with one request."""
@@ -135,6 +140,23 @@ def _names(key: Key) -> tuple[str, str, str]:
     return key.env, key.service, key.id
 
 
+_POLICY_RESULTS: Mapping[str, str | None] = {"register": None, "deregister": "removed"}
+"""A policy is an instance that nothing but clients can remove. What was put in force does not say what was there."""
+
+
+def _set_policy(part: _Part) -> SetPolicy:
+    policy = Policy(service=SERVICE) if part.kind == "register" else None
+    return SetPolicy(part.key.id, policy, author=part.argument)
+
+
+def _found(registry: Registry, key: Key) -> object:
+    """What a registry holds of an instance, or of a policy, as an operation's result."""
+    if key.service != POLICY:
+        return seen(registry.instance(key))
+    authors = [record.author for record in registry.policies if record.name == key.id]
+    return (authors[0], "") if authors else ABSENT
+
+
 class Client:
     """Does one thing after another to a few instances."""
 
@@ -152,7 +174,9 @@ class Client:
         key = Key(ENV, SERVICE, f"i{self._chance.randrange(self._world.plan.keys)}")
         dice = self._chance.random()
         value = f"{self.name}.{self._count}"
-        if dice < 0.4:
+        if self._world.plan.policies and self._chance.random() < 0.15:
+            self._decide(value)
+        elif dice < 0.4:
             if_absent = self._chance.random() < 0.3
             part = _Part(key, "register_if_absent" if if_absent else "register", value)
             self._write(_register(part, if_absent), part)
@@ -169,6 +193,16 @@ class Client:
         else:
             self._look(key)
             self._rest()
+
+    def _decide(self, value: str) -> None:
+        """Something with a policy."""
+        key = Key(ENV, POLICY, f"p{self._chance.randrange(self._world.plan.policies)}")
+        dice = self._chance.random()
+        if dice < 0.6:
+            part = _Part(key, "register" if dice < 0.4 else "deregister", value)
+            self._write(_set_policy(part), part)
+        else:
+            self._read(key)
 
     def _rest(self) -> None:
         self._world.later(self._chance.expovariate(1 / self._world.plan.pause_s), self._next)
@@ -209,6 +243,8 @@ class Client:
         if done:
             judge.counts["acknowledged writes"] += 1
             results, index = done[0].kinds, done[0].index
+            if parts[0].key.service == POLICY:
+                results = (_POLICY_RESULTS[parts[0].kind],)
         elif refused:
             judge.counts["refused writes"] += 1
             results = (_REFUSALS[type(refused[0])],)
@@ -243,15 +279,15 @@ class Client:
         def ended(outcome: Outcome | None, error: RollcallError | None) -> None:
             if outcome is not None:
                 world.judge.counts["linearizable reads"] += 1
-                instance = node[0].registry.instance(key)
-                world.judge.local_read(node[0], f"{key.service}/{key.id}", instance)
+                if key.service != POLICY:
+                    world.judge.local_read(node[0], f"{key.service}/{key.id}", node[0].registry.instance(key))
                 world.judge.operations[f"{key.service}/{key.id}"].append(
                     Operation(
                         client=self.name,
                         called_at=called_at,
                         returned_at=world.clock.now,
                         kind="read",
-                        result=seen(instance),
+                        result=_found(node[0].registry, key),
                         index=node[0].registry.applied_index,
                     )
                 )
@@ -356,6 +392,147 @@ class Leaseholder:
         world.act(name, lambda: node.renew(Renewal(self._key), renewed))
         world.wake(name, world.clock.now)
         world.later(world.plan.lease_s / 6, lambda: renewed(None, None))
+
+
+TTL_S = 2.0 * HASTE
+"""Of a check that nobody asks: a service that says nothing for an eighth of that is critical."""
+
+
+class Checked:
+    """An instance with health checks: its target falls ill and gets well, its service says how it is and forgets to,
+    and it registers again now and then, where it was or elsewhere. Once all is mended it stays as it is then."""
+
+    def __init__(self, world: "World", id: str) -> None:
+        self.id: str = id
+        self.name: str = f"{CHECKED}/{id}"
+        self._world: World = world
+        self._key: Key = Key(ENV, CHECKED, id)
+        self._chance: random.Random = world.chance(id)
+        self._steady: bool = self._chance.random() < 0.2
+        self._speaks: bool = self._chance.random() < 0.4
+        self._count: int = 0
+        self._moves: int = 0
+        self._settled: bool = False
+        """Whether it registered since all was mended, for the last time."""
+        self._checks: tuple[Check, ...] = ()
+        self._move()
+        world.later(self._chance.random(), self._register)
+        world.later(self._chance.expovariate(0.5), self._change)
+        if self._speaks:
+            world.later(1.0, self._speak)
+
+    # -- how it is
+
+    def _move(self) -> None:
+        """It lives elsewhere, and is well there."""
+        self._moves += 1
+        chance = self._chance
+        up = Check(
+            name="up",
+            http=f"http://{self.id}.{self._moves}/",
+            interval_s=1.0,
+            timeout_s=1.0,
+            failures_before_critical=chance.choice((1, 1, 2)),
+            deregister_critical_after_s=chance.choice((DEREGISTER_S_MIN, None)),
+        )
+        self._checks = (up, Check(name="own", ttl_s=TTL_S)) if self._speaks else (up,)
+        self._world.targets[up.http] = "passing"
+
+    def _change(self) -> None:
+        if self._world.mended or self._steady:
+            return
+        well: tuple[State, ...] = ("passing", "passing", "warning")
+        self._world.targets[self._checks[0].http] = self._chance.choice(well) if self._is_ill else "critical"
+        self._world.later(self._chance.expovariate(1 / 3), self._change)
+
+    # -- what it does
+
+    def _register(self) -> None:
+        world, chance = self._world, self._chance
+        if world.quiet:
+            return
+        if self._settled and not self._is_missed():
+            self._later(1.0)
+            return
+        if not world.mended and chance.random() < 0.2:
+            self._submit(Deregister(self._key), lambda done: self._later(0.5))
+            return
+        if not world.mended and chance.random() < 0.3:
+            self._move()
+        registration = Registration(service=CHECKED, id=self.id, checks=self._checks)
+        last = world.mended
+
+        def ended(done: bool) -> None:
+            self._settled = last and done
+            self._later(1.5 if done else RETRY_S)
+
+        self._submit(Register(registration), ended)
+
+    def _is_missed(self) -> bool:
+        """Whether it is well, and was taken out: it got well too late."""
+        name = self._world.pick()
+        return name is not None and not self._is_ill and self._world.nodes[name].registry.instance(self._key) is None
+
+    @property
+    def _is_ill(self) -> bool:
+        return self._world.targets[self._checks[0].http] == "critical"
+
+    def _later(self, seconds: float) -> None:
+        self._world.later(seconds * self._chance.uniform(0.2, 2.0), self._register)
+
+    def _submit(self, command: Submittable, ended: Callable[[bool], None]) -> None:
+        self._count += 1
+        request_id = f"{self.id}.{self._count}"
+        _Request(
+            self._world,
+            PATIENCE_S,
+            lambda node, settled: node.submit(command, request_id, settled),
+            lambda outcome, error: ended(outcome is not None),
+            again_if_unknown=True,
+        )
+
+    def _speak(self) -> None:
+        """Its own word, once. If there is no answer within a sixth of the time, another node is told."""
+        world = self._world
+        if world.quiet:
+            return
+        name = world.pick()
+        if name is None:
+            world.later(RETRY_S, self._speak)
+            return
+        node = world.nodes[name]
+        often_s = TTL_S / HASTE / 3
+        called_at = world.clock.now
+        state: State = "warning" if not world.mended and self._chance.random() < 0.2 else "passing"
+        world.judge.health.said(self._key, state)
+        over: list[bool] = []
+
+        def settled(outcome: Outcome | None, error: RollcallError | None) -> None:
+            if over:
+                return
+            over.append(True)
+            if outcome is not None:
+                world.judge.counts["words of services"] += 1
+                world.judge.health.heard(self._key, called_at, world.clock.now)
+            silent = not world.mended and self._chance.random() < 0.1
+            world.later(often_s * (4.0 if silent else 1.0) if outcome is not None else RETRY_S, self._speak)
+
+        world.act(name, lambda: node.say(self._key, "own", state, settled))
+        world.wake(name, world.clock.now)
+        world.later(often_s / 2, lambda: settled(None, None))
+
+    # -- at the end
+
+    def is_shown(self, nodes: Iterable[Node]) -> bool:
+        """Whether all nodes show it as it is; what is critical may have been taken out for that."""
+        return self._settled and all(self._is_shown_by(node) for node in nodes)
+
+    def _is_shown_by(self, node: Node) -> bool:
+        instance = node.registry.instance(self._key)
+        if instance is None:
+            return self._is_ill and self._checks[0].deregister_critical_after_s is not None
+        truth: dict[str, State] = {"up": self._world.targets[self._checks[0].http], "own": "passing"}
+        return all(each.state == truth[each.name] for each in instance.check_states)
 
 
 class Watcher:

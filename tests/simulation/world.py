@@ -29,29 +29,36 @@ from typing import Any
 
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import Struct
+from rollcall.node import checker as checker_module
+from rollcall.node import condition as condition_module
 from rollcall.node import duties as duties_module
 from rollcall.node.eviction import Pace
 from rollcall.replication import engine as engine_module
 from rollcall.replication import install as install_module
 from rollcall.replication import journal as journal_module
 from rollcall.replication import standing as standing_module
+from rollcall.replication.checks import Check, State
+from rollcall.replication.commands import CHECKS_LEVEL
 from rollcall.replication.disk import Disk
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal
 from rollcall.replication.journal import Journal
 from rollcall.replication.log import Proposal
 
 from simulation import faults
-from simulation.clock import Clock
+from simulation.asking import ask, complaints
+from simulation.clock import Clock, Hasty
 from simulation.judge import Judge, Violation
 from simulation.network import NEVER, SimNetwork, Surroundings
 from simulation.node import EngineNode, MakeNode, Node, Place
 from simulation.plan import Fault, Plan
-from simulation.workload import LEASED, Client, Leaseholder, Watcher, everything
+from simulation.workload import LEASED, Checked, Client, Leaseholder, Watcher, everything
 
 TURN_S = 0.0002
 """What a turn costs, so that a node that always has something to do does not stop the world."""
 SETTLE_S = 12.0
 """In so much virtual time a mended cluster must agree."""
+CHECKED_S = 12.0
+"""In so much virtual time all nodes must show of every instance how it is."""
 LOOK_S = 0.1
 RESTART_S = 0.3
 """Until a process that could not start is started again."""
@@ -119,6 +126,8 @@ class World:
         self.quiet: bool = False
         """Clients begin nothing more."""
         self.open_requests: int = 0
+        self.targets: dict[str, State] = {}
+        """What is answered to who asks there."""
         self.transcript: list[Happened] = []
         self._make_node: MakeNode = make_node
         self._directory: Path = directory
@@ -171,6 +180,10 @@ class World:
             (journal_module, "GROWTH_BYTES", plan.growth_bytes),
             (journal_module, "RESERVE_BYTES", 1024),
             (duties_module, "Pace", partial(Pace, plan.pace_s)),
+            (duties_module, "Condition", Hasty),
+            (condition_module, "GONE_S", 0.5),
+            (condition_module, "BACK_S", 0.8),
+            (checker_module, "ask", ask),
         )
         for module, name, value in sizes:
             setattr(module, name, value)
@@ -179,12 +192,15 @@ class World:
             self.clock.add(name, rate, wall_ns)
             wide = max(wide, abs(rate - 1.0))
         self.judge.lease_s = plan.lease_s
+        self.judge.health.clocks_differ = wide
         # A fast clock shortens a lease, and a slow one lets a leader that was deposed believe in itself for longer.
         self.judge.lease_slack_s = (plan.lease_s + plan.election_s_min) * wide + 0.01
         root = logging.getLogger()
         root.handlers.clear()
         root.addHandler(_Scribe(self) if logs else logging.NullHandler())
         root.setLevel(logging.INFO if logs else logging.CRITICAL)
+        checker_module.logger.setLevel(logging.INFO if logs else logging.ERROR)
+        checker_module.logger.addHandler(complaints)
 
     # -- time ------------------------------------------------------------------------
 
@@ -271,7 +287,7 @@ class World:
         return done
 
     def _look_at(self, node: Node) -> None:
-        self.judge.turned(node)
+        self.judge.turned(node, self.clock.now)
         if node.leads:
             self.judge.counted(node, self.nodes)
         if node.leads and node.term not in self._seen_terms:
@@ -344,6 +360,8 @@ class World:
             proposed=self._proposed,
             applied=self._applied,
             voted=self.judge.voted,
+            answer=self._answer,
+            reported=self.judge.reported,
             rejoin=name in self._rejoining,
             old=name in self.plan.old and not self._incarnations[name],
         )
@@ -525,7 +543,16 @@ class World:
         self.judge.proposed(name, proposal, command, self.clock.now)
 
     def _applied(self, node: Node, index: int, events: Any) -> None:
-        self.judge.applied(node, index, events, self.clock.now)
+        try:
+            self.judge.applied(node, index, events, self.clock.now)
+        except Exception as error:
+            # A node goes on when a listener fails; the judge may not fail unnoticed.
+            raise Violation("harness", f"the judge failed at entry {index}: {error!r}") from error
+
+    def _answer(self, name: str, check: Check) -> State:
+        state = self.targets[check.http]
+        self.judge.health.found(name, check, state)
+        return state
 
     def note(self, who: str, what: str) -> None:
         self.transcript.append(Happened(round(self.clock.now, 4), who, what))
@@ -572,6 +599,7 @@ class World:
             Leaseholder(self, f"l{number}", dying.uniform(2.0, plan.seconds) if number < plan.dying else None)
             for number in range(plan.leased)
         ]
+        checked = [Checked(self, f"k{number}") for number in range(plan.checked)]
         watchers = [Watcher(self, f"w{number}") for number in range(2)]
         self.run_until(plan.seconds + plan.begin_s)
         self._mend()
@@ -579,6 +607,7 @@ class World:
         self._settle()
         self._settled_s = self.clock.now - began
         self._wait_for_evictions(holders)
+        self._wait_for_health(checked)
         self.quiet = True
         for holder in holders:
             holder.dies_at = min(holder.dies_at or NEVER, self.clock.now)
@@ -648,6 +677,15 @@ class World:
         bound_s = (plan.lease_s * 1.1 + 3.0 + plan.lease_s * 0.2 + plan.duty_lag_s) * 1.1 + 2.0
         self._wait(lambda: self._gone(dead), f"eviction of {', '.join(holder.name for holder in dead)}", bound_s)
         self.judge.counts["dead instances awaited"] += len(dead)
+
+    def _wait_for_health(self, checked: list[Checked]) -> None:
+        """Unless some node still runs the release before, which knows no checks."""
+        if min(node.registry.level for node in self.nodes.values()) < CHECKS_LEVEL:
+            return
+        for each in checked:
+            self._wait(
+                lambda each=each: each.is_shown(self.nodes.values()), f"node that shows {each.name} as it is", CHECKED_S
+            )
 
     def _gone(self, dead: list[Leaseholder]) -> bool:
         leader = self.leader()

@@ -1,0 +1,203 @@
+"""A node's share of the health checks in a world: the product's checker, less its thread, its sockets and its waiting.
+
+The checker runs on an event loop that never waits: when its node has a turn, it does what is due by the node's
+clock. Where a thread would wait for a peer, the answer comes by itself; what a target answers is the world's to say.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from harness.raft import MemoryTransport
+from rollcall.node import checker as checker_module
+from rollcall.node.checker import REPORT, Checker
+from rollcall.node.probes import Found
+from rollcall.replication.checks import Check, State
+from rollcall.replication.commands import Report, Result
+from rollcall.replication.engine import Engine
+from rollcall.replication.errors import Unknown
+from rollcall.replication.log import Proposal
+
+from simulation.network import NEVER
+
+LATENCIES_S = (0.001, 0.02, 0.3)
+"""How long a target takes to answer."""
+
+Reported = Callable[[int, tuple[Result, ...]], None]
+"""Told of every report that a node makes: its epoch, and what it says."""
+
+
+class _Loop(asyncio.BaseEventLoop):
+    """An event loop by a node's clock, for who asks it what is due instead of waiting."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock: Callable[[], float] = clock
+        self._selector: _Loop = self
+        self.failure: BaseException | None = None
+
+    def time(self) -> float:
+        return self._clock()
+
+    @property
+    def due_at(self) -> float:
+        """When it wants to run."""
+        if self._ready:
+            return 0.0
+        return self._scheduled[0].when() if self._scheduled else NEVER
+
+    def round(self) -> None:
+        """Runs what is due, and what that leads to at once."""
+        while self.due_at <= self.time():
+            self.call_soon(self.stop)
+            self.run_forever()
+        if self.failure is not None:
+            raise self.failure
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
+        """Runs it at once, as far as where a thread would wait."""
+        future = self.create_future()
+        proposal = getattr(func, "__self__", None)
+        if isinstance(proposal, Proposal):
+            proposal.on_done(lambda done: _settle(future, done.outcome, done.error))
+            self.call_at(args[0], proposal.give_up, "the report was not settled before its deadline")
+            return future
+        try:
+            _settle(future, func(*args), None)
+        except _Waits as waits:
+            waits.begin(future)
+        return future
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """What the product would find in its log only."""
+        self.failure = context.get("exception") or RuntimeError(context["message"])
+
+    def select(self, timeout: float | None) -> list[Any]:
+        return []
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass
+
+
+class _Waits(BaseException):
+    """Raised where the product's thread would wait. ``begin``: has the answer come into a future."""
+
+    def __init__(self, begin: "Callable[[asyncio.Future[Any]], None]") -> None:
+        super().__init__()
+        self.begin: Callable[[asyncio.Future[Any]], None] = begin
+
+
+class _Log:
+    """The node's log as its checker sees it: a request does not wait, and reports are noted."""
+
+    def __init__(self, engine: Engine, transport: MemoryTransport, loop: _Loop, reported: Reported) -> None:
+        self._engine: Engine = engine
+        self._transport: MemoryTransport = transport
+        self._loop: _Loop = loop
+        self._reported: Reported = reported
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def propose(self, command: Report, *, time_ns: int) -> Proposal:
+        if command.node == self._engine.node_id:
+            self._reported(command.epoch, command.results)
+        return self._engine.propose(command, time_ns=time_ns)
+
+    def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        if kind == REPORT:
+            report = checker_module._reported.decode(payload)
+            self._reported(report.epoch, report.results)
+
+        def begin(future: "asyncio.Future[Any]") -> None:
+            number = self._transport.ask(peer, kind, payload, lambda data, error: _settle(future, data, error))
+
+            def late() -> None:
+                self._transport.forget(number)
+                _settle(future, b"", Unknown(f"{peer} did not answer in time"))
+
+            self._loop.call_at(deadline, late)
+
+        raise _Waits(begin)
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+class _Reach:
+    """In place of what the operator allows: the way to a target's answer."""
+
+    def __init__(self, answer: Callable[[Check], State], chance: random.Random) -> None:
+        self._answer: Callable[[Check], State] = answer
+        self._chance: random.Random = chance
+
+    async def ask(self, check: Check) -> Found:
+        latency_s = self._chance.choice(LATENCIES_S)
+        await asyncio.sleep(latency_s)
+        return Found(self._answer(check), "as the world has it", latency_s)
+
+
+async def ask(check: Check, reach: _Reach) -> Found:
+    """In place of ``probes.ask``."""
+    return await reach.ask(check)
+
+
+class _Complaints(logging.Handler):
+    """Failures that the checker only writes into its log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.failures: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = record.exc_info[1] if record.exc_info else None
+        self.failures.append(found or RuntimeError(record.getMessage()))
+
+
+complaints = _Complaints()
+"""To be told of what the checker logs."""
+
+
+class Asking:
+    """The product's checker of one node. ``answer`` is what a target says when it is asked."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        transport: MemoryTransport,
+        clock: Callable[[], float],
+        answer: Callable[[Check], State],
+        reported: Reported,
+        chance: random.Random,
+    ) -> None:
+        self._loop: _Loop = _Loop(clock)
+        log: Any = _Log(engine, transport, self._loop, reported)
+        reach: Any = _Reach(answer, chance)
+        self.checker: Checker = Checker(log, reach, chance=chance)
+        self._main: asyncio.Task[None] = self._loop.create_task(self.checker._main())
+
+    @property
+    def due_at(self) -> float:
+        """When it wants a turn, by the node's clock."""
+        return self._loop.due_at
+
+    def turn(self) -> None:
+        self._loop.round()
+        if complaints.failures:
+            raise complaints.failures.pop()
+        if self._main.done():
+            self._main.result()
+
+    def end(self) -> None:
+        self._loop.close()

@@ -31,6 +31,7 @@ from ..replication.errors import (
     Fatal,
     Gone,
     Invalid,
+    KeyReused,
     NoLeader,
     NotCaughtUp,
     NotDone,
@@ -40,6 +41,7 @@ from ..replication.errors import (
     Overwritten,
     RollcallError,
     StaleDirtyTimestamp,
+    Superseded,
     TooLarge,
     Unknown,
     WrongDirectory,
@@ -203,8 +205,10 @@ BY_CODE: dict[str, type[RollcallError]] = {
         Conflict,
         AlreadyRegistered,
         StaleDirtyTimestamp,
+        Superseded,
         Gone,
         TooLarge,
+        KeyReused,
         NotDone,
         NoLeader,
         NotLeader,
@@ -226,6 +230,7 @@ BY_STATUS: dict[int, type[RollcallError]] = {
     409: Conflict,
     410: Gone,
     413: TooLarge,
+    422: KeyReused,
 }
 """For an answer that is no problem document of ours (a proxy's, say). What is
 not listed: the request is wrong below 500, and above nobody knows what a proxy

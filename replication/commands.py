@@ -4,9 +4,9 @@ A command carries everything that ``Registry.apply`` needs, the time included,
 so that applying it is the same computation on every node. The encoding is
 MessagePack with a version, written once here for log, wire and tests.
 
-``Evict``, ``Barrier``, ``Raise``, ``Compare``, ``Readmit``, ``Assign``, ``Report``
-and ``Condemn`` are internal: a node proposes them itself when it leads, and takes
-none of them from the wire (``from_peer``).
+``Evict``, ``Barrier``, ``Raise``, ``Begin``, ``Compare``, ``Readmit``, ``Assign``,
+``Report``, ``Condemn`` and ``Lift`` are internal: a node proposes them itself when it
+leads, and takes none of them from the wire (``from_peer``).
 
 What later releases added has a feature level, and is proposed only once the
 replicated state has been raised to it (``Raise``), which a leader does when it
@@ -15,6 +15,7 @@ side by side while they are replaced one by one.
 """
 
 import contextlib
+import hashlib
 from typing import Annotated
 
 import msgspec
@@ -28,19 +29,26 @@ from .records import Id, Key, Name, Registration, Status, Text, invalid_from
 FORMAT = 1
 """Format of the commands that every release knows."""
 
-LEVEL = 3
+LEVEL = 4
 """The highest feature level that this build understands. Level 2: ``Raise``,
 ``Compare``, ``Readmit``; pre-votes and read probes between nodes. Level 3:
 health checks (registrations with ``checks``, ``Assign``, ``Report``, ``Condemn``),
-routing policies (``SetPolicy``)."""
+routing policies (``SetPolicy``). Level 4: the id of the registry's history
+(``Begin``), operators' overrides that outlive registrations (``Lift``),
+removals that name a registration, what an ``Idempotency-Key`` was used for, state
+files of format 2."""
 
 CHECKS_LEVEL = 3
+KEEP_LEVEL = 4
 
 COMMAND_BYTES_MAX = 2 * 1024 * 1024
 """An encoded command; the append batch (4 MiB) and the frame (8 MiB) hold it."""
 
 OPERATIONS_MAX = 10_000
 """Operations in one batch (its bytes are usually the tighter limit)."""
+
+FOR_S_MAX = 366 * 24 * 3600
+"""An override that is given a time lasts for a year at most."""
 
 
 class Register(Struct, frozen=True, tag="register", gc=False):
@@ -50,20 +58,29 @@ class Register(Struct, frozen=True, tag="register", gc=False):
     if_absent: bool = False
 
 
-class Deregister(Struct, frozen=True, tag="deregister", gc=False):
-    """Remove an instance; ``NotFound`` if there is none."""
+class Deregister(Struct, frozen=True, tag="deregister", omit_defaults=True, gc=False):
+    """Remove an instance; ``NotFound`` if there is none.
+
+    With a ``reg_index`` only that registration is meant: ``Superseded`` if the
+    instance was registered again since. 0: whatever is registered.
+    """
 
     key: Key
+    reg_index: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
 
-class SetStatus(Struct, frozen=True, tag="status", gc=False):
-    """Set the operator's override, or remove it (``status`` None)."""
+class SetStatus(Struct, frozen=True, tag="status", omit_defaults=True, gc=False):
+    """Set the operator's override, or remove it (``status`` None).
+
+    ``for_s``: it ends by itself so long after the time of this command; None: when it is removed.
+    """
 
     env: Name
     service: Name
     id: Id
     status: Status | None
     reason: Text = ""
+    for_s: Annotated[float, Meta(ge=1, le=FOR_S_MAX)] | None = None
 
     @property
     def key(self) -> Key:
@@ -114,6 +131,12 @@ class Raise(Struct, frozen=True, tag="raise", gc=False):
     """From here on ``level`` may be used: every member understands it. Never goes down."""
 
     level: Annotated[int, Meta(ge=1, le=2**31)]
+
+
+class Begin(Struct, frozen=True, tag="begin", gc=False):
+    """From here on the registry's history is called ``history``: it was born, or put back from a copy."""
+
+    history: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 
 class Compare(Struct, frozen=True, tag="compare", gc=False):
@@ -177,6 +200,20 @@ class Condemn(Struct, frozen=True, tag="condemn", gc=False):
     term: int
 
 
+class Expired(Struct, frozen=True, array_like=True, gc=False):
+    """An operator's override whose time is up, and the change that set it."""
+
+    key: Key
+    modify_index: int
+
+
+class Lift(Struct, frozen=True, tag="lift", gc=False):
+    """Remove those of ``expired`` that were not set anew since. Void at an entry of another term."""
+
+    expired: tuple[Expired, ...]
+    term: int
+
+
 Command = (
     Register
     | Deregister
@@ -191,22 +228,26 @@ Command = (
     | Assign
     | Report
     | Condemn
+    | Begin
+    | Lift
 )
 Submittable = Register | Deregister | SetStatus | Batch | SetPolicy
 
 
-class Envelope(Struct, frozen=True, gc=False):
+class Envelope(Struct, frozen=True, omit_defaults=True, gc=False):
     """A command as it stands in the log: with the time it was stamped with.
 
     ``time_ns`` is the leader's wall clock, ``request_id`` the client's
-    ``Idempotency-Key`` (empty: none given), ``format`` the feature level that
-    understands the command (``level_of``).
+    ``Idempotency-Key`` (empty: none given), ``request_hash`` what that key is used
+    for (``sealed``), ``format`` the feature level that understands the command
+    (``level_of``).
     """
 
     format: int
     time_ns: int
     command: Command
     request_id: str = ""
+    request_hash: bytes = b""
 
 
 class _Format(Struct, frozen=True):
@@ -216,9 +257,11 @@ class _Format(Struct, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
+_ordered = msgspec.msgpack.Encoder(order="deterministic")
 _formats = msgspec.msgpack.Decoder(_Format)
 _envelopes = msgspec.msgpack.Decoder(Envelope)
 _submittable = msgspec.msgpack.Decoder(Submittable)
+_commands = msgspec.msgpack.Decoder(Command)
 
 
 def level_of(command: Command) -> int:
@@ -228,12 +271,32 @@ def level_of(command: Command) -> int:
             return CHECKS_LEVEL if command.registration.checks else FORMAT
         case Batch():
             return max(map(level_of, command.operations))
+        case Begin() | Lift():
+            return KEEP_LEVEL
+        case Deregister():
+            return KEEP_LEVEL if command.reg_index else FORMAT
+        case SetStatus():
+            return KEEP_LEVEL if command.for_s is not None else FORMAT
         case Assign() | Report() | Condemn() | SetPolicy():
             return CHECKS_LEVEL
         case Raise() | Compare() | Readmit():
             return 2
         case _:
             return FORMAT
+
+
+def sealed(command: Command, time_ns: int, request_id: str = "", *, level: int) -> Envelope:
+    """``command`` as a leader puts it into the log of a cluster that uses feature ``level``.
+
+    The hash is made once, here, and travels: nodes of two releases might encode the
+    same command differently, and must agree on what a key was used for.
+    """
+    used_for = b""
+    if request_id and level >= KEEP_LEVEL:
+        # As the log will give it back: what came over the wire and what did not must be the same.
+        command_read = _commands.decode(_encoder.encode(command))
+        used_for = hashlib.sha256(_ordered.encode(command_read)).digest()[:16]
+    return Envelope(level_of(command), time_ns, command, request_id, used_for)
 
 
 def encode(envelope: Envelope) -> bytes:

@@ -44,7 +44,20 @@ from pysyncobj.transport import Transport as LibraryTransport
 
 from . import wire
 from .changes import Changes
-from .commands import LEVEL, Command, Compare, Envelope, Raise, Readmit, decode, encode, level_of
+from .commands import (
+    KEEP_LEVEL,
+    LEVEL,
+    Begin,
+    Command,
+    Compare,
+    Envelope,
+    Raise,
+    Readmit,
+    decode,
+    encode,
+    level_of,
+    sealed,
+)
 from .disk import CHOICES, DirectoryLock, Disk
 from .errors import (
     Damaged,
@@ -131,6 +144,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     snapshot_interval_s: float = 300.0
     rejoin: bool = False
     """The operator's word that an empty directory comes in place of a lost disk (``standing.py``)."""
+    restored: bool = False
+    """The operator's word that all directories were put back from copies: the history gets a new id."""
     level: int = LEVEL
     """The feature level that this node understands; tests play an older or a newer node with it."""
 
@@ -219,6 +234,8 @@ class Engine(SyncObj):
         self._levels: dict[str, int] = {}
         self._disks: dict[str, tuple[str, str]] = {}
         self._own: dict[str, Proposal] = {}
+        self._begin_anew: bool = config.restored
+        """The history needs another id than it has, and no leader since this start has given it one."""
         self._reads: deque[Proposal] = deque()
         self._round: _ReadRound | None = None
         self._rounds: int = 0
@@ -459,7 +476,7 @@ class Engine(SyncObj):
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
-        proposal = Proposal(encode(Envelope(level_of(command), time_ns, command, request_id)))
+        proposal = Proposal(encode(sealed(command, time_ns, request_id, level=self.registry.level)))
         if level_of(command) > self.registry.level and not isinstance(command, Raise):
             proposal.resolve(None, NotDone("not every member understands this yet: upgrade them all"))
         elif self._role != LEADER:
@@ -1121,13 +1138,16 @@ class Engine(SyncObj):
     # -- what the leader proposes by itself ----------------------------------------
 
     def _propose_own(self, now: float) -> None:
-        """Raises the feature level, readmits who lost a disk, compares the replicas. At each heartbeat."""
+        """Raises the feature level, names the history, readmits who lost a disk, compares the replicas.
+        At each heartbeat."""
         levels = [self._levels.get(node.id, 0) if self._wire.connected(node) else 0 for node in self._wire.nodes()]
         level = min(self._config.level, *levels) if levels else self._config.level
         if level > self.registry.level:
             self._propose_once("raise", Raise(level))
         if self.registry.level < PRE_VOTE_LEVEL:
             return
+        if self.registry.level >= KEEP_LEVEL and (self._begin_anew or not self.registry.history):
+            self._propose_once("begin", Begin(f"{random.getrandbits(64):016x}"))
         for node in self._wire.nodes():
             standing, disk = self._disks.get(node.id, ("", ""))
             if standing == "rejoining" and self._takes_entries(node):
@@ -1154,6 +1174,9 @@ class Engine(SyncObj):
             case Raise():
                 self._check_level(command.level)
                 logger.info("the cluster uses feature level %d", self.registry.level)
+            case Begin():
+                self._begin_anew = self._begin_anew and index <= self._known_index
+                logger.info("this history of the registry is called %s", command.history)
             case Compare():
                 self._compare(index, command)
             case Readmit():

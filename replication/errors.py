@@ -5,9 +5,11 @@
     ├── NotFound             404  nothing of that name is registered
     ├── Conflict             409  the registry holds something that forbids it
     │   ├── AlreadyRegistered     the id exists and the caller asked that it must not
-    │   └── StaleDirtyTimestamp   the caller's copy is older than the registry's
-    ├── Gone                 410  the index is older than the change feed; load afresh
+    │   ├── StaleDirtyTimestamp   the caller's copy is older than the registry's
+    │   └── Superseded            the registration that the caller means was replaced by a newer one
+    ├── Gone                 410  the index is older than the change feed, or of another history; load afresh
     ├── TooLarge             413  the body or the command is over its limit
+    ├── KeyReused            422  the Idempotency-Key was used for another write
     ├── NotDone              503  certainly not done: safe to send again at once
     │   ├── NoLeader              no leader was found in time
     │   ├── NotLeader             the node asked does not lead (any more)
@@ -91,11 +93,21 @@ class StaleDirtyTimestamp(Conflict):
     title: ClassVar[str] = "Stale dirty timestamp"
 
 
+class Superseded(Conflict):
+    """The registration that the caller means is gone: the instance was registered again since. Nothing changed."""
+
+    title: ClassVar[str] = "Registered again since"
+
+
 class Gone(RollcallError):
-    """The index lies before the change feed: read everything again, then watch."""
+    """The index cannot be resumed from: read everything again, then watch.
+
+    It lies before the change feed, belongs to another history of the registry, or
+    was never reached by this one.
+    """
 
     status: ClassVar[int] = 410
-    title: ClassVar[str] = "Index too old"
+    title: ClassVar[str] = "Index of no use"
 
 
 class TooLarge(RollcallError):
@@ -103,6 +115,13 @@ class TooLarge(RollcallError):
 
     status: ClassVar[int] = 413
     title: ClassVar[str] = "Too large"
+
+
+class KeyReused(RollcallError):
+    """The ``Idempotency-Key`` belongs to another write, which was answered before. Nothing changed: use a new key."""
+
+    status: ClassVar[int] = 422
+    title: ClassVar[str] = "Idempotency-Key used for another write"
 
 
 class NotDone(RollcallError):

@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple, Protocol
 from msgspec import Struct
 
 from .changes import Changes
-from .commands import Command, Envelope, decode, encode, level_of
+from .commands import LEVEL, Command, decode, encode, sealed
 from .errors import NotDone, RollcallError, Unknown
 from .records import Event
-from .registry import Outcome, Registry
+from .registry import Outcome, Registry, State
 
 Role = Literal["leader", "follower", "candidate"]
 
@@ -213,12 +213,13 @@ class LocalLog:
     """A log of one node that keeps nothing: what is proposed is applied at once.
 
     Commands go through the same encoding as on a real node, so a test on it
-    sees the same values.
+    sees the same values. It uses the feature level of this release, as a new cluster does.
     """
 
     def __init__(self, node_id: str = "local", *, changes: Changes | None = None) -> None:
         self.node_id: str = node_id
         self.registry: Registry = Registry()
+        self.registry.replace(State.empty(level=LEVEL, history="0" * 16))
         self.changes: Changes = changes or Changes()
         self.term: int = 1
         self._lock = threading.Lock()
@@ -241,7 +242,7 @@ class LocalLog:
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
-        proposal = Proposal(encode(Envelope(level_of(command), time_ns, command, request_id)))
+        proposal = Proposal(encode(sealed(command, time_ns, request_id, level=self.registry.level)))
         proposal.take()
         with self._moved:
             index = self.registry.applied_index + 1

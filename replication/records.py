@@ -107,6 +107,8 @@ class Instance(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     status: Status = "up"
     status_override: Status | None = None
     status_reason: str = ""
+    status_until: int | None = None
+    """When the override ends by itself (ns); None: when it is removed."""
     ttl_s: float | None = None
     health: Health = "passing"
     reg_timestamp: int
@@ -133,6 +135,21 @@ class Instance(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     def serving(self) -> bool:
         """Whether callers should send this instance traffic."""
         return self.effective_status == "up" and self.health in SERVING_HEALTH
+
+
+class Override(Struct, frozen=True, kw_only=True, gc=False):
+    """What an operator says of the instance of that key, whether it is registered now or not.
+
+    It outlives registrations, evictions and restarts, until it is removed or ``until`` (ns) has passed.
+    """
+
+    key: Key
+    status: Status
+    reason: str
+    until: int | None
+    set_at: int
+    """Nanoseconds."""
+    modify_index: int
 
 
 class Event(Struct, frozen=True, kw_only=True, gc=False):

@@ -15,15 +15,19 @@ from msgspec import Struct
 
 from .checks import Assignment, Check, CheckState, begun, owner_of, worst
 from .commands import (
+    KEEP_LEVEL,
     Assign,
     Barrier,
     Batch,
+    Begin,
     Compare,
     Condemn,
     Condemned,
     Deregister,
     Envelope,
     Evict,
+    Expired,
+    Lift,
     Operation,
     Raise,
     Readmit,
@@ -33,9 +37,19 @@ from .commands import (
     SetPolicy,
     SetStatus,
 )
-from .errors import AlreadyRegistered, Fatal, NotFound, RollcallError, TooLarge, from_wire, to_wire
+from .errors import (
+    AlreadyRegistered,
+    Fatal,
+    KeyReused,
+    NotFound,
+    RollcallError,
+    Superseded,
+    TooLarge,
+    from_wire,
+    to_wire,
+)
 from .policies import AUDITED_MAX, POLICIES_MAX, PolicyChange, PolicyRecord
-from .records import Event, EventKind, Instance, Key, Registration
+from .records import Event, EventKind, Instance, Key, Override, Registration, Status
 from .state import (
     TOTAL_MASK,
     Kind,
@@ -47,6 +61,7 @@ from .state import (
     assignment_digest,
     digest_hex,
     digest_of,
+    history_digest,
     level_digest,
 )
 
@@ -64,6 +79,10 @@ REMEMBER_MAX = 100_000
 
 REMEMBER_OPERATIONS_MAX = 1_000_000
 """Operations of remembered requests at most: a batch counts for all of its own."""
+
+
+OVERRIDES_MAX = 10_000
+"""Operators' overrides at most, those of instances that are not registered included."""
 
 
 class Outcome(Struct, frozen=True, gc=False):
@@ -90,20 +109,19 @@ class Applied(Struct, frozen=True):
 class _Draft:
     """What one command would do: worked out in full before any of it is done."""
 
-    __slots__ = ("assignment", "changed", "events", "index", "now", "policies", "policy_change", "services", "told")
+    __slots__ = (
+        "assignment", "changed", "events", "index", "level", "now", "overrides", "overrides_changed", "policies",
+        "policy_change", "services", "told",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        services: dict[ServiceName, ServiceState],
-        assignment: Assignment,
-        policies: tuple[PolicyRecord, ...],
-        index: int,
-        now: int,
-    ) -> None:
-        self.services = services
-        self.policies = policies
+    def __init__(self, registry: "Registry", index: int, now: int) -> None:
+        self.services = registry._services
+        self.level = registry.level
+        self.policies = registry.policies
         self.policy_change: PolicyChange | None = None
-        self.assignment = assignment
+        self.assignment = registry.assignment
+        self.overrides = registry.overrides
+        self.overrides_changed: dict[Key, Override | None] = {}
         self.index = index
         self.now = now
         self.changed: dict[ServiceName, dict[str, Instance | None]] = {}
@@ -114,7 +132,7 @@ class _Draft:
         match command:
             case Register() | Deregister() | SetStatus():
                 kind, instance = self._operate(command)
-                return Outcome(self.index, (kind,), (instance,))
+                return Outcome(self.index, (kind,), (instance,) if instance is not None else ())
             case Batch():
                 return Outcome(self.index, tuple(self._operate_all(command.operations)))
             case Evict():
@@ -137,7 +155,15 @@ class _Draft:
                 if command.term != term:
                     return Outcome(self.index, ("void",) * len(command.judged))
                 return Outcome(self.index, tuple(self._condemn(judged) for judged in command.judged))
-            case Barrier() | Raise() | Compare() | Readmit():
+            case Lift():
+                if command.term != term:
+                    return Outcome(self.index, ("void",) * len(command.expired))
+                return Outcome(self.index, tuple(self._lift(expired) for expired in command.expired))
+            case Raise():
+                if self.level < KEEP_LEVEL <= command.level:
+                    self._keep_overrides()
+                return Outcome(self.index, ("none",))
+            case Barrier() | Compare() | Readmit() | Begin():
                 return Outcome(self.index, ("none",))
             case _:
                 raise TypeError(f"not a command: {command!r}")
@@ -151,12 +177,18 @@ class _Draft:
                 raise type(error)(f"operations[{number}]: {error.message}; nothing was done", **facts) from None
             yield kind
 
-    def _operate(self, operation: Operation) -> tuple[Kind, Instance]:
+    def _operate(self, operation: Operation) -> tuple[Kind, Instance | None]:
         match operation:
             case Register():
                 return self._register(operation)
             case Deregister():
                 instance = self._get(operation.key)
+                if operation.reg_index not in (0, instance.reg_index):
+                    raise Superseded(
+                        f"instance {instance.id!r} was registered again, at index {instance.reg_index}: the one "
+                        f"of index {operation.reg_index} is gone already, and this one stays",
+                        reg_index=instance.reg_index,
+                    )
                 self._remove(instance, "DEREGISTER")
                 return "removed", instance
             case SetStatus():
@@ -166,7 +198,7 @@ class _Draft:
         sent = command.registration
         stored = self._find((sent.env, sent.service), sent.id)
         if stored is None:
-            instance = _instance(sent, self.index, self.now)
+            instance = self._overridden(_instance(sent, self.index, self.now))
             self._put(instance, "REGISTER")
             return "created", instance
         if command.if_absent:
@@ -183,20 +215,84 @@ class _Draft:
         self._put(instance, "UPDATE")
         return "replaced", instance
 
-    def _set_status(self, command: SetStatus) -> tuple[Kind, Instance]:
-        stored = self._get(command.key)
+    def _set_status(self, command: SetStatus) -> tuple[Kind, Instance | None]:
+        kept = self._override(command.key)
+        # Who is not registered may have an override all the same: it can be changed and removed.
+        stored = self._find((command.env, command.service), command.id) if kept else self._get(command.key)
         reason = command.reason if command.status is not None else ""
-        if (stored.status_override, stored.status_reason) == (command.status, reason):
+        until = self.now + round(command.for_s * 1e9) if command.status and command.for_s is not None else None
+        if kept is not None:
+            before = (kept.status, kept.reason, kept.until)
+        else:
+            before = (stored.status_override, stored.status_reason, None) if stored else (None, "", None)
+        if before == (command.status, reason, until):
             return "none", stored
+        if self.level >= KEEP_LEVEL:
+            self._keep_override(command.key, command.status, reason, until)
+        if stored is None:
+            return "status", None
+        return "status", self._override_instance(stored, command.status, reason, until)
+
+    def _override_instance(self, stored: Instance, status: Status | None, reason: str, until: int | None) -> Instance:
         instance = msgspec.structs.replace(
             stored,
-            status_override=command.status,
+            status_override=status,
             status_reason=reason,
+            status_until=until,
             latest_timestamp=self.now,
             modify_index=self.index,
         )
         self._put(instance, "STATUS_CHANGE")
-        return "status", instance
+        return instance
+
+    def _override(self, key: Key) -> Override | None:
+        if key in self.overrides_changed:
+            return self.overrides_changed[key]
+        return self.overrides.get(key)
+
+    def _keep_override(self, key: Key, status: Status | None, reason: str, until: int | None) -> None:
+        if status is None:
+            self.overrides_changed[key] = None
+            return
+        if self._override(key) is None:
+            added = sum(override is not None for override in self.overrides_changed.values())
+            if len(self.overrides) + added >= OVERRIDES_MAX:
+                raise TooLarge(
+                    f"there are {OVERRIDES_MAX} operators' overrides: remove those that are of no use any more first",
+                    limit=OVERRIDES_MAX,
+                )
+        self.overrides_changed[key] = Override(
+            key=key, status=status, reason=reason, until=until, set_at=self.now, modify_index=self.index
+        )
+
+    def _keep_overrides(self) -> None:
+        """From here on overrides belong to the ids: those of the instances that are registered begin."""
+        for service in self.services.values():
+            for instance in service.instances.values():
+                if instance.status_override is not None:
+                    self._keep_override(instance.key, instance.status_override, instance.status_reason, None)
+
+    def _overridden(self, instance: Instance) -> Instance:
+        """A new instance as an operator wants that id to be, if one said so."""
+        override = self._override(instance.key)
+        if override is None:
+            return instance
+        if override.until is not None and override.until <= self.now:
+            self.overrides_changed[instance.key] = None
+            return instance
+        return msgspec.structs.replace(
+            instance, status_override=override.status, status_reason=override.reason, status_until=override.until
+        )
+
+    def _lift(self, expired: Expired) -> Kind:
+        override = self._override(expired.key)
+        if override is None or override.modify_index != expired.modify_index:
+            return "void"
+        self.overrides_changed[expired.key] = None
+        stored = self._find((expired.key.env, expired.key.service), expired.key.id)
+        if stored is not None:
+            self._override_instance(stored, None, "", None)
+        return "status"
 
     def _set_policy(self, command: SetPolicy) -> Kind:
         others = tuple(record for record in self.policies if record.name != command.name)
@@ -318,6 +414,7 @@ def _instance(sent: Registration, index: int, now: int, stored: Instance | None 
         status=sent.status,
         status_override=stored.status_override if stored else None,
         status_reason=stored.status_reason if stored else "",
+        status_until=stored.status_until if stored else None,
         ttl_s=float(sent.ttl_s) if sent.ttl_s is not None else None,
         # Without checks an address is passing.
         health=worst(states),
@@ -338,7 +435,17 @@ def _same_place(stored: Instance, sent: Registration, checks: tuple[Check, ...])
     return place == (sent.hostname, sent.address, sent.port, sent.addrs, checks)
 
 
-def _again(remembered: Remembered) -> Applied:
+def _again(remembered: Remembered, used_for: bytes) -> Applied:
+    if remembered.used_for and used_for and remembered.used_for != used_for:
+        return Applied(
+            None,
+            KeyReused(
+                "this Idempotency-Key was used for another write, at index "
+                f"{remembered.index}: nothing was done now; a new write needs a new key",
+                index=remembered.index,
+            ),
+            (),
+        )
     if remembered.error is not None:
         return Applied(None, from_wire(remembered.error), ())
     return Applied(Outcome(remembered.index, remembered.kinds), None, ())
@@ -362,6 +469,10 @@ class Registry:
         """The routing policies, by name."""
         self.policy_changes: tuple[PolicyChange, ...] = ()
         """The last changes of policies, oldest first."""
+        self.history: str = ""
+        """Names this history of the registry: an index of another one means nothing here. Empty: none was agreed on."""
+        self.overrides: dict[Key, Override] = {}
+        """Operators' overrides, those of ids that are not registered included. Replaced whole when one changes."""
         self._last_time_ns: int = 0
         self._era = object()
         self._services: dict[ServiceName, ServiceState] = {}
@@ -387,11 +498,11 @@ class Registry:
         request_id = envelope.request_id
         remembered = self._requests.get(request_id) if request_id else None
         if remembered is not None:
-            applied = _again(remembered)
+            applied = _again(remembered, envelope.request_hash)
         else:
             applied = self._run(index, term, now, envelope)
             if request_id:
-                self._remember(request_id, now, index, applied)
+                self._remember(envelope, now, index, applied)
         self._publish(index, term)
         return applied
 
@@ -420,6 +531,8 @@ class Registry:
             assignment=self.assignment,
             policies=self.policies,
             policy_changes=self.policy_changes,
+            history=self.history,
+            overrides=self.overrides,
         )
 
     def replace(self, state: State) -> State:
@@ -441,6 +554,7 @@ class Registry:
         self.level = state.level
         self.assignment = state.assignment
         self.policies, self.policy_changes = state.policies, state.policy_changes
+        self.history, self.overrides = state.history, state.overrides
         self._publish(state.applied_index, state.term)
         return former
 
@@ -452,7 +566,7 @@ class Registry:
             )
 
     def _run(self, index: int, term: int, now: int, envelope: Envelope) -> Applied:
-        draft = _Draft(self._services, self.assignment, self.policies, index, now)
+        draft = _Draft(self, index, now)
         try:
             outcome = draft.run(envelope.command, term)
         except RollcallError as error:
@@ -465,6 +579,12 @@ class Registry:
             moved = assignment_digest(draft.assignment) - assignment_digest(self.assignment)
             self._total = (self._total + moved) & TOTAL_MASK
             self.assignment = draft.assignment
+        if isinstance(envelope.command, Begin):
+            moved = history_digest(envelope.command.history) - history_digest(self.history)
+            self._total = (self._total + moved) & TOTAL_MASK
+            self.history = envelope.command.history
+        if draft.overrides_changed:
+            self._take_overrides(draft.overrides_changed)
         if draft.policy_change is not None:
             self._take_policies(draft.policies, draft.policy_change)
         for name, changed in draft.changed.items():
@@ -511,12 +631,20 @@ class Registry:
         self._total = (self._total + moved) & TOTAL_MASK
         self.policies, self.policy_changes = policies, changes
 
-    def _remember(self, request_id: str, now: int, index: int, applied: Applied) -> None:
+    def _take_overrides(self, changed: dict[Key, Override | None]) -> None:
+        overrides = {key: override for key, override in self.overrides.items() if key not in changed}
+        overrides |= {key: override for key, override in changed.items() if override is not None}
+        gone = sum(digest_of(self.overrides[key]) for key in changed if key in self.overrides)
+        come = sum(digest_of(override) for override in changed.values() if override is not None)
+        self._total = (self._total + come - gone) & TOTAL_MASK
+        self.overrides = overrides
+
+    def _remember(self, envelope: Envelope, now: int, index: int, applied: Applied) -> None:
         kinds = applied.outcome.kinds if applied.outcome else ()
         error = to_wire(applied.error) if applied.error else None
-        remembered = Remembered(request_id, now, index, kinds, error)
-        self._requests[request_id] = remembered
-        self._requests_by_age.append(request_id)
+        remembered = Remembered(envelope.request_id, now, index, kinds, error, envelope.request_hash)
+        self._requests[remembered.request_id] = remembered
+        self._requests_by_age.append(remembered.request_id)
         self._requests_operations += len(kinds)
         self._total = (self._total + remembered.digest()) & TOTAL_MASK
         self._forget(now)

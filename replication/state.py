@@ -27,10 +27,14 @@ from msgspec import Struct
 from .checks import Assignment
 from .errors import Damaged, Fatal
 from .policies import PolicyChange, PolicyRecord
-from .records import Instance
+from .records import Instance, Key, Override
 
-STATE_FORMAT = 1
-"""Version of a snapshot's encoding. A node refuses what is newer than it knows."""
+STATE_FORMAT = 2
+"""Version of a snapshot's encoding. A node refuses what is newer than it knows. In format 1 the
+header held all policies; in format 2 every record travels in a chunk. The first is written as long
+as the cluster uses a feature level at which a member may know no other (``format_at``)."""
+
+FORMAT_2_LEVEL = 4
 
 CHUNK_BYTES = 1024 * 1024
 """A chunk of a snapshot, about."""
@@ -68,6 +72,16 @@ def level_digest(level: int) -> int:
 def assignment_digest(assignment: Assignment) -> int:
     """What the assignment of checks adds to the digest; nothing while there was none."""
     return digest_of(("assignment", assignment)) if assignment.epoch else 0
+
+
+def history_digest(history: str) -> int:
+    """What the id of the history adds to the digest; nothing while there was none."""
+    return digest_of(("history", history)) if history else 0
+
+
+def format_at(level: int) -> int:
+    """The format of a snapshot that every member of a cluster at ``level`` can read."""
+    return STATE_FORMAT if level >= FORMAT_2_LEVEL else 1
 
 
 def digest_hex(total: int, instances: int) -> str:
@@ -165,11 +179,14 @@ class Remembered(Struct, frozen=True, array_like=True, gc=False):
     index: int
     kinds: tuple[Kind, ...]
     error: dict[str, Any] | None
+    used_for: bytes = b""
+    """The hash of the command (``commands.sealed``); empty: of a release that made none."""
 
     def digest(self) -> int:
         # The error's code without its words: those may differ between versions.
         code = self.error.get("code") if self.error else None
-        return digest_of((self.request_id, self.time_ns, self.index, self.kinds, code))
+        facts = (self.request_id, self.time_ns, self.index, self.kinds, code)
+        return digest_of((*facts, self.used_for) if self.used_for else facts)
 
 
 class _Header(Struct, frozen=True, kw_only=True):
@@ -187,6 +204,9 @@ class _Header(Struct, frozen=True, kw_only=True):
     assignment: Assignment = Assignment()
     policies: tuple[PolicyRecord, ...] = ()
     policy_changes: tuple[PolicyChange, ...] = ()
+    history: str = ""
+    others: int = 0
+    """Policies, their changes, and overrides, in chunks of format 2."""
 
 
 class _Chunk(Struct, frozen=True, array_like=True):
@@ -195,6 +215,9 @@ class _Chunk(Struct, frozen=True, array_like=True):
     heads: tuple[tuple[str, str, int, int], ...]
     instances: tuple[Instance, ...]
     requests: tuple[Remembered, ...]
+    policies: tuple[PolicyRecord, ...] = ()
+    policy_changes: tuple[PolicyChange, ...] = ()
+    overrides: tuple[Override, ...] = ()
 
 
 _headers = msgspec.msgpack.Decoder(_Header)
@@ -208,8 +231,8 @@ class State:
     """
 
     __slots__ = (
-        "applied_index", "assignment", "instances", "last_time_ns", "level", "policies", "policy_changes", "requests",
-        "services", "term", "total",
+        "applied_index", "assignment", "history", "instances", "last_time_ns", "level", "overrides", "policies",
+        "policy_changes", "requests", "services", "term", "total",
     )  # fmt: skip
 
     def __init__(
@@ -226,6 +249,8 @@ class State:
         assignment: Assignment = Assignment(),  # noqa: B008
         policies: tuple[PolicyRecord, ...] = (),
         policy_changes: tuple[PolicyChange, ...] = (),
+        history: str = "",
+        overrides: dict[Key, Override] | None = None,
     ) -> None:
         self.applied_index = applied_index
         self.term = term
@@ -238,6 +263,17 @@ class State:
         self.assignment = assignment
         self.policies = policies
         self.policy_changes = policy_changes
+        self.history = history
+        self.overrides = overrides or {}
+
+    @classmethod
+    def empty(cls, *, level: int, history: str) -> "State":
+        """A registry that holds nothing yet, of a cluster that uses feature ``level``."""
+        total = (level_digest(level) + history_digest(history)) & TOTAL_MASK
+        return cls(
+            applied_index=0, term=0, last_time_ns=0, services={}, requests={}, instances=0, total=total, level=level,
+            history=history,
+        )  # fmt: skip
 
     def digest(self) -> tuple[int, str]:
         """What ``Registry.digest`` says of this state."""
@@ -250,9 +286,10 @@ class State:
         order of their keys, instances of their ids, requests of their age. A
         chunk is at most ``bytes_max`` and one record long.
         """
+        form = format_at(self.level)
         yield _encode(
             _Header(
-                format=STATE_FORMAT,
+                format=form,
                 applied_index=self.applied_index,
                 term=self.term,
                 last_time_ns=self.last_time_ns,
@@ -262,23 +299,27 @@ class State:
                 seal=self._seal(),
                 level=self.level,
                 assignment=self.assignment,
-                policies=self.policies,
-                policy_changes=self.policy_changes,
+                policies=self.policies if form == 1 else (),
+                policy_changes=self.policy_changes if form == 1 else (),
+                history=self.history,
+                others=0 if form == 1 else len(self.policies) + len(self.policy_changes) + len(self.overrides),
             )
         )
-        parts: tuple[list[msgspec.Raw], ...] = ([], [], [])
+        kinds = 3 if form == 1 else len(_Chunk.__struct_fields__)
+        parts: list[list[msgspec.Raw]] = [[] for _ in range(kinds)]
         size = 0
-        for part, record in self._records():
+        for part, record in self._records(kinds):
             data = _encode(record)
             parts[part].append(msgspec.Raw(data))
             size += len(data)
             if size >= bytes_max:
                 yield _encode(parts)
-                parts, size = ([], [], []), 0
+                parts, size = [[] for _ in range(kinds)], 0
         if size:
             yield _encode(parts)
 
-    def _records(self) -> Iterator[tuple[int, object]]:
+    def _records(self, kinds: int) -> Iterator[tuple[int, object]]:
+        """Every record with its place in a chunk that holds the first ``kinds`` kinds."""
         for name in sorted(self.services):
             service = self.services[name]
             yield 0, service.head()
@@ -286,6 +327,14 @@ class State:
                 yield 1, service.instances[id]
         for remembered in self.requests.values():
             yield 2, remembered
+        if kinds == 3:
+            return
+        for record in self.policies:
+            yield 3, record
+        for change in self.policy_changes:
+            yield 4, change
+        for key in sorted(self.overrides):
+            yield 5, self.overrides[key]
 
     def give_up(self) -> list[list[Any]]:
         """Hands over the records, for whoever frees them bit by bit; nothing is left here."""
@@ -317,8 +366,10 @@ class State:
         era = object()
         services: dict[ServiceName, ServiceState] = {}
         requests: dict[str, Remembered] = {}
+        policies, policy_changes = [*header.policies], [*header.policy_changes]
+        overrides: dict[Key, Override] = {}
         total, instances = level_digest(header.level) + assignment_digest(header.assignment), 0
-        total += sum(map(digest_of, (*header.policies, *header.policy_changes)))
+        total += history_digest(header.history)
         for data in chunks:
             chunk = _chunks.decode(data)
             for env, name, modify_index, latest_timestamp in chunk.heads:
@@ -337,6 +388,10 @@ class State:
             for remembered in chunk.requests:
                 requests[remembered.request_id] = remembered
                 total += remembered.digest()
+            policies += chunk.policies
+            policy_changes += chunk.policy_changes
+            overrides |= {override.key: override for override in chunk.overrides}
+        total += sum(map(digest_of, (*policies, *policy_changes, *overrides.values())))
         state = cls(
             applied_index=header.applied_index,
             term=header.term,
@@ -347,14 +402,18 @@ class State:
             total=total & TOTAL_MASK,
             level=header.level,
             assignment=header.assignment,
-            policies=header.policies,
-            policy_changes=header.policy_changes,
+            policies=tuple(policies),
+            policy_changes=tuple(policy_changes),
+            history=header.history,
+            overrides=overrides,
         )
-        found = (len(services), sum(len(service.instances) for service in services.values()), len(requests))
-        if found != (header.services, header.instances, header.requests) or instances != header.instances:
+        others = len(policies) + len(policy_changes) + len(overrides) if header.format > 1 else 0
+        held = sum(len(service.instances) for service in services.values())
+        found = (len(services), held, len(requests), others)
+        if found != (header.services, header.instances, header.requests, header.others) or held != instances:
             raise Damaged(
-                f"the snapshot holds {found} services, instances and requests, "
-                f"and should hold {(header.services, header.instances, header.requests)}"
+                f"the snapshot holds {found} services, instances, requests and other records, and should hold "
+                f"{(header.services, header.instances, header.requests, header.others)}"
             )
         if state._seal() != header.seal:
             raise Damaged("the snapshot's records do not add up to the digest in its header")

@@ -14,6 +14,7 @@ from rollcall.replication.errors import (
     AlreadyRegistered,
     Draining,
     Invalid,
+    KeyReused,
     NoLeader,
     NotCaughtUp,
     NotDone,
@@ -165,10 +166,19 @@ def test_a_proposal_under_way_at_the_deadline_is_unknown(pair: Pair) -> None:
 
 def test_a_repeat_with_the_same_idempotency_key_changes_nothing(pair: Pair) -> None:
     first = pair.follower.submit(Register(registration(version="1")), request_id="k")
-    again = pair.leader.submit(Register(registration(version="2")), request_id="k")
-    instance = pair.leader.registry.instance(CART)
+    again = pair.leader.submit(Register(registration(version="1")), request_id="k")
 
     assert (again.index, again.kinds) == (first.index, first.kinds)
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_a_key_that_was_used_for_another_write_is_refused(pair: Pair, where: str) -> None:
+    pair.follower.submit(Register(registration(version="1")), request_id="k")
+
+    with pytest.raises(KeyReused):
+        getattr(pair, where).submit(Register(registration(version="2")), request_id="k")
+
+    instance = pair.leader.registry.instance(CART)
     assert instance is not None and instance.version == "1"
 
 
@@ -210,7 +220,8 @@ def test_a_lost_renewal_is_said_again(pair: Pair) -> None:
     assert pair.follower_log.asked == [RENEW] * 3
 
 
-def test_a_linearizable_read_passes_a_barrier_through_the_log(pair: Pair) -> None:
+def test_a_linearizable_read_passes_a_barrier_through_the_log_where_a_member_knows_nothing_else(pair: Pair) -> None:
+    pair.leader.registry.level = 1
     before = pair.leader.registry.applied_index
 
     assert pair.follower.linearize()
@@ -230,6 +241,7 @@ def test_from_the_second_level_on_a_linearizable_read_writes_nothing(
         return asked[-1]
 
     monkeypatch.setattr(pair.leader_log, "read_index", counted)
+    pair.leader.registry.level = 1
     before = pair.leader.registry.applied_index
     assert pair.leader.linearize()
     assert (len(asked), pair.leader.registry.applied_index) == (0, before + 1)

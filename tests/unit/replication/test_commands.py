@@ -15,6 +15,7 @@ from rollcall.replication.commands import (
     Assign,
     Barrier,
     Batch,
+    Begin,
     Command,
     Compare,
     Condemn,
@@ -22,7 +23,9 @@ from rollcall.replication.commands import (
     Deregister,
     Envelope,
     Evict,
+    Expired,
     Judgement,
+    Lift,
     Raise,
     Readmit,
     Register,
@@ -58,7 +61,8 @@ THIRD_LEVEL = [
     Report("n1", 7, (Result(KEY, 7, "up", "critical"),)),
     Condemn((Condemned(KEY, 7, "up", 9),), term=3),
 ]
-INTERNAL = [Evict((Judgement(KEY, 7),), term=3), Barrier(), *SECOND_LEVEL, *THIRD_LEVEL]
+FOURTH_LEVEL = [Begin("0123456789abcdef"), Lift((Expired(KEY, 7),), term=3)]
+INTERNAL = [Evict((Judgement(KEY, 7),), term=3), Barrier(), *SECOND_LEVEL, *THIRD_LEVEL, *FOURTH_LEVEL]
 
 
 @pytest.mark.parametrize("command", [*FROM_CLIENTS, *INTERNAL])
@@ -76,7 +80,9 @@ def test_every_command_has_the_level_of_the_release_that_brought_it() -> None:
         **dict.fromkeys(["Register", "Deregister", "SetStatus", "Batch", "Evict", "Barrier"], 1),
         **dict.fromkeys(["Raise", "Compare", "Readmit"], 2),
         **dict.fromkeys(["Assign", "Report", "Condemn", "SetPolicy"], 3),
+        **dict.fromkeys(["Begin", "Lift"], 4),
     }
+    assert level_of(Deregister(KEY, 7)) == level_of(SetStatus("default", "web", "a", "down", for_s=60.0)) == 4
     assert level_of(Register(CHECKED)) == level_of(Batch((REGISTER, Register(CHECKED)))) == 3
     assert b"checks" not in to_peer(REGISTER), "a release without checks refuses a field that it does not know"
     assert levels.keys() == {kind.__name__ for kind in Command.__args__}

@@ -335,7 +335,7 @@ def test_without_room_an_entry_is_refused_and_nothing_changes(tmp_path, disk):
             journal.add(entry("x"), journal.last_index + 1, 1)
             taken = journal[:]
     with pytest.raises(DiskUnavailable):
-        journal.check_room(100)
+        journal.check_room(1000)
 
     assert journal[:] == taken
     journal.sync()

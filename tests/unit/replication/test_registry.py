@@ -42,6 +42,7 @@ from rollcall.replication.errors import (
 )
 from rollcall.replication.records import Event, Instance, Key, Registration
 from rollcall.replication.registry import REMEMBER_NS, Applied, Outcome, Registry, ServiceView, State
+from rollcall.replication.state import STATE_FORMAT
 
 SECOND_NS = 10**9
 KEY = Key("default", "web", "a")
@@ -717,7 +718,7 @@ def test_a_newer_snapshot_format_is_refused() -> None:
     good = _snapshot()
     header = msgspec.msgpack.decode(good[0])
     with pytest.raises(Damaged, match="upgrade"):
-        State.from_chunks([msgspec.msgpack.encode({**header, "format": 2}), *good[1:]])
+        State.from_chunks([msgspec.msgpack.encode({**header, "format": STATE_FORMAT + 1}), *good[1:]])
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ USAGE, FAILED = 2, 70
 WAKE_S = 0.2
 TRANSFER_S = 2.0
 REPLAY_S = 60.0
+FIRST_ENTRY = 1
+"""Of every log, and nobody's: a new node has nothing else."""
+MEET_S = 2.0
+"""A node that has data lets clients in when it has caught up with a leader, and without one after this time."""
 
 _COMPARED = frozenset({"cluster_id", "members"})
 """Settings that the nodes' greeting compares by itself, and refuses instead of warning."""
@@ -162,18 +166,25 @@ class Node:
         """Serves. Raises ``OSError`` if the port of HTTP or DNS is taken.
 
         Clients come in last, so that what they read is not older than what this
-        node served before it was stopped.
+        node served before it was stopped. After a power cut its disk does not tell how
+        much of its log was agreed on: a leader does, if there is one to be met.
         """
         known = self.engine.status().commit_index
         _freeze()
         self.engine.start()
         self.engine.wait_applied(known, time.monotonic() + REPLAY_S)
+        if known > FIRST_ENTRY:
+            self._meet_leader(time.monotonic() + MEET_S)
         self.duties.start()
         self.checker.start()
         self.server.start()
         if self.dns is not None:
             self.dns.start()
         _freeze()
+
+    def _meet_leader(self, deadline: float) -> None:
+        while not self.engine.status().caught_up and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def look(self, *, reload: bool) -> None:
         """Keeps up with the certificate's files; reads them again in any case if told to ``reload``."""

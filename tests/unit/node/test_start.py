@@ -1,0 +1,69 @@
+"""The order in which a node starts: clients come in last."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rollcall.node import __main__ as main
+from rollcall.node.__main__ import FIRST_ENTRY, Node
+
+
+class Parts:
+    """What a node is made of, and in which order it was started. ``caught_up_after``: looks until a leader was met."""
+
+    def __init__(self, *, commit_index: int, caught_up_after: int) -> None:
+        self.done: list[str] = []
+        self.looks: int = 0
+        self._commit_index: int = commit_index
+        self._caught_up_after: int = caught_up_after
+
+    def status(self) -> SimpleNamespace:
+        self.looks += 1
+        caught_up = self.looks > self._caught_up_after
+        if caught_up:
+            self.done.append("caught up")
+        return SimpleNamespace(commit_index=self._commit_index, caught_up=caught_up)
+
+    def wait_applied(self, index: int, deadline: float) -> bool:
+        self.done.append(f"applied {index}")
+        return True
+
+    def part(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(start=lambda: self.done.append(name))
+
+    def node(self) -> Node:
+        node: Any = object.__new__(Node)
+        node.engine = SimpleNamespace(
+            start=lambda: self.done.append("engine"), status=self.status, wait_applied=self.wait_applied
+        )
+        node.duties, node.checker = self.part("duties"), self.part("checker")
+        node.server, node.dns = self.part("clients"), self.part("dns")
+        return node
+
+
+def test_clients_come_in_when_this_node_has_caught_up_with_a_leader() -> None:
+    """After a power cut its log alone does not tell how much was agreed on."""
+    parts = Parts(commit_index=900, caught_up_after=5)
+
+    parts.node().start()
+
+    assert parts.done == ["engine", "applied 900", "caught up", "duties", "checker", "clients", "dns"]
+
+
+def test_a_node_that_finds_no_leader_serves_what_it_has_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "MEET_S", 0.05)
+    parts = Parts(commit_index=900, caught_up_after=10**9)
+
+    parts.node().start()
+
+    assert parts.looks > 2
+    assert parts.done[-2:] == ["clients", "dns"]
+
+
+def test_a_new_node_has_nothing_to_wait_for() -> None:
+    parts = Parts(commit_index=FIRST_ENTRY, caught_up_after=10**9)
+
+    parts.node().start()
+
+    assert parts.looks == 1
+    assert "clients" in parts.done

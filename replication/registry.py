@@ -261,16 +261,22 @@ class _Draft:
                     f"there are {OVERRIDES_MAX} operators' overrides: remove those that are of no use any more first",
                     limit=OVERRIDES_MAX,
                 )
+        self._put_override(key, status, reason, until)
+
+    def _put_override(self, key: Key, status: Status, reason: str, until: int | None) -> None:
         self.overrides_changed[key] = Override(
             key=key, status=status, reason=reason, until=until, set_at=self.now, modify_index=self.index
         )
 
     def _keep_overrides(self) -> None:
-        """From here on overrides belong to the ids: those of the instances that are registered begin."""
+        """From here on overrides belong to the ids: those of the instances that are registered begin.
+
+        However many they are: an operator's word is not lost, and raising the level cannot fail.
+        """
         for service in self.services.values():
             for instance in service.instances.values():
                 if instance.status_override is not None:
-                    self._keep_override(instance.key, instance.status_override, instance.status_reason, None)
+                    self._put_override(instance.key, instance.status_override, instance.status_reason, None)
 
     def _overridden(self, instance: Instance) -> Instance:
         """A new instance as an operator wants that id to be, if one said so."""

@@ -142,6 +142,18 @@ def test_overrides_of_before_belong_to_the_ids_from_the_new_level_on() -> None:
     assert played.register().effective_status == "out_of_service"
 
 
+def test_however_many_there_were_before_the_level_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "OVERRIDES_MAX", 1)
+    played = Played(level=3)
+    for id in ("a", "b", "c"):
+        played.register(id)
+        played.done(out(id=id))
+
+    played.done(Raise(4))
+
+    assert (played.registry.level, len(played.registry.overrides)) == (4, 3)
+
+
 def test_before_that_level_an_override_ends_with_the_registration() -> None:
     """As every member of a release before has it: the replicas must not differ."""
     played = Played(level=3)

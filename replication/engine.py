@@ -129,6 +129,9 @@ COMPARE_S = 60.0
 PRE_VOTE_LEVEL = 2
 """Feature level from which nodes ask before they stand for election, and probe before they read."""
 SAME_FAILURES_MAX = 3
+TERM_LEAP_MAX = 2**32
+"""A peer may be ahead by so many terms. One election a millisecond takes seven weeks for that, and the highest
+term that can be written is 2**31 such leaps away: nobody makes a term that no election can outdo."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
@@ -802,6 +805,10 @@ class Engine(SyncObj):
         handled here. Commands, membership changes and utility messages of the
         library's own protocol do not exist on our wire (D19, D20, D24).
         """
+        term: int = getattr(message, "term", 0)
+        if term - self._term > TERM_LEAP_MAX:
+            self._wire.drop(node, f"sent a {type(message).__name__} of term {term}, and this node is in {self._term}")
+            return
         match message:
             case wire.Append():
                 self._on_append(node, message)

@@ -286,7 +286,9 @@ class Transport:
         """Closes the connection to a peer that broke the protocol; it will be made anew."""
         connection = self._peers[node.id].connection
         if connection is not None:
-            self._close(connection, why)
+            # In a breath of its own: a connection that merely ended must not keep it from being said.
+            self._say(f"drop {node.id}", f"connection to {node.id} closed: it {why}")
+            self._close(connection, why, quiet=True)
 
     def abandon(self, peer_id: str, silent_s: float) -> None:
         """Ends the wait for answers of a peer that was not heard for ``silent_s``: what became of them is unknown.

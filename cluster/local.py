@@ -6,6 +6,7 @@ among themselves on P+1000+i. It lives in ``DIR/node-i``: its data, its output
 """
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -104,6 +105,7 @@ class LocalCluster:
                 f"nodes are running in {self.data_dir} already (process ids {', '.join(map(str, running.values()))}): "
                 "stop them first (--stop), or use another --data-dir"
             )
+        self._check_members()
         taken = [port for port in _ports(self.port, self.nodes) if not _is_free(port)]
         if taken:
             raise LocalError(
@@ -118,6 +120,16 @@ class LocalCluster:
         except BaseException:
             self.stop()
             raise
+
+    def _check_members(self) -> None:
+        """Raises ``LocalError`` if the data is that of more or of fewer nodes, unless the settings accept that."""
+        found = _nodes_of(self.data_dir)
+        if found not in (0, self.nodes) and not _is_true(self.settings.get("accept_members")):
+            raise LocalError(
+                f"the data in {self.data_dir} is that of {found} nodes, and {self.nodes} of them could lose "
+                f"acknowledged writes or never agree: start --nodes {found}, or use another --data-dir "
+                "(docs/operations.md says how a cluster grows and shrinks)"
+            )
 
     def start_node(self, i: int, *flags: str) -> None:
         """Starts node i, with ``flags`` beside the usual ones, and does not wait for it."""
@@ -343,6 +355,24 @@ def _not_ready(session: requests.Session, url: str) -> str | None:
     except RollcallError as error:
         return error.message
     return None
+
+
+def _nodes_of(data_dir: Path) -> int:
+    """Of how many members the cluster was whose data lies in ``data_dir``; 0 if nothing says so.
+
+    A node keeps the list in its file ``standing`` (``replication/standing.py``); one that never took part holds nothing.
+    """
+    counts = [0]
+    for file in data_dir.glob("node-*/standing"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            record = json.loads(file.read_bytes())
+            if isinstance(record, dict) and record.get("standing") == "member":
+                counts.append(len(record.get("members", ())))
+    return max(counts)
+
+
+def _is_true(value: object) -> bool:
+    return str(value).lower() in ("true", "1")
 
 
 # Ports

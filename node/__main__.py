@@ -93,6 +93,7 @@ class Node:
                 snapshot_entries=settings.snapshot_entries,
                 snapshot_interval_s=settings.snapshot_interval_s,
                 rejoin=settings.rejoin,
+                accept_members=settings.accept_members,
             ),
             changes=Changes(settings.watch_events_max),
             on_fatal=_die,

@@ -79,6 +79,14 @@ class Settings(Struct, frozen=True, kw_only=True):
             agree=True,
         ),
     ] = ()
+    accept_members: Annotated[
+        bool,
+        about(
+            "cluster",
+            "go on with data of another list of members: once, on every node; can lose acknowledged writes "
+            "(docs/operations.md says how not to)",
+        ),
+    ] = False
     tls_cert: Annotated[
         str,
         about(

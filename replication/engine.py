@@ -147,6 +147,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     snapshot_interval_s: float = 300.0
     rejoin: bool = False
     """The operator's word that an empty directory comes in place of a lost disk (``standing.py``)."""
+    accept_members: bool = False
+    """The operator's word that the list of members is another one from here on."""
     restored: bool = False
     """The operator's word that all directories were put back from copies: the history gets a new id."""
     level: int = LEVEL
@@ -325,6 +327,7 @@ class Engine(SyncObj):
                 node=node_id,
                 empty=self._saved is None and self._journal.last_index <= 1 and self._term == 0,
                 rejoin=config.rejoin,
+                accept_members=config.accept_members,
             )
             self._introduce()
             self._poller: Poller = _GatedPoller(self._poller, self._flush)

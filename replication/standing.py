@@ -25,6 +25,10 @@ quorum contains, beside this node, one that holds the entry, and that one
 refuses a candidate without it. In T itself and before, the vote counts as
 given away (``Engine._admit``). And what the old disk acknowledged is held by
 all but this node of some quorum, which meets any quorum without this node.
+
+All of this, and Raft, speaks of the quorums of one list of members. So the list
+is kept with the disk too, and a member starts with no other: a quorum of a shorter
+list may hold none of what a quorum of the longer one acknowledged.
 """
 
 import secrets
@@ -36,28 +40,39 @@ import msgspec
 from msgspec import Struct, structs
 
 from .disk import Disk
-from .errors import Damaged, Fatal
+from .errors import Damaged, Fatal, WrongDirectory
 
 Kind = Literal["new", "rejoining", "member"]
 
 
 class _Record(Struct, frozen=True):
-    """The file. ``met``: the disks of the other members when the cluster was born."""
+    """The file. ``met``: the disks of the other members when the cluster was born. Fields that came
+    later have a default, for what an earlier release wrote."""
 
     disk: str
     standing: Kind
     met: dict[str, str]
+    members: tuple[str, ...] = ()
 
 
 class Standing:
     """The standing of one data directory. Belongs to the tick thread.
 
-    ``empty``: neither log nor state file hold anything. ``rejoin``: the operator's word.
-    Raises ``Damaged`` if the file cannot be read.
+    ``empty``: neither log nor state file hold anything. ``rejoin`` and ``accept_members``: the
+    operator's word. Raises ``Damaged`` if the file cannot be read, ``WrongDirectory`` if it
+    belongs to a cluster of other members.
     """
 
     def __init__(
-        self, directory: Path, disk: Disk, others: Iterable[str], *, node: str, empty: bool, rejoin: bool
+        self,
+        directory: Path,
+        disk: Disk,
+        others: Iterable[str],
+        *,
+        node: str,
+        empty: bool,
+        rejoin: bool,
+        accept_members: bool = False,
     ) -> None:
         self._path: Path = directory / "standing"
         self._file: Disk = disk
@@ -65,7 +80,10 @@ class Standing:
         self._others: frozenset[str] = frozenset(others)
         self._seen_new: dict[str, str] = {}
         self._views: dict[str, dict[str, str]] = {}
+        self._members: tuple[str, ...] = tuple(sorted({node, *self._others}))
         self._record: _Record = self._read(empty=empty, rejoin=rejoin)
+        if self._record.members != self._members:
+            self._take_members(accepted=accept_members)
         if self.kind == "new" and not self._others:
             self._become("member", {})
 
@@ -133,7 +151,7 @@ class Standing:
             data = self._file.read(self._path)
         except FileNotFoundError:
             kind: Kind = ("rejoining" if rejoin else "new") if empty else "member"
-            return self._write(_Record(secrets.token_hex(8), kind, {}))
+            return self._write(_Record(secrets.token_hex(8), kind, {}, self._members))
         try:
             record = msgspec.json.decode(data, type=_Record)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -144,6 +162,19 @@ class Standing:
         if record.standing == "new" and rejoin:
             return self._write(structs.replace(record, standing="rejoining"))
         return record
+
+    def _take_members(self, *, accepted: bool) -> None:
+        """Another list than the one in the file, or the first: of an earlier release, or of a node that
+        has not taken part yet and holds nothing."""
+        former = self._record.members
+        if former and self.votes and not accepted:
+            raise WrongDirectory(
+                f"the data directory {self._path.parent} is that of {self._node} in a cluster of "
+                f"{_listed(former)}, and members says {_listed(self._members)}: among these, a quorum may lack what "
+                "was acknowledged among those. Set members to what they were; or, if this change is meant, make it as "
+                "docs/operations.md says, and start every node once with --accept-members"
+            )
+        self._record = self._write(structs.replace(self._record, members=self._members))
 
     def _become(self, kind: Kind, met: dict[str, str]) -> None:
         self._record = self._write(structs.replace(self._record, standing=kind, met=dict(met)))
@@ -160,3 +191,7 @@ class Standing:
             self._file.close(descriptor)
         self._file.replace(partial, self._path)
         return record
+
+
+def _listed(members: tuple[str, ...]) -> str:
+    return f"{len(members)} ({', '.join(members)})"

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from harness.cluster import ALONE, Cluster, StartCluster, instance_path
+from harness.cluster import ALONE, Cluster, StartCluster, instance_path, run_node
 
 pytestmark = pytest.mark.integration
 
@@ -91,6 +91,10 @@ def test_a_copy_of_a_stopped_nodes_directory_can_be_read_as_a_cluster_of_its_own
 
     copy.settings["node_id"] = three.node_id(node)
     copy.settings["members"] = ""
+    refused = run_node({**copy.settings_of(0), "members": "", "node_id": three.node_id(node)})
+    assert refused.returncode == 70
+    assert "in a cluster of 3 (node-0, node-1, node-2), and members says 1" in refused.stdout
+    copy.settings["accept_members"] = True
     try:
         copy.start_node(0)
         copy.wait_ready(30.0)

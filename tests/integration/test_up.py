@@ -161,3 +161,18 @@ def test_a_cluster_survives_what_the_launcher_does_to_it(data_dir: Path):
         cluster.wait_for_leader()
 
     assert running_nodes(data_dir) == {}
+
+
+def test_fewer_or_more_nodes_than_the_data_is_of_are_refused_before_anything_starts(data_dir: Path):
+    with LocalCluster(3, data_dir=data_dir, port=free_port(3)) as cluster, cluster.client() as client:
+        client.register("cart", id="cart-1", ttl_s=None)
+
+    for nodes in (1, 5):
+        refused = up("--nodes", nodes, "--port", free_port(nodes), "--data-dir", data_dir, "--detach")
+        assert refused.returncode == 1
+        assert f"error: the data in {data_dir} is that of 3 nodes" in refused.stderr
+        assert "start --nodes 3" in refused.stderr
+        assert running_nodes(data_dir) == {}
+
+    started = up("--nodes", 3, "--port", free_port(3), "--data-dir", data_dir, "--detach")
+    assert started.returncode == 0, started.stdout + started.stderr

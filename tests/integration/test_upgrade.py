@@ -212,7 +212,9 @@ def read_what_was_written(cluster: Mixed, round_: str) -> None:
 def understood_each_other(cluster: Mixed) -> None:
     """Nobody said anything that the other release took for nonsense, and hung up."""
     for i in range(cluster.nodes):
-        nonsense = [line for line in cluster.log(i).splitlines() if re.search("closed: it sent|broke the protocol", line)]
+        nonsense = [
+            line for line in cluster.log(i).splitlines() if re.search("closed: it sent|broke the protocol", line)
+        ]
         assert not nonsense, f"node {i}: {nonsense[:3]}"
 
 

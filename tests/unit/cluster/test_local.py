@@ -1,5 +1,6 @@
 """The launcher, as far as it goes without starting anything."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rollcall.cluster import local
-from rollcall.cluster.local import LocalCluster, flags
+from rollcall.cluster.local import LocalCluster, flags, free_port
 from rollcall.cluster.processes import LocalError, running_nodes, stop_running
 from rollcall.node.settings import load
 
@@ -112,3 +113,37 @@ def test_only_the_node_of_this_very_directory_is_ended(tmp_path: Path):
             assert not (directory / "pid").exists()
         finally:
             process.kill()
+
+
+def data_of(directory: Path, *members: str, standing: str = "member") -> None:
+    for member in members:
+        (directory / member).mkdir(parents=True)
+        record = {"disk": "d", "standing": standing, "met": {}, "members": members}
+        (directory / member / "standing").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_data_of_another_number_of_nodes_is_refused_before_anything_starts(tmp_path: Path, nodes: int):
+    data_of(tmp_path, "node-0", "node-1", "node-2", "node-3", "node-4")
+
+    with pytest.raises(LocalError, match=f"is that of 5 nodes, and {nodes} of them could lose .*: start --nodes 5"):
+        LocalCluster(nodes, data_dir=tmp_path, port=free_port(nodes)).start()
+
+    assert not (tmp_path / "node-0" / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("standing", "settings"),
+    [("new", {}), ("member", {"accept_members": "true"}), ("member", {"accept_members": True})],
+)
+def test_data_that_binds_nobody_or_a_word_is_no_obstacle(tmp_path: Path, standing: str, settings: dict[str, object]):
+    data_of(tmp_path, "node-0", "node-1", "node-2", standing=standing)
+
+    LocalCluster(5, data_dir=tmp_path, settings=settings)._check_members()
+
+
+def test_a_file_that_cannot_be_read_is_left_to_the_node(tmp_path: Path):
+    (tmp_path / "node-0").mkdir()
+    for content in (b"", b"\xff", b"[]", b"7"):
+        (tmp_path / "node-0" / "standing").write_bytes(content)
+        LocalCluster(1, data_dir=tmp_path)._check_members()

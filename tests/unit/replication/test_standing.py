@@ -18,7 +18,7 @@ from rollcall.replication import wire
 from rollcall.replication.commands import LEVEL, Envelope, Readmit, decode, encode, level_of
 from rollcall.replication.disk import Disk
 from rollcall.replication.engine import LEADER
-from rollcall.replication.errors import Damaged, Fatal
+from rollcall.replication.errors import Damaged, Fatal, WrongDirectory
 from rollcall.replication.journal import REGULAR
 from rollcall.replication.log import Proposal
 from rollcall.replication.standing import Standing
@@ -246,6 +246,70 @@ def test_a_damaged_file_is_refused_with_the_choices(tmp_path: Path, content: byt
 
     assert str(tmp_path / "standing") in caught.value.message
     assert "--rejoin" in caught.value.message
+
+
+# -- the members that a directory knows
+
+
+def of_members(directory: Path, *members: str, accept: bool = False, **options: bool) -> Standing:
+    directory.mkdir(exist_ok=True)
+    others = [member for member in members if member != "a"]
+    options = {"empty": True, "rejoin": False, **options}
+    return Standing(directory, SimDisk(), others, node="a", accept_members=accept, **options)
+
+
+FIVE, THREE, OTHERS = ("a", "b", "c", "d", "e"), ("a", "b", "c"), ("a", "b", "x")
+
+
+@pytest.mark.parametrize(("before", "now"), [(FIVE, THREE), (THREE, FIVE), (THREE, OTHERS), (("a",), THREE)])
+def test_a_member_starts_with_no_other_list_of_members(
+    tmp_path: Path, before: tuple[str, ...], now: tuple[str, ...]
+) -> None:
+    of_members(tmp_path, *before, empty=False)
+
+    with pytest.raises(WrongDirectory) as caught:
+        of_members(tmp_path, *now)
+
+    shown = f"that of a in a cluster of {len(before)} ({', '.join(before)}), and members says {len(now)}"
+    assert shown in caught.value.message
+    assert f"{len(now)} ({', '.join(now)})" in caught.value.message
+    assert "--accept-members" in caught.value.message
+    assert of_members(tmp_path, *before).kind == "member"
+
+
+def test_the_order_of_the_members_does_not_matter(tmp_path: Path) -> None:
+    of_members(tmp_path, "a", "b", "c", empty=False)
+
+    assert of_members(tmp_path, "c", "a", "b").kind == "member"
+
+
+def test_another_list_is_taken_at_a_word_and_is_the_only_one_from_then_on(tmp_path: Path) -> None:
+    of_members(tmp_path, *FIVE, empty=False)
+
+    assert of_members(tmp_path, *THREE, accept=True).kind == "member"
+
+    assert of_members(tmp_path, *THREE).kind == "member"
+    with pytest.raises(WrongDirectory, match=r"a cluster of 3 \(a, b, c\), and members says 5"):
+        of_members(tmp_path, *FIVE)
+
+
+@pytest.mark.parametrize("rejoin", [False, True])
+def test_who_has_not_taken_part_yet_may_be_told_of_other_members(tmp_path: Path, rejoin: bool) -> None:
+    of_members(tmp_path, *FIVE, rejoin=rejoin)
+
+    of_members(tmp_path, *THREE, rejoin=rejoin).admitted(of_members(tmp_path, *THREE, rejoin=rejoin).disk)
+
+    assert of_members(tmp_path, *THREE, rejoin=rejoin)._record.members == THREE
+
+
+def test_a_directory_of_a_release_that_kept_no_list_takes_the_first_that_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "standing").write_bytes(b'{"disk":"d","standing":"member","met":{"b":"b1","c":"c1"}}')
+
+    standing = of_members(tmp_path, *THREE)
+
+    assert (standing.kind, standing.disk, standing.met) == ("member", "d", {"b": "b1", "c": "c1"})
+    with pytest.raises(WrongDirectory):
+        of_members(tmp_path, *FIVE)
 
 
 # -- on disk before anybody relies on it

@@ -360,7 +360,7 @@ def _not_ready(session: requests.Session, url: str) -> str | None:
 def _nodes_of(data_dir: Path) -> int:
     """Of how many members the cluster was whose data lies in ``data_dir``; 0 if nothing says so.
 
-    A node keeps the list in its file ``standing`` (``replication/standing.py``); one that never took part holds nothing.
+    A node keeps the list in its file ``standing`` (``replication/standing.py``). Who never took part holds nothing.
     """
     counts = [0]
     for file in data_dir.glob("node-*/standing"):

@@ -15,7 +15,7 @@ TERM_MAX = 2**63 - 1
 
 
 def speak(cluster: Cluster, name: int, to: int, *messages: wire.Message) -> None:
-    """Connects to node ``to`` in the name of the node ``name``, which is away, and says that; until it is hung up on."""
+    """Connects to node ``to`` in the name of the node ``name``, which is away, until it hangs up."""
     members = ",".join(sorted(cluster.node_id(i) for i in range(cluster.nodes)))
     digest = hashlib.sha256(members.encode()).hexdigest()[:16]
     level = cluster.view(to)["level"]

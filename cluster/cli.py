@@ -143,10 +143,17 @@ def register(
 @main.command()
 @click.argument("service")
 @click.argument("id")
+@click.option(
+    "--registration",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="INDEX",
+    help="Only if this is its reg_index still.",
+)
 @command
-def deregister(context: Context, service: str, id: str) -> None:
+def deregister(context: Context, service: str, id: str, registration: int) -> None:
     """Removes instance ID of SERVICE."""
-    context.client.deregister(service, id)
+    context.client.deregister(service, id, registration=registration)
     click.echo(f"deregistered {id}")
 
 

@@ -30,11 +30,11 @@ from urllib.parse import quote
 
 import msgspec
 import requests
-from msgspec import Struct
+from msgspec import Struct, structs
 from requests.adapters import HTTPAdapter
 
 from ..replication.checks import State
-from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, NotFound, RollcallError, Unknown
+from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, NotFound, RollcallError, Superseded, Unknown
 from ..replication.policies import Policy, PolicyChange, PolicyRecord
 from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
 from .http import Answer, Session, exchange
@@ -202,7 +202,8 @@ class Client:
         The id is ``{service}-{address}:{port}`` where none is given. ``ttl_s``
         is the lease; None means that it never expires, left out that the
         cluster's default holds. With ``if_absent``, ``AlreadyRegistered`` is
-        raised instead of replacing.
+        raised instead of replacing. The ``reg_index`` of what is returned names this
+        registration: ``deregister`` takes it.
         """
         fields = {"address": address, "port": port, **more}
         if ttl_s != "default":
@@ -216,12 +217,30 @@ class Client:
             body=fields,
             timeout_s=timeout_s,
         )
-        return _instance(answer)
+        made = _instance(answer)
+        # A write that had to be asked about again is answered with the record of now, which may be another's.
+        return structs.replace(made, reg_index=answer.index) if 0 < answer.index < made.reg_index else made
 
-    def deregister(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> None:
-        """Removes an instance. ``NotFound`` if there is none."""
+    def deregister(
+        self, service: str, id: str, *, registration: int = 0, env: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        """Removes an instance. ``NotFound`` if there is none.
+
+        ``registration``: the ``reg_index`` of the one that is meant; ``Superseded`` if it was registered
+        again since, and nothing changed. Left out: whatever is registered.
+        """
         key = Key(env or self.env, service, id)
-        self._write("DELETE", _instance_path(key), params={"env": key.env}, timeout_s=timeout_s, gone_is_done=True)
+        named: dict[str, Any] = {"env": key.env, "registration": registration or None}
+        try:
+            self._write("DELETE", _instance_path(key), params=named, timeout_s=timeout_s, gone_is_done=True)
+        except Invalid as error:
+            if error.field != "registration":
+                raise
+            # A node of a release before. Between this look and the removal another may register, as ever there.
+            found = self.instance(service, id, env=key.env)
+            if found.reg_index != registration:
+                raise Superseded(f"instance {id!r} was registered again since", reg_index=found.reg_index) from None
+            self.deregister(service, id, env=key.env, timeout_s=timeout_s)
 
     def set_status(
         self, service: str, id: str, status: Status | None, *, reason: str = "", env: str | None = None

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..replication.errors import Invalid, NotFound, RollcallError, Unknown
+from ..replication.errors import Invalid, NotFound, RollcallError, Superseded
 from ..replication.records import DEFAULT_ENV, Registration, build
 from .client import Client, Word
 from .members import DEFAULT_NODES, urls_from
@@ -100,6 +100,7 @@ class Lease:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._before: Any = None
+        self._reg_index: int = 0
 
     @property
     def state(self) -> State:
@@ -152,12 +153,12 @@ class Lease:
     def _run(self) -> None:
         retry_s = RETRY_S_MIN
         wait_s = 0.0
-        known = perhaps = False
+        known = False
         while not self._stop.wait(wait_s):
             try:
                 if not known:
                     self._register()
-                    known = perhaps = True
+                    known = True
                     self._turn("registered")
                     self._learn()
                 wait_s = self._renew()
@@ -168,7 +169,6 @@ class Lease:
                 known, wait_s = False, random.uniform(0, retry_s)
                 retry_s = min(RETRY_S_MAX, retry_s * 2)
             except RollcallError as error:
-                perhaps = perhaps or isinstance(error, Unknown)
                 if self._state != "unreachable":
                     logger.warning("%s could not be %s: %s", self.id, "renewed" if known else "registered", error)
                 self._turn("unreachable")
@@ -178,10 +178,10 @@ class Lease:
                 # Of ours, then. The host program goes on, and so do the renewals.
                 logger.exception("the lease of %s met a failure that it does not know", self.id)
                 wait_s = RETRY_S_MAX
-        self._leave(perhaps)
+        self._leave()
 
     def _register(self) -> None:
-        self._client.register(self.service, id=self.id, **self._fields)
+        self._reg_index = self._client.register(self.service, id=self.id, **self._fields).reg_index
 
     def _learn(self) -> None:
         """Who the nodes are, for when those that were named are gone."""
@@ -193,12 +193,14 @@ class Lease:
         next_ms = self._client.heartbeat(self.service, self.id).next_heartbeat_ms
         return UNPACED_S * random.uniform(0.9, 1.1) if next_ms is None else next_ms / 1000
 
-    def _leave(self, perhaps_there: bool) -> None:
+    def _leave(self) -> None:
         try:
-            if perhaps_there:
-                self._client.deregister(self.service, self.id, timeout_s=CLOSE_S)
+            if self._reg_index:
+                self._client.deregister(self.service, self.id, registration=self._reg_index, timeout_s=CLOSE_S)
         except NotFound:
             pass  # evicted already, or taken out by an operator
+        except Superseded:
+            logger.info("%s was registered again by somebody else: it stays", self.id)
         except RollcallError as error:
             logger.warning("%s could not be taken out of the registry, its lease will run out: %s", self.id, error)
         finally:

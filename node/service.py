@@ -16,7 +16,16 @@ from msgspec import Struct
 
 from ..replication.changes import Changes
 from ..replication.checks import State
-from ..replication.commands import Barrier, Batch, Command, Register, Submittable
+from ..replication.commands import (
+    KEEP_LEVEL,
+    Barrier,
+    Batch,
+    Command,
+    Deregister,
+    Operation,
+    Register,
+    Submittable,
+)
 from ..replication.errors import (
     Draining,
     Invalid,
@@ -25,11 +34,12 @@ from ..replication.errors import (
     NotDone,
     Overloaded,
     RollcallError,
+    Superseded,
     Unknown,
 )
 from ..replication.log import Log, LogStatus, Proposal, Role
 from ..replication.records import Instance, Key, Registration
-from ..replication.registry import Outcome, Registry
+from ..replication.registry import Outcome, Registry, superseded
 from .budget import Budget
 from .checker import Checker
 from .duties import Duties
@@ -115,6 +125,8 @@ class Service:
         if self._draining:
             raise Draining(f"{self.node_id} is shutting down: use another node")
         self._check(command)
+        if self.registry.level < KEEP_LEVEL:
+            command = self._judged_here(command)
         deadline = time.monotonic() + self._settings.write_timeout_s
         while True:
             seen = self._log.wait_leadership(None, 0.0)
@@ -167,6 +179,32 @@ class Service:
             shortest = self._settings.lease_ttl_s_min
             if registration.ttl_s is not None and registration.ttl_s < shortest:
                 raise Invalid(f"ttl_s: Expected at least {shortest:g} (lease_ttl_s_min)", field="ttl_s", limit=shortest)
+
+    def _judged_here(self, command: Submittable) -> Submittable:
+        """A removal that names a registration, as a member of an older release understands it.
+
+        Which one is registered is then this node's copy to say, and the plain removal is proposed.
+        Between the two another registration may come; who it is registers again.
+        """
+        if isinstance(command, Deregister):
+            return self._plain_removal(command)
+        if not isinstance(command, Batch):
+            return command
+        operations: list[Operation] = []
+        for number, operation in enumerate(command.operations):
+            try:
+                operations.append(self._plain_removal(operation) if isinstance(operation, Deregister) else operation)
+            except Superseded as error:
+                facts = {**error.facts, "operation": number}
+                raise Superseded(f"operations[{number}]: {error.message}; nothing was done", **facts) from None
+        return Batch(tuple(operations))
+
+    def _plain_removal(self, command: Deregister) -> Deregister:
+        instance = self.registry.instance(command.key)
+        # A copy that is behind may hold an older one than is meant, never a newer one.
+        if command.reg_index and instance is not None and instance.reg_index > command.reg_index:
+            raise superseded(instance, command.reg_index)
+        return Deregister(command.key)
 
     # -- health checks -------------------------------------------------------------
 

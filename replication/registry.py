@@ -65,7 +65,7 @@ from .state import (
     level_digest,
 )
 
-__all__ = ["Applied", "Kind", "Outcome", "Registry", "ServiceView", "State"]
+__all__ = ["Applied", "Kind", "Outcome", "Registry", "ServiceView", "State", "superseded"]
 
 REMEMBER_NS = 60 * 10**9
 """How long the outcome of a request with an ``Idempotency-Key`` is remembered:
@@ -184,11 +184,7 @@ class _Draft:
             case Deregister():
                 instance = self._get(operation.key)
                 if operation.reg_index not in (0, instance.reg_index):
-                    raise Superseded(
-                        f"instance {instance.id!r} was registered again, at index {instance.reg_index}: the one "
-                        f"of index {operation.reg_index} is gone already, and this one stays",
-                        reg_index=instance.reg_index,
-                    )
+                    raise superseded(instance, operation.reg_index)
                 self._remove(instance, "DEREGISTER")
                 return "removed", instance
             case SetStatus():
@@ -433,6 +429,15 @@ def _instance(sent: Registration, index: int, now: int, stored: Instance | None 
         modify_index=index,
         checks=checks,
         check_states=states,
+    )
+
+
+def superseded(instance: Instance, reg_index: int) -> Superseded:
+    """What becomes of a removal that means the registration of ``reg_index`` while ``instance`` is another."""
+    return Superseded(
+        f"instance {instance.id!r} was registered again, at index {instance.reg_index}: the one "
+        f"of index {reg_index} is gone already, and this one stays",
+        reg_index=instance.reg_index,
     )
 
 

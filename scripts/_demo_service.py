@@ -40,17 +40,17 @@ def main() -> None:
     try:
         with Client(nodes) as client:
             port = server.server_address[1]
-            client.register(name, id=id, address="127.0.0.1", port=port, ttl_s=ttl_s)
+            made = client.register(name, id=id, address="127.0.0.1", port=port, ttl_s=ttl_s)
             pause_s = ttl_s / 3
             while not leaving.wait(pause_s):
                 try:
                     pause_s = (client.heartbeat(name, id).next_heartbeat_ms or ttl_s * 333) / 1000
                 except NotFound:
-                    client.register(name, id=id, address="127.0.0.1", port=port, ttl_s=ttl_s)
+                    made = client.register(name, id=id, address="127.0.0.1", port=port, ttl_s=ttl_s)
                 except RollcallError as error:
                     print(f"{id}: heartbeat failed: {error.message}", file=sys.stderr)
                     pause_s = ttl_s / 10
-            client.deregister(name, id)
+            client.deregister(name, id, registration=made.reg_index)
     finally:
         server.shutdown()
         serving.join()

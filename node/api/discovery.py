@@ -3,7 +3,8 @@
 Bodies are JSON or a form, names in either case, and what is not known is not
 looked at, as the clients of that API are used to. What its server got wrong is
 not copied: ``latest_timestamp`` and ``dirty_timestamp`` count in JSON too, and
-a renewal that finds a conflict says so. Reads are linearizable; without a
+a renewal that finds a conflict says so, and so does a ``cancel`` whose
+``dirty_timestamp`` is older than the record's: it means an earlier registration. Reads are linearizable; without a
 leader they are this node's copy, marked ``X-Rollcall-Stale``.
 
 The nodes of the cluster are the instances of ``Kavin.discovery``: listed from
@@ -109,7 +110,15 @@ class Discovery:
 
     def cancel(self, app: _App) -> Response:
         key = app.key()
-        outcome = self._context.submit(Deregister(key))
+        meant = 0
+        if app.dirty_timestamp:
+            # The client says which registration it means, in this dialect's way: not a newer one.
+            self._context.freshen_if_possible()
+            stored = self._service.registry.instance(key)
+            if stored is not None and stored.dirty_timestamp > app.dirty_timestamp:
+                return answer(self._shown(stored), CONFLICT)
+            meant = stored.reg_index if stored is not None else 0
+        outcome = self._context.submit(Deregister(key, meant))
         removed = outcome.instances[0] if outcome.instances else None
         # Beside ``data``, which the clients of this call have only ever seen empty.
         return answer("", instance=None if removed is None else self._shown(removed))

@@ -68,8 +68,11 @@ class Native:
         return self._register(service, None)
 
     def delete_instance(self, service: str, id: str) -> Response:
-        key = _key(service, id)
-        return self._changed(key, self._context.submit(Deregister(key)))
+        query = Query.of_request()
+        env, registration = query.env(), query.number("registration", least=1)
+        query.done()
+        key = checked_key(env, service, id)
+        return self._changed(key, self._context.submit(Deregister(key, registration or 0)))
 
     def put_status(self, service: str, id: str) -> Response:
         key = _key(service, id)

@@ -55,6 +55,10 @@ class _Override(Named, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Text = ""
 
 
+class _Removal(Named, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    registration: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] = 0
+
+
 class StatusOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of an operator's override."""
 
@@ -124,7 +128,8 @@ def _operation(sent: Any, *, ttl_s: float, env: str | None) -> Operation:
     _agree(data, "env", env)
     data.setdefault("env", DEFAULT_ENV)
     if kind == "deregister":
-        return Deregister(build(Named, data).key)
+        removal = build(_Removal, data)
+        return Deregister(removal.key, removal.registration)
     if kind == "status":
         override = build(_Override, data)
         return SetStatus(override.env, override.service, override.id, override.status, override.reason)

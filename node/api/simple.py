@@ -3,9 +3,9 @@
 It lives in env ``default`` with the default lease. The ids it issues,
 ``{service}~{host}:{port}``, hold the service's name (``~`` occurs in none), so
 a heartbeat or a farewell that brings the id alone finds the instance on any
-node, and the same three facts get the same id again. Other ids are unknown
-here. Reads are linearizable; without a leader they are this node's copy,
-marked ``X-Rollcall-Stale``.
+node, and the same three facts get the same id again: an id names a place, so a
+farewell takes out whoever registered there last. Other ids are unknown here.
+Reads are linearizable; without a leader they are this node's copy, marked ``X-Rollcall-Stale``.
 """
 
 import re

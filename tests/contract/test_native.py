@@ -146,6 +146,59 @@ class TestRemoving:
         assert "'o1'" in told["detail"] and "'orders'" in told["detail"]
 
 
+class TestRemovingOneRegistration:
+    def test_a_removal_may_name_the_registration_by_the_index_that_its_write_was_answered_with(self, api: Api) -> None:
+        registered = api.register()
+        index = int(registered.headers["X-Rollcall-Index"])
+        assert index == registered.json["reg_index"]
+
+        assert api.delete(f"{ORDERS}/o1?registration={index}").status_code == 200
+        problem(api.get(f"{ORDERS}/o1"), 404, "NotFound")
+
+    def test_one_that_means_an_older_registration_changes_nothing(self, api: Api) -> None:
+        old = api.register(version="1").json["reg_index"]
+        new = api.register(version="2").json["reg_index"]
+
+        told = problem(api.delete(f"{ORDERS}/o1?registration={old}"), 409, "Superseded", reg_index=new)
+
+        assert str(old) in told["detail"] and str(new) in told["detail"]
+        assert api.get(f"{ORDERS}/o1").json["version"] == "2"
+
+    def test_so_may_a_removal_in_a_batch_and_then_nothing_of_it_is_done(self, api: Api) -> None:
+        old = api.register().json["reg_index"]
+        new = api.register().json["reg_index"]
+        removal = {"op": "deregister", "service": "orders", "id": "o1", "registration": old}
+        others = {"op": "register", "service": "orders", "id": "o2"}
+
+        told = problem(api.post("/api/v1/batch", {"operations": [others, removal]}), 409, "Superseded")
+        assert told["operation"] == 1
+        assert api.ids(f"{ORDERS}?health=any") == ["o1"]
+
+        done = api.post("/api/v1/batch", {"operations": [others, {**removal, "registration": new}]})
+        assert [result["kind"] for result in done.json["results"]] == ["created", "removed"]
+
+    def test_with_a_key_it_may_be_said_twice_also_when_it_was_registered_in_between(self, api: Api) -> None:
+        index = api.register().json["reg_index"]
+        path, headers = f"{ORDERS}/o1?registration={index}", {"Idempotency-Key": "k1"}
+        first = api.delete(path, headers=headers)
+        api.register()
+
+        again = api.delete(path, headers=headers)
+        assert again.status_code == 200
+        assert again.headers["X-Rollcall-Index"] == first.headers["X-Rollcall-Index"]
+        assert api.get(f"{ORDERS}/o1").status_code == 200
+
+    @pytest.mark.parametrize("index", ["0", "-1", "x", str(2**63)])
+    def test_a_registration_is_an_index(self, api: Api, index: str) -> None:
+        api.register()
+
+        problem(api.delete(f"{ORDERS}/o1?registration={index}"), 400, "Invalid", field="registration")
+        removal = {"op": "deregister", "service": "orders", "id": "o1", "registration": index}
+        problem(
+            api.post("/api/v1/batch", {"operations": [removal]}), 400, "Invalid", field="operations[0].registration"
+        )
+
+
 class TestStatus:
     def test_an_operators_word_wins_until_it_is_taken_back(self, api: Api) -> None:
         api.register()

@@ -173,6 +173,17 @@ class TestCancel:
         call(api, "cancel", APP, NOT_FOUND)
         assert "orders" not in call(api, "fetchall")
 
+    def test_one_that_means_an_older_registration_changes_nothing(self, api: Api) -> None:
+        call(api, "register", REGISTRATION, dirty_timestamp=1_000)
+        call(api, "register", REGISTRATION, dirty_timestamp=2_000)
+
+        newer = call(api, "cancel", APP, CONFLICT, dirty_timestamp=1_000)
+        assert newer["dirty_timestamp"] == 2_000
+        call(api, "fetch", APP, status=1)
+
+        call(api, "cancel", APP, dirty_timestamp=2_000)
+        call(api, "cancel", APP, NOT_FOUND, dirty_timestamp=2_000)
+
 
 class TestFetch:
     def test_an_instance_has_elevens_fields(self, api: Api) -> None:

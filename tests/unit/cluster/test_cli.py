@@ -141,3 +141,10 @@ def test_nodes_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
 
     assert result.exit_code == 0
     assert given == ["http://h:1,2"]
+
+
+def test_a_removal_may_mean_one_registration(asked: Any):
+    result, session = asked(response(200, {"id": "cart-1"}), "deregister", "cart", "cart-1", "--registration", "7")
+
+    assert result.exit_code == 0
+    assert session.asked[0][2]["params"]["registration"] == 7

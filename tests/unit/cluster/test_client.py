@@ -17,6 +17,7 @@ from rollcall.replication.errors import (
     NotCaughtUp,
     NotDone,
     NotFound,
+    Superseded,
     Unknown,
 )
 from rollcall.replication.records import Event, Instance
@@ -365,3 +366,41 @@ def test_a_watch_gives_up_when_nobody_answers_for_too_long():
 def test_a_client_needs_nodes_that_are_urls():
     with pytest.raises(Invalid):
         Client("nonsense://")
+
+
+# Which registration is meant
+
+
+def test_a_removal_says_which_registration_it_means():
+    sdk, session = client(lambda *_: response(200, {"id": "cart-1"}, X_Rollcall_Index=9))
+
+    sdk.deregister("cart", "cart-1", registration=7)
+    sdk.deregister("cart", "cart-1")
+
+    assert [options["params"].get("registration") for _, _, options in session.asked] == [7, None]
+
+
+def test_a_registration_that_was_asked_about_twice_is_the_one_that_was_made_and_not_a_later_one():
+    """The first answer was lost, and before the second somebody else registered under the same id."""
+    later = response(200, instance(index=9), X_Rollcall_Index=7)
+    sdk, session = client(script(BROKEN_OFF, later))
+
+    assert sdk.register("cart", id="cart-1").reg_index == 7
+    assert len({options["headers"]["Idempotency-Key"] for _, _, options in session.asked}) == 1
+
+
+@pytest.mark.parametrize(("there", "removed"), [(7, True), (9, False)])
+def test_at_a_node_of_a_release_before_it_looks_first(there: int, removed: bool):
+    def older(method: str, url: str, options: dict[str, Any]) -> Any:
+        if "registration" in options["params"]:
+            return problem(Invalid("query parameter 'registration' is not known here", field="registration"))
+        return response(200, instance(index=there), X_Rollcall_Index=10)
+
+    sdk, session = client(older)
+
+    if removed:
+        sdk.deregister("cart", "cart-1", registration=7)
+    else:
+        with pytest.raises(Superseded):
+            sdk.deregister("cart", "cart-1", registration=7)
+    assert [method for method, _, _ in session.asked] == ["DELETE", "GET", *(["DELETE"] if removed else [])]

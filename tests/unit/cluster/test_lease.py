@@ -19,7 +19,7 @@ from harness.waiting import wait_for
 from rollcall.cluster import lease as lease_module
 from rollcall.cluster.client import Client
 from rollcall.cluster.lease import Lease, State, lifespan, wsgi
-from rollcall.replication.errors import Invalid, NoLeader, NotFound
+from rollcall.replication.errors import Invalid, NoLeader, NotFound, Superseded
 
 SEEN_S = 5.0
 
@@ -28,7 +28,9 @@ class Registry:
     """One node, as a lease sees it. ``heartbeat_ms``: the pace that it asks for."""
 
     def __init__(self) -> None:
-        self.there: set[str] = set()
+        self.there: dict[str, int] = {}
+        """Who is registered, and the index of the registration."""
+        self.index: int = 6
         self.asked: list[str] = []
         self.down: bool = False
         self.heartbeat_ms: int | None = 20
@@ -43,14 +45,20 @@ class Registry:
         if self.down:
             return problem(NoLeader("there is no leader"))
         if call == "PUT":
-            self.there.add(id)
-            return response(201, _record(id), X_Rollcall_Index=7)
+            return response(201, _record(id, self.register(id)), X_Rollcall_Index=self.index)
         if id not in self.there:
             return problem(NotFound(f"no instance {id}"))
         if call == "DELETE":
-            self.there.discard(id)
-            return response(200, {"id": id}, X_Rollcall_Index=9)
+            if options["params"]["registration"] not in (None, self.there[id]):
+                return problem(Superseded("registered again since"))
+            del self.there[id]
+            return response(200, {"id": id}, X_Rollcall_Index=self.index)
         return response(200, {"ttl_s": 30.0, "next_heartbeat_ms": self.heartbeat_ms})
+
+    def register(self, id: str) -> int:
+        self.index += 1
+        self.there[id] = self.index
+        return self.index
 
     def count(self, call: str) -> int:
         return self.asked.count(call)
@@ -59,16 +67,14 @@ class Registry:
         return Client(["http://a:1"], session=self.session, timeout_s=0.2)
 
 
-def _record(id: str) -> dict[str, Any]:
+def _record(id: str, index: int) -> dict[str, Any]:
     times = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 1)
     return {
         "env": "default",
         "service": "cart",
         "id": id,
         **times,
-        "create_index": 7,
-        "reg_index": 7,
-        "modify_index": 7,
+        **dict.fromkeys(("create_index", "reg_index", "modify_index"), index),
     }
 
 
@@ -95,9 +101,9 @@ def lease_of(registry: Registry, **more: Any) -> Lease:
 def test_s1_4_it_is_registered_for_as_long_as_the_with_lasts(registry):
     with lease_of(registry) as lease:
         assert lease.registered
-        assert registry.there == {"cart-10.0.0.7:8080"}
+        assert list(registry.there) == ["cart-10.0.0.7:8080"]
 
-    assert registry.there == set()
+    assert not registry.there
     assert lease.state == "closed"
 
 
@@ -131,6 +137,15 @@ def test_s4_10_while_no_node_answers_the_host_goes_on_and_it_goes_on_trying(regi
 
     assert told == ["unreachable", "registered", "closed"]
     assert "could not be registered" in caplog.text
+
+
+def test_the_old_process_does_not_take_the_new_one_out(registry):
+    old = lease_of(registry).start()
+    registry.register(old.id)  # by the process that takes its place, on another host
+    old.close()
+
+    assert list(registry.there) == [old.id]
+    assert old.state == "closed"
 
 
 def test_a_registry_that_goes_away_is_told_once_and_not_each_time(registry, caplog):
@@ -229,7 +244,7 @@ def test_an_asgi_app_is_registered_while_it_runs(registry):
             assert lease.registered
 
     asyncio.run(run())
-    assert registry.there == set()
+    assert not registry.there
 
 
 # -- processes

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from harness.pair import Pair
 from harness.waiting import wait_for
 from rollcall.node.forward import BARRIER, RENEW, SUBMIT
 from rollcall.node.values import Renewal
-from rollcall.replication.commands import Batch, Deregister, Register, SetStatus
+from rollcall.replication.commands import Batch, Command, Deregister, Register, SetStatus, level_of
 from rollcall.replication.errors import (
     AlreadyRegistered,
     Draining,
@@ -20,6 +21,7 @@ from rollcall.replication.errors import (
     NotDone,
     NotFound,
     NotLeader,
+    Superseded,
     Unknown,
 )
 from rollcall.replication.log import Proposal
@@ -310,3 +312,34 @@ def test_only_the_leader_knows_when_a_lease_was_renewed(pair: Pair) -> None:
     assert exact is not None and exact.renewed_ms_ago is not None
     assert roughly is not None and roughly.renewed_ms_ago is None
     assert pair.leader.lease(Key("default", "cart", "nobody")) is None
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("level", [3, 4])
+def test_a_removal_that_means_an_older_registration_is_refused_also_while_a_member_is_of_a_release_before(
+    pair: Pair, where: str, batched: bool, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.leader.registry.level = level
+    service = getattr(pair, where)
+    levels: list[int] = []
+    propose = pair.leader_log.propose
+
+    def proposed(command: Command, **how: Any) -> Proposal:
+        levels.append(level_of(command))
+        return propose(command, **how)
+
+    monkeypatch.setattr(pair.leader_log, "propose", proposed)
+    old = service.submit(Register(registration())).index
+    new = service.submit(Register(registration())).index
+
+    def removal(reg_index: int) -> Deregister | Batch:
+        return Batch((Deregister(CART, reg_index),)) if batched else Deregister(CART, reg_index)
+
+    with pytest.raises(Superseded) as refused:
+        service.submit(removal(old))
+    assert refused.value.facts["reg_index"] == new
+    assert pair.leader.registry.instance(CART) is not None
+
+    assert service.submit(removal(new)).kinds == ("removed",)
+    assert max(levels) == (1 if level < 4 else 4), "what an older member does not understand is not proposed"

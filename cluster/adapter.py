@@ -23,6 +23,7 @@ import requests
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
 
+from . import forks
 from .balancer import Endpoint
 from .discovery import Discovery
 from .http import was_refused
@@ -45,6 +46,12 @@ class ServiceAdapter(BaseAdapter):
         self._discovery: Discovery = discovery
         self._tries: int = tries
         self._within: HTTPAdapter = within or HTTPAdapter(max_retries=0)
+        forks.begins_anew(self)
+
+    def begin_in_child(self) -> None:
+        """After a fork: instances do not say whose answer they give, so a child has connections of its own."""
+        forks.leave(self._within)
+        self._within.__setstate__(self._within.__getstate__())  # as an adapter begins that was sent to another process
 
     def send(
         self,
@@ -56,6 +63,7 @@ class ServiceAdapter(BaseAdapter):
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
         """Raises what requests raises; ``ConnectionError`` where the service has no instance."""
+        forks.notice()
         service, rest = _parts(request)
         pool = self._discovery.pool(service)
         options: dict[str, Any] = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert}

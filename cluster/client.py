@@ -21,10 +21,9 @@ disks were wiped, say) does a client begin anew with it; it says so in the log.
 import copy
 import logging
 import random
-import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -37,7 +36,8 @@ from ..replication.checks import State
 from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, NotFound, RollcallError, Superseded, Unknown
 from ..replication.policies import Policy, PolicyChange, PolicyRecord
 from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
-from .http import Answer, Session, exchange
+from . import forks
+from .http import Answer, Session, exchange, left_by_session
 from .members import DEFAULT_NODES, Members, urls_from
 
 logger = logging.getLogger(__name__)
@@ -161,10 +161,17 @@ class Client:
         urls = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
         # In any order: else all clients of one configuration would go to the same node.
         self._members = Members(random.sample(urls, len(urls)))
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
         self._index = 0
         self._owned = _session() if session is None else None
         self._session: Session = session if session is not None else self._owned or _session()
+        forks.begins_anew(self)
+
+    def begin_in_child(self) -> None:
+        """After a fork: a child has connections of its own. A session that was given is its owner's to renew."""
+        if self._owned is not None:
+            left_by_session(self._owned)
+            self._session = self._owned = _session()
 
     def close(self) -> None:
         if self._owned is not None:
@@ -216,6 +223,7 @@ class Client:
             params={"env": registration.env, "if_absent": "true" if if_absent else None},
             body=fields,
             timeout_s=timeout_s,
+            fits=_about(registration.key),
         )
         made = _instance(answer)
         # A write that had to be asked about again is answered with the record of now, which may be another's.
@@ -232,7 +240,14 @@ class Client:
         key = Key(env or self.env, service, id)
         named: dict[str, Any] = {"env": key.env, "registration": registration or None}
         try:
-            self._write("DELETE", _instance_path(key), params=named, timeout_s=timeout_s, gone_is_done=True)
+            self._write(
+                "DELETE",
+                _instance_path(key),
+                params=named,
+                timeout_s=timeout_s,
+                fits=_about(key),
+                gone_is_done=True,
+            )
         except Invalid as error:
             if error.field != "registration":
                 raise
@@ -249,9 +264,10 @@ class Client:
         key = Key(env or self.env, service, id)
         path = _instance_path(key) + "/status"
         if status is None:
-            answer = self._write("DELETE", path, params={"env": key.env})
+            answer = self._write("DELETE", path, params={"env": key.env}, fits=_about(key))
         else:
-            answer = self._write("PUT", path, params={"env": key.env}, body={"status": status, "reason": reason})
+            said = {"status": status, "reason": reason}
+            answer = self._write("PUT", path, params={"env": key.env}, body=said, fits=_about(key))
         return _instance(answer)
 
     def heartbeat(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> Renewal:
@@ -301,6 +317,7 @@ class Client:
                 **filters, **tagged, "tag": list(tags) or None, "near": near, "limit": limit, "env": env or self.env,
             },
             timeout_s=timeout_s,
+            fits=_about(Key(env or self.env, service, "")),
         )  # fmt: skip
         body = {**answer.body, "complete": answer.headers.get("X-Rollcall-Complete") == "true"}
         return msgspec.convert(body, Listing)
@@ -308,7 +325,7 @@ class Client:
     def instance(self, service: str, id: str, *, env: str | None = None) -> Instance:
         """One instance, or ``NotFound``."""
         key = Key(env or self.env, service, id)
-        return _instance(self._read(_instance_path(key), params={"env": key.env}))
+        return _instance(self._read(_instance_path(key), params={"env": key.env}, fits=_about(key)))
 
     def checks(self, service: str, id: str, *, env: str | None = None) -> tuple[CheckView, ...]:
         """How an instance's health checks stand, and what they were answered last."""
@@ -422,17 +439,28 @@ class Client:
 
     # One call
 
-    def _read(self, path: str, *, params: Mapping[str, Any], timeout_s: float | None = None) -> Answer:
+    def _read(
+        self,
+        path: str,
+        *,
+        params: Mapping[str, Any],
+        timeout_s: float | None = None,
+        fits: Callable[[Any], bool] | None = None,
+    ) -> Answer:
         with self._lock:
             index = self._index
         wanted = {"min_index": index, "wait": f"{CATCH_UP_S:g}s"} if index else {}
         try:
-            answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
+            answer = self._call(
+                "GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s, fits=fits
+            )
         except NotCaughtUp:
             # Is everybody behind, or is it another registry than the one that this client knew? A read that is
             # never stale tells.
             wanted = {"consistency": "linearizable"}
-            answer = self._call("GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
+            answer = self._call(
+                "GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s, fits=fits
+            )
             if answer.index < index:
                 logger.warning("the registry began anew: it is at index %d and was at %d", answer.index, index)
                 with self._lock:
@@ -448,6 +476,7 @@ class Client:
         params: Mapping[str, Any],
         body: Any = None,
         timeout_s: float | None = None,
+        fits: Callable[[Any], bool] | None = None,
         gone_is_done: bool = False,
     ) -> Answer:
         answer = self._call(
@@ -458,6 +487,7 @@ class Client:
             headers={"Idempotency-Key": uuid.uuid4().hex},
             attempt_s=WRITE_ATTEMPT_S,
             timeout_s=timeout_s,
+            fits=fits,
             gone_is_done=gone_is_done,
         )
         self.saw(answer.index)
@@ -478,13 +508,16 @@ class Client:
         params: Mapping[str, Any] | None = None,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
+        fits: Callable[[Any], bool] | None = None,
         gone_is_done: bool = False,
     ) -> Answer:
         """The first answer that settles the matter, asking one node after the other until the deadline.
 
+        ``fits``: whether an answer's body is about what was asked; one that is not is as good as none.
         ``gone_is_done``: a ``NotFound`` after an attempt that perhaps
         succeeded is that attempt's success.
         """
+        forks.notice()
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         perhaps_done: Unknown | None = None
         failure: NotDone | Unknown = NotDone(f"{method} {path}: no node was asked before the deadline")
@@ -507,6 +540,7 @@ class Client:
                         params=params,
                         body=body,
                         headers=headers,
+                        fits=fits,
                     )
                 except (NotDone, Unknown) as error:
                     failure = error
@@ -536,6 +570,16 @@ def _instance(answer: Answer) -> Instance:
     if "reg_index" not in answer.body:
         raise NotFound(f"the write was done, but instance {answer.body.get('id')!r} has been removed since")
     return msgspec.convert(answer.body, Instance)
+
+
+def _about(key: Key) -> Callable[[Any], bool]:
+    """Whether the body of an answer is about ``key`` (without an id: its service), as far as it says."""
+    asked = {"env": key.env, "service": key.service, **({"id": key.id} if key.id else {})}
+
+    def fits(body: Any) -> bool:
+        return isinstance(body, dict) and all(body.get(name, value) == value for name, value in asked.items())
+
+    return fits
 
 
 def _policy_record(shown: dict[str, Any]) -> PolicyRecord:

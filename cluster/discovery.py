@@ -20,7 +20,6 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from msgspec import Struct
 
 from ..replication.errors import Gone, Invalid, RollcallError
 from ..replication.records import DEFAULT_ENV, Event, Instance
+from . import forks
 from .balancer import Balancer, Endpoint, RoundRobin
 from .client import Client, Listing
 from .http import Interrupted, Interruptible
@@ -109,7 +109,11 @@ class Discovery:
         self._keep: Path | None = Path(keep) if keep is not None else None
         self._refresh_s: float = refresh_s
         self._begin()
-        _living.add(self)
+        forks.begins_anew(self)
+
+    def begin_in_child(self) -> None:
+        """After a fork: the thread stayed with the parent, and its connections must not be used by two."""
+        self._begin()
 
     def _begin(self) -> None:
         """With nothing known: at first, and again in a forked child."""
@@ -131,6 +135,7 @@ class Discovery:
     def pick(self, service: str, key: str = "", *, without: Collection[Endpoint] = ()) -> Endpoint:
         """One instance to call, chosen by the balancer. ``key``: for those that go by one; ``without``:
         those that were tried already. Raises ``NoInstances``."""
+        forks.notice()
         pool = self._pools.get(service) or self._follow(service)
         return pool.pick(time.monotonic(), key, without)
 
@@ -143,6 +148,7 @@ class Discovery:
 
     def pool(self, service: str) -> Pool:
         """The instances of a service with how calls to them went, for who calls by other means."""
+        forks.notice()
         return self._pools.get(service) or self._follow(service)
 
     def pools(self) -> tuple[Pool, ...]:
@@ -389,15 +395,3 @@ def _fallback(env: str, service: str, place: str) -> Instance:
     stamps = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 0)
     indexes = dict.fromkeys(("create_index", "reg_index", "modify_index"), 0)
     return msgspec.convert({"env": env, "service": service, "id": place, **where, **stamps, **indexes}, Instance)
-
-
-_living: "weakref.WeakSet[Discovery]" = weakref.WeakSet()
-
-
-def _begin_in_child() -> None:
-    # The threads stayed with the parent, and its connections must not be used by two.
-    for discovery in list(_living):
-        discovery._begin()
-
-
-os.register_at_fork(after_in_child=_begin_in_child)

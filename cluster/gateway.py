@@ -28,6 +28,7 @@ from msgspec import Struct
 from urllib3 import exceptions as lower
 
 from ..replication.errors import Invalid
+from . import forks
 from .balancer import Endpoint
 from .discovery import Discovery
 from .pool import NO_HEADERS, NoInstances, Pool
@@ -95,12 +96,19 @@ class Gateway:
     def __init__(self, discovery: Discovery, settings: GatewaySettings = GatewaySettings()) -> None:  # noqa: B008
         self._discovery: Discovery = discovery
         self._settings: GatewaySettings = settings
-        self._http = urllib3.PoolManager(num_pools=512, maxsize=64, retries=False, block=False)
+        self._http: urllib3.PoolManager = _connections()
+        forks.begins_anew(self)
+
+    def begin_in_child(self) -> None:
+        """After a fork (a gateway may be served by any WSGI server): a child has connections of its own."""
+        forks.leave(self._http)
+        self._http = _connections()
 
     def close(self) -> None:
         self._http.clear()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        forks.notice()
         request_id = environ.get("HTTP_X_REQUEST_ID") or secrets.token_hex(8)
         path = _path(environ)
         if path.startswith(OWN):
@@ -286,6 +294,10 @@ class _Body:
         else:
             self._answer.release_conn()
             self._pool.succeeded(self._endpoint, self._endpoint.latency_s, time.monotonic())
+
+
+def _connections() -> urllib3.PoolManager:
+    return urllib3.PoolManager(num_pools=512, maxsize=64, retries=False, block=False)
 
 
 def _next(answer: urllib3.BaseHTTPResponse) -> bytes:

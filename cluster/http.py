@@ -2,15 +2,18 @@
 
 The line that matters is drawn here: a connection that was refused means that
 nothing happened (``NotDone``); an answer that did not come after the request
-had left means that nobody knows (``Unknown``).
+had left means that nobody knows (``Unknown``). So does an answer that is another
+request's: each request has an id, which nodes repeat, and an answer with another one
+shows that the connection is out of step. It is closed, and the answer thrown away.
 """
 
 import contextlib
+import secrets
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -46,10 +49,15 @@ from ..replication.errors import (
     Unknown,
     WrongDirectory,
 )
+from . import forks
 
 CONNECT_S_MAX = 1.0
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
+
+REQUEST_ID = "X-Request-Id"
+_OURS = "sdk-"
+"""Begins the ids that are made here. One that begins otherwise was put in their place by a proxy, and tells nothing."""
 
 
 class Answer(Struct, frozen=True):
@@ -67,9 +75,11 @@ class Answer(Struct, frozen=True):
 
 
 class Session(Protocol):
-    """What is needed of ``requests.Session``: its ``request(method, url, **options)``."""
+    """What is needed of ``requests.Session``: its ``request(method, url, **options)``, and ``close``, after
+    which it can be used as before."""
 
     def request(self, *args: Any, **options: Any) -> requests.Response: ...
+    def close(self) -> None: ...
 
 
 def exchange(
@@ -81,13 +91,16 @@ def exchange(
     params: Mapping[str, Any] | None = None,
     body: Any = None,
     headers: Mapping[str, str] | None = None,
+    fits: Callable[[Any], bool] | None = None,
 ) -> Answer:
     """The node's answer within ``timeout_s``, or an error of ``replication.errors``.
 
     ``params`` with None are left out; sequences are repeated. A body is sent as JSON.
+    ``fits``: whether the body of an answer is about what was asked; ``Unknown`` where it is not.
     """
     deadline = time.monotonic() + timeout_s
-    sent = {"Accept": "application/json", **(headers or {})}
+    request_id = _OURS + secrets.token_hex(8)
+    sent = {"Accept": "application/json", REQUEST_ID: request_id, **(headers or {})}
     if body is not None:
         sent["Content-Type"] = "application/json"
     try:
@@ -102,6 +115,10 @@ def exchange(
             stream=True,
         )
         with response:
+            echo = response.headers.get(REQUEST_ID, request_id)
+            if echo != request_id and echo.startswith(_OURS):
+                # Unread, so that the end of the ``with`` closes the connection.
+                raise Unknown(f"{url}: the answer was another request's ({echo}); was this connection used by two?")
             content = _read(response, deadline)
     except exceptions.RequestException as error:
         raise from_requests(error, url) from error
@@ -110,9 +127,13 @@ def exchange(
     if not content or not response.headers.get("Content-Type", "").startswith("application/json"):
         return Answer(response.status_code, response.headers, None)
     try:
-        return Answer(response.status_code, response.headers, msgspec.json.decode(content))
+        decoded = msgspec.json.decode(content)
     except msgspec.DecodeError:
         raise Unknown(f"{url} answered {response.status_code} with what is not JSON; is it a Rollcall node?") from None
+    if fits is not None and not fits(decoded):
+        session.close()  # the connection is among those that are kept; which one it is nobody knows
+        raise Unknown(f"{url}: the answer is about something else than was asked")
+    return Answer(response.status_code, response.headers, decoded)
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
@@ -261,6 +282,13 @@ def _by_status(status: int) -> type[RollcallError]:
     return BY_STATUS.get(status) or (Invalid if status < 500 else Unknown)
 
 
+def left_by_session(session: requests.Session) -> None:
+    """Lets go of the connections that a parent's session keeps (``forks``)."""
+    for adapter in session.adapters.values():
+        if isinstance(adapter, HTTPAdapter):
+            forks.leave(adapter)
+
+
 # A session whose requests can be broken off
 
 
@@ -272,6 +300,14 @@ class Interruptible:
     """A session for one thread, whose waiting another may end (``interrupt``): its request raises ``Interrupted``."""
 
     def __init__(self) -> None:
+        self._begin()
+        forks.begins_anew(self)
+
+    def begin_in_child(self) -> None:
+        left_by_session(self._session)
+        self._begin()
+
+    def _begin(self) -> None:
         live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
 
         wanted = threading.Event()

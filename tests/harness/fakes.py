@@ -39,6 +39,9 @@ class FakeSession:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
         self._answers = answers
 
+    def close(self) -> None:
+        pass
+
     def request(self, method: str, url: str, **options: Any) -> requests.Response:
         self.asked.append((method, url, options))
         answer = self._answers(method, url, options)

@@ -55,7 +55,7 @@ def test_json_is_the_answer_itself(asked: Any):
 def test_registering_sends_what_was_said(asked: Any):
     words = ["register", "cart", "--address", "10.0.0.1", "--port", "80", "--ttl", "30"]
     words += ["--tag", "x", "--meta", "a=b=c", "--zone", "z"]
-    result, session = asked(response(201, CART), *words)
+    result, session = asked(response(201, {**CART, "id": "cart-10.0.0.1:80"}), *words)
 
     assert result.exit_code == 0
     method, url, options = session.asked[0]
@@ -66,7 +66,7 @@ def test_registering_sends_what_was_said(asked: Any):
 
 
 def test_the_word_none_removes_an_override(asked: Any):
-    result, session = asked(response(200, CART), "status", "cart", "cart-1", "none")
+    result, session = asked(response(200, {**CART, "id": "cart-1"}), "status", "cart", "cart-1", "none")
 
     assert result.exit_code == 0
     assert session.asked[0][0] == "DELETE"

@@ -80,11 +80,12 @@ def test_a_node_that_is_gone_is_left_for_the_next_and_not_asked_again_at_once():
 
 
 def test_a_write_that_was_certainly_not_done_is_sent_again():
-    sdk, session = client(script(problem(NoLeader("no leader")), response(201, instance())))
+    id = "cart-10.0.0.1:80"
+    sdk, session = client(script(problem(NoLeader("no leader")), response(201, instance(id))))
 
     made = sdk.register("cart", address="10.0.0.1", port=80)
 
-    assert made.id == "cart-1"
+    assert made.id == id
     assert hosts(session) == ["a", "b"]
 
 
@@ -169,7 +170,7 @@ def test_what_the_cluster_says_of_itself_is_used_for_later_calls():
 
 
 def test_the_default_id_names_the_service_and_its_address():
-    sdk, session = client(lambda *_: response(201, instance()))
+    sdk, session = client(lambda *_: response(201, instance("cart-10.0.0.1:80")))
 
     sdk.register("cart", address="10.0.0.1", port=80, tags=["x"])
 
@@ -179,7 +180,7 @@ def test_the_default_id_names_the_service_and_its_address():
 
 
 def test_the_lease_is_the_clusters_default_or_none_or_so_long():
-    sdk, session = client(lambda *_: response(201, instance()))
+    sdk, session = client(lambda *_: response(201, instance("x")))
 
     sdk.register("cart", id="x")
     sdk.register("cart", id="x", ttl_s=None)
@@ -404,3 +405,61 @@ def test_at_a_node_of_a_release_before_it_looks_first(there: int, removed: bool)
         with pytest.raises(Superseded):
             sdk.deregister("cart", "cart-1", registration=7)
     assert [method for method, _, _ in session.asked] == ["DELETE", "GET", *(["DELETE"] if removed else [])]
+
+
+# Whose answer it is
+
+
+def other_echo(method: str, url: str, options: dict[str, Any]) -> Any:
+    return response(200, instance(), X_Request_Id="sdk-0123456789abcdef")
+
+
+def test_an_answer_to_another_request_is_thrown_away_and_the_next_node_asked():
+    """On a connection that two processes read from, each reads what the other asked for."""
+
+    def answers(method: str, url: str, options: dict[str, Any]) -> Any:
+        return other_echo(method, url, options) if "//a" in url else response(200, instance(index=5))
+
+    sdk, session = client(answers)
+
+    assert sdk.instance("cart", "cart-1").reg_index == 5
+    assert sdk.register("cart", id="cart-1").reg_index == 5
+    assert hosts(session) == ["a", "b", "b"]
+    assert len({options["headers"]["X-Request-Id"] for _, _, options in session.asked}) == 3
+
+
+def test_a_write_that_is_answered_with_another_requests_answer_has_perhaps_been_done():
+    sdk, session = client(other_echo, timeout_s=0.3)
+
+    with pytest.raises(Unknown, match="another request's"):
+        sdk.deregister("cart", "cart-1")
+    keys = {options["headers"]["Idempotency-Key"] for _, _, options in session.asked}
+    assert len(session.asked) > 1 and len(keys) == 1
+
+
+def test_an_answer_about_something_else_is_thrown_away():
+    """Where a proxy keeps the ids of requests to itself."""
+    listing = {"env": "default", "index": 3, "instances": []}
+    asked = 0
+
+    def answers(method: str, url: str, options: dict[str, Any]) -> Any:
+        nonlocal asked
+        asked += 1
+        service = "users" if asked % 2 else "cart"
+        body = instance(service=service) if url.endswith("cart-1") else {"service": service, **listing}
+        return response(200, body)
+
+    sdk, session = client(answers)
+
+    assert sdk.instances("cart").service == "cart"
+    assert sdk.instance("cart", "cart-1").service == "cart"
+    assert sdk.register("cart", id="cart-1").service == "cart"
+    assert len(session.asked) == 6
+
+
+@pytest.mark.parametrize("echo", [{}, {"X_Request_Id": "8f1c-of-a-proxy"}])
+def test_a_proxy_may_keep_the_id_to_itself_or_put_its_own_in_its_place(echo: dict[str, str]):
+    sdk, session = client(lambda *_: response(200, instance(), **echo))
+
+    assert sdk.instance("cart", "cart-1").id == "cart-1"
+    assert len(session.asked) == 1

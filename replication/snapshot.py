@@ -13,8 +13,10 @@ a millisecond, rests as long as it worked (``Snapshots.rest``), and syncs as it
 goes, since on common file systems the log's own sync waits for what another
 file has not written back. Freeing a large state is work too (``let_go``).
 
-The file appears under its name only when it is whole and on stable storage,
-and the one before it stays as ``snapshot.previous``.
+The file appears under its name only when it is whole, on stable storage, and was
+read back: every frame, every record, the same digest. Its owner cuts the log only
+after that, so a file that could not be read again, whatever the reason, costs no
+entry. The one before it stays as ``snapshot.previous``.
 """
 
 import struct
@@ -30,8 +32,9 @@ import msgspec
 from msgspec import Struct
 
 from .disk import CHOICES, Disk, remedy
-from .errors import Damaged, DiskUnavailable, WrongDirectory
+from .errors import Damaged, DiskUnavailable, TooLarge, WrongDirectory
 from .registry import State
+from .state import verify
 
 CHUNK_BYTES = 32 * 1024
 """Encoded at a time: small, so that the background thread gives way often."""
@@ -44,7 +47,8 @@ SYNC_BYTES = 1024 * 1024
 _FORMAT = 1
 _MAGIC = b"rollcall snapshot\n"
 _FRAME = struct.Struct("<II")
-_FRAME_BYTES_MAX = 16 * 1024 * 1024
+FRAME_BYTES_MAX = 16 * 1024 * 1024
+"""No longer frame is written, and none is read: a length in a damaged file is not to be believed."""
 
 T = TypeVar("T")
 
@@ -85,6 +89,13 @@ class Snapshots:
 
     def read(self, path: Path) -> tuple[SnapshotHeader, State]:
         """The state file at ``path``, verified in full."""
+        header, state = self._read(path, State.from_chunks)
+        if state.applied_index != header.index:
+            raise self._damaged(path, 0, f"its header says index {header.index}, its state {state.applied_index}")
+        return header, state
+
+    def _read(self, path: Path, read: Callable[[Iterator[bytes]], T]) -> tuple[SnapshotHeader, T]:
+        """The header of the file at ``path``, and what ``read`` makes of the state's chunks that follow."""
         frames = self._frames(path)
         try:
             header = msgspec.msgpack.decode(next(frames, b""), type=SnapshotHeader)
@@ -95,18 +106,17 @@ class Snapshots:
         if header.cluster != self._cluster:
             raise WrongDirectory(f"{path} belongs to cluster {header.cluster!r}, this node to {self._cluster!r}")
         try:
-            state = State.from_chunks(frames)
+            return header, read(frames)
         except Damaged as error:
             if "file" in error.facts:
                 raise
             # Each part checks out by itself; together they are not what was written.
             raise self._damaged(path, 0, error.message) from None
-        if state.applied_index != header.index:
-            raise self._damaged(path, 0, f"its header says index {header.index}, its state {state.applied_index}")
-        return header, state
 
     def save(self, state: State) -> "Future[SnapshotHeader]":
-        """Writes ``state``, which is given up, in the background; the future ends when the file is durable."""
+        """Writes ``state``, which is given up, in the background; the future ends when the file is durable and was
+        read back. Whatever error it ends with, the file is gone and the one before it stands: ``OSError``,
+        ``TooLarge`` where a part of it fits in no frame, ``Damaged`` where another state would come out of it."""
         return self.run(lambda: self._save(state))
 
     def install(self, path: Path) -> "Future[tuple[SnapshotHeader, State]]":
@@ -166,6 +176,18 @@ class Snapshots:
         header = SnapshotHeader(_FORMAT, self._cluster, state.applied_index, state.term)
         path = self.path.with_suffix(".tmp")
         self._disk.unlink(path)
+        try:
+            self._write(path, header, state)
+            self._read_back(path, header, state)
+            self._adopt(path)
+        except Exception:
+            self._disk.unlink(path)
+            raise
+        finally:
+            self._free(state.give_up())
+        return header
+
+    def _write(self, path: Path, header: SnapshotHeader, state: State) -> None:
         descriptor = self._disk.open(path)
         try:
             offset = self._append(descriptor, _MAGIC, 0)
@@ -177,14 +199,15 @@ class Snapshots:
                     synced = offset
                 self.rest()
             self._append(descriptor, _frame(b""), offset)
-        except OSError:
+        finally:
             self._disk.close(descriptor)
-            self._disk.unlink(path)
-            raise
-        self._disk.close(descriptor)
-        self._adopt(path)
-        self._free(state.give_up())
-        return header
+
+    def _read_back(self, path: Path, header: SnapshotHeader, state: State) -> None:
+        """Once the log is cut, this file is all there is of what was cut: it must give the same state again."""
+        found = self._read(path, verify)
+        wanted = header, state.digest()
+        if found != wanted:
+            raise self._damaged(path, 0, f"what was written is {wanted}, and what is read back {found}")
 
     def _append(self, descriptor: int, data: bytes, offset: int) -> int:
         self._disk.write(descriptor, data, offset)
@@ -200,7 +223,7 @@ class Snapshots:
                 if len(head) < _FRAME.size:
                     raise self._damaged(path, offset, "it ends too early")
                 length, checksum = _FRAME.unpack(head)
-                data = file.read(length) if length <= _FRAME_BYTES_MAX else b""
+                data = file.read(length) if length <= FRAME_BYTES_MAX else b""
                 if len(data) != length or zlib.crc32(data) != checksum:
                     raise self._damaged(path, offset, "a part of it does not check out")
                 if not length:
@@ -209,8 +232,12 @@ class Snapshots:
                 self.rest()
 
     def _damaged(self, path: Path, offset: int, what: str) -> Damaged:
+        if path != self.path:
+            # One in the making, or on its way here. What the node holds it holds without it.
+            message = f"{path} is not what was to be written, at byte {offset}: {what}"
+            return Damaged(message, file=str(path), offset=offset)
         previous = ""
-        if path == self.path and self._previous.exists():
+        if self._previous.exists():
             previous = (
                 f". The state file before it is {self._previous}: if it takes the place of this one, the node says "
                 "whether the log still reaches back to it"
@@ -223,4 +250,9 @@ class Snapshots:
 
 
 def _frame(data: bytes) -> bytes:
+    if len(data) > FRAME_BYTES_MAX:
+        raise TooLarge(
+            f"a part of the state file takes {len(data)} bytes, and no node reads one of over {FRAME_BYTES_MAX}",
+            limit=FRAME_BYTES_MAX,
+        )
     return _FRAME.pack(len(data), zlib.crc32(data)) + data

@@ -13,6 +13,7 @@ nothing: ``Registry.root`` begins a new era, and a service of an older era is
 copied before it is changed.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -42,6 +43,9 @@ CHUNK_BYTES = 1024 * 1024
 SORT_MAX = 4_096
 """Ids sorted at a time: no other thread runs in the middle of a sort."""
 
+ERROR_COST = 1_500
+"""Bytes of a remembered error, its words and facts; these are cut off where they are longer."""
+
 TOTAL_MASK = 2**256 - 1
 """The digest is a sum of hashes modulo 2**256, so that it can be kept up to date."""
 
@@ -62,6 +66,11 @@ _encode = msgspec.msgpack.Encoder().encode
 def digest_of(value: object) -> int:
     """The hash of one record, as a number that can be added and taken away."""
     return int.from_bytes(hashlib.sha256(_encode(value)).digest(), "big")
+
+
+def size_of(record: object) -> int:
+    """What one record takes, in log and state files; in memory it is about as much."""
+    return len(_encode(record))
 
 
 def level_digest(level: int) -> int:
@@ -181,6 +190,12 @@ class Remembered(Struct, frozen=True, array_like=True, gc=False):
     error: dict[str, Any] | None
     used_for: bytes = b""
     """The hash of the command (``commands.sealed``); empty: of a release that made none."""
+
+    @property
+    def cost(self) -> int:
+        """What it takes in memory, about. Like the digest it is the same on every node, so it counts neither
+        an error's words nor whatever else may differ between releases."""
+        return 200 + len(self.request_id) + 10 * len(self.kinds) + (ERROR_COST if self.error else 0)
 
     def digest(self) -> int:
         # The error's code without its words: those may differ between versions.
@@ -343,8 +358,7 @@ class State:
         return [list(requests.values()), *(list(service.instances.values()) for service in services.values())]
 
     def _seal(self) -> bytes:
-        facts = (self.applied_index, self.term, self.last_time_ns, self.digest())
-        return hashlib.sha256(_encode(facts)).digest()
+        return _seal(self.applied_index, self.term, self.last_time_ns, self.digest())
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[bytes]) -> "State":
@@ -353,53 +367,42 @@ class State:
         Every record is hashed again: what comes out has the digest that the
         registry had when the snapshot was taken.
         """
-        try:
+        with _readable():
             return cls._read(iter(chunks))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Damaged(f"the snapshot cannot be read: {error}") from error
 
     @classmethod
     def _read(cls, chunks: Iterator[bytes]) -> "State":
-        header = _headers.decode(next(chunks, b""))
-        if header.format > STATE_FORMAT:
-            raise Damaged(f"snapshot format {header.format} is newer than this node's ({STATE_FORMAT}): upgrade it")
+        header = _header(chunks)
+        sums = _Sums(header)
         era = object()
         services: dict[ServiceName, ServiceState] = {}
         requests: dict[str, Remembered] = {}
         policies, policy_changes = [*header.policies], [*header.policy_changes]
         overrides: dict[Key, Override] = {}
-        total, instances = level_digest(header.level) + assignment_digest(header.assignment), 0
-        total += history_digest(header.history)
         for data in chunks:
             chunk = _chunks.decode(data)
+            sums.add(chunk)
             for env, name, modify_index, latest_timestamp in chunk.heads:
                 service = services[env, name] = ServiceState((env, name), era)
                 service.modify_index = modify_index
                 service.latest_timestamp = latest_timestamp
                 service.digest = digest_of(service.head())
-                total += service.digest
             for instance in chunk.instances:
-                service = services.get((instance.env, instance.service))
-                if service is None:
-                    raise Damaged(f"the snapshot holds an instance of {instance.service!r} before the service")
-                service.instances[instance.id] = instance
-                total += digest_of(instance)
-                instances += 1
+                services[instance.env, instance.service].instances[instance.id] = instance
             for remembered in chunk.requests:
                 requests[remembered.request_id] = remembered
-                total += remembered.digest()
             policies += chunk.policies
             policy_changes += chunk.policy_changes
             overrides |= {override.key: override for override in chunk.overrides}
-        total += sum(map(digest_of, (*policies, *policy_changes, *overrides.values())))
+        sums.check()
         state = cls(
             applied_index=header.applied_index,
             term=header.term,
             last_time_ns=header.last_time_ns,
             services=services,
             requests=requests,
-            instances=instances,
-            total=total & TOTAL_MASK,
+            instances=sums.instances,
+            total=sums.total & TOTAL_MASK,
             level=header.level,
             assignment=header.assignment,
             policies=tuple(policies),
@@ -407,17 +410,92 @@ class State:
             history=header.history,
             overrides=overrides,
         )
-        others = len(policies) + len(policy_changes) + len(overrides) if header.format > 1 else 0
         held = sum(len(service.instances) for service in services.values())
-        found = (len(services), held, len(requests), others)
-        if found != (header.services, header.instances, header.requests, header.others) or held != instances:
-            raise Damaged(
-                f"the snapshot holds {found} services, instances, requests and other records, and should hold "
-                f"{(header.services, header.instances, header.requests, header.others)}"
-            )
-        if state._seal() != header.seal:
-            raise Damaged("the snapshot's records do not add up to the digest in its header")
+        different = (len(services), held, len(requests), len(policies) + len(policy_changes) + len(overrides))
+        counted = (sums.services, sums.instances, sums.requests, sums.others)
+        if different != counted:
+            raise Damaged(f"the snapshot holds {counted} records of its kinds, and only {different} different ones")
         return state
+
+
+def verify(chunks: Iterable[bytes]) -> tuple[int, str]:
+    """Reads the chunks of a snapshot to their end, and keeps none of it: the digest (``State.digest``) of what
+    they hold. Raises ``Damaged`` where ``State.from_chunks`` would not read them back."""
+    with _readable():
+        reading = iter(chunks)
+        header = _header(reading)
+        sums = _Sums(header)
+        for data in reading:
+            sums.add(_chunks.decode(data))
+        sums.check()
+        return header.applied_index, sums.digest
+
+
+class _Sums:
+    """How many records of each kind came, and what their hashes add up to."""
+
+    def __init__(self, header: _Header) -> None:
+        self._header = header
+        self._names: set[ServiceName] = set()
+        self.services: int = 0
+        self.instances: int = 0
+        self.requests: int = 0
+        self.others: int = len(header.policies) + len(header.policy_changes)
+        self.total: int = level_digest(header.level) + assignment_digest(header.assignment)
+        self.total += history_digest(header.history)
+        self.total += sum(map(digest_of, (*header.policies, *header.policy_changes)))
+
+    @property
+    def digest(self) -> str:
+        return digest_hex(self.total & TOTAL_MASK, self.instances)
+
+    def add(self, chunk: _Chunk) -> None:
+        """Takes a chunk in the order in which they were written."""
+        self._names.update((env, name) for env, name, _, _ in chunk.heads)
+        for instance in chunk.instances:
+            if (instance.env, instance.service) not in self._names:
+                raise Damaged(f"the snapshot holds an instance of {instance.service!r} before the service")
+        others = (*chunk.policies, *chunk.policy_changes, *chunk.overrides)
+        self.services += len(chunk.heads)
+        self.instances += len(chunk.instances)
+        self.requests += len(chunk.requests)
+        self.others += len(others)
+        self.total += sum(map(digest_of, (*chunk.heads, *chunk.instances, *others)))
+        self.total += sum(remembered.digest() for remembered in chunk.requests)
+
+    def check(self) -> None:
+        """Raises ``Damaged`` unless all of it came that the header names."""
+        header = self._header
+        # In format 1 the header held them itself.
+        others = header.others if header.format > 1 else self.others
+        found = (self.services, self.instances, self.requests, self.others)
+        wanted = (header.services, header.instances, header.requests, others)
+        if found != wanted:
+            raise Damaged(
+                f"the snapshot holds {found} services, instances, requests and other records, and should hold {wanted}"
+            )
+        facts = (header.applied_index, header.term, header.last_time_ns, (header.applied_index, self.digest))
+        if _seal(*facts) != header.seal:
+            raise Damaged("the snapshot's records do not add up to the digest in its header")
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(f"the snapshot cannot be read: {error}") from error
+
+
+def _header(chunks: Iterator[bytes]) -> _Header:
+    header = _headers.decode(next(chunks, b""))
+    if header.format > STATE_FORMAT:
+        raise Damaged(f"snapshot format {header.format} is newer than this node's ({STATE_FORMAT}): upgrade it")
+    return header
+
+
+def _seal(applied_index: int, term: int, last_time_ns: int, digest: tuple[int, str]) -> bytes:
+    return hashlib.sha256(_encode((applied_index, term, last_time_ns, digest))).digest()
 
 
 def _sorted(ids: Collection[str]) -> Iterable[str]:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.replication import snapshot as snapshot_module
 from rollcall.replication.commands import FORMAT, Envelope
-from rollcall.replication.errors import Damaged, WrongDirectory
+from rollcall.replication.errors import Damaged, TooLarge, WrongDirectory
 from rollcall.replication.registry import Registry
 from rollcall.replication.snapshot import SnapshotHeader, Snapshots
+from rollcall.replication.state import State
 
 
 @pytest.fixture
@@ -281,3 +282,95 @@ def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
     Snapshots(tmp_path, cluster="test").close()
 
     assert list(tmp_path.iterdir()) == []
+
+
+EARLIER = [*registry(11).root().chunks(200)]
+
+
+def spoiled(monkeypatch, spoil):
+    """The encoder of state files gives something else than it should, from here on."""
+    chunks = State.chunks
+
+    def spoiling(self, bytes_max=0):
+        yield from spoil([*chunks(self, 200)])
+
+    monkeypatch.setattr(State, "chunks", spoiling)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda chunks: chunks[:-1], id="the last part is missing"),
+        pytest.param(lambda chunks: [*chunks[:-1], b"\xc1"], id="a part that nothing reads"),
+        pytest.param(lambda chunks: [*chunks, chunks[-1]], id="a part is doubled"),
+        pytest.param(lambda chunks: EARLIER, id="of another moment"),
+    ],
+)
+def test_a_file_that_gives_another_state_than_was_to_be_saved_takes_nothings_place(
+    tmp_path, snapshots, monkeypatch, spoil
+):
+    """Each frame has its checksum: what is wrong was wrong before it was written."""
+    snapshots.save(registry(5).root()).result()
+    with monkeypatch.context() as patch:
+        spoiled(patch, spoil)
+
+        with pytest.raises(Damaged):
+            snapshots.save(registry(12).root()).result()
+
+    assert snapshots.load()[0].index == 5
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("what", ["lost", "torn", "changed"])
+def test_a_file_that_the_disk_did_not_keep_takes_nothings_place(tmp_path, snapshots, disk, monkeypatch, what):
+    snapshots.save(registry(5).root()).result()
+    write = disk.write
+
+    def forgetful(descriptor, data, offset):
+        if disk._open[descriptor].name == "snapshot.tmp" and offset > 200:
+            data = {"lost": bytes(len(data)), "torn": data[: len(data) // 2], "changed": data[:-1] + b"?"}[what]
+        write(descriptor, data, offset)
+
+    monkeypatch.setattr(disk, "write", forgetful)
+    with pytest.raises(Damaged, match=r"snapshot\.tmp is not what was to be written"):
+        snapshots.save(registry(12).root()).result()
+
+    assert snapshots.load()[0].index == 5
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_a_part_that_no_node_would_read_is_not_written(tmp_path, snapshots, monkeypatch):
+    snapshots.save(registry(5).root()).result()
+    monkeypatch.setattr(snapshot_module, "FRAME_BYTES_MAX", 150)
+
+    with pytest.raises(TooLarge) as caught:
+        snapshots.save(registry(12).root()).result()
+
+    assert caught.value.facts["limit"] == 150
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_a_state_that_could_not_be_saved_is_let_go_all_the_same(snapshots, monkeypatch):
+    state = registry(12).root()
+    spoiled(monkeypatch, lambda chunks: chunks[:-1])
+
+    with pytest.raises(Damaged):
+        snapshots.save(state).result()
+
+    assert (state.services, state.requests) == ({}, {})
+
+
+def test_a_file_is_read_back_after_it_was_synced_and_before_it_gets_its_name(snapshots, disk, monkeypatch):
+    steps = []
+    disk.on_step = lambda step, name: steps.append(step)
+    read = Snapshots._frames
+
+    def reading(self, path):
+        steps.append("read back")
+        yield from read(self, path)
+
+    monkeypatch.setattr(Snapshots, "_frames", reading)
+    snapshots.save(registry(5).root()).result()
+
+    assert steps.index("read back") < steps.index("rename")
+    assert "write" not in steps[steps.index("read back") :]

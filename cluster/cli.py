@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..replication.errors import RollcallError
-from ..replication.policies import Policy
-from ..replication.records import DEFAULT_ENV, Event, Instance, Status, build
+from ..replication.policies import Policy, policy_of
+from ..replication.records import DEFAULT_ENV, Event, Instance, Status
 from . import serving
 from .client import Snapshot
 from .lease import check_from
@@ -255,7 +255,7 @@ def set_policy(
     fields |= {"value": value, "match": dict(pair(text, "--match") for text in match)}
     if percent is not None:
         fields["percent"] = percent
-    context.client.set_policy(name, build(Policy, fields), author=author or getpass.getuser(), reason=reason)
+    context.client.set_policy(name, policy_of(fields), author=author or getpass.getuser(), reason=reason)
     click.echo(f"policy {name} is in force")
 
 
@@ -308,6 +308,8 @@ def members(context: Context) -> None:
         click.echo(f"evictions are held: {view.protection.get('reason', 'self-protection')}")
     if view.disk_error:
         click.echo(f"{view.node} cannot write to its disk: {view.disk_error}")
+    if view.snapshot_error:
+        click.echo(f"{view.node} writes no state file: {view.snapshot_error}")
 
 
 @main.command()

@@ -129,6 +129,7 @@ class ClusterView(Struct, frozen=True, kw_only=True):
     members: tuple[MemberView, ...]
     protection: dict[str, Any] = {}
     disk_error: str = ""
+    snapshot_error: str = ""
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

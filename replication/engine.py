@@ -76,6 +76,7 @@ from .journal import NO_OP, REGULAR, Cut, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
 from .records import Event
 from .registry import Outcome, Registry, State
+from .saving import Saving
 from .snapshot import SnapshotHeader, Snapshots
 from .standing import Standing
 from .transport import Transport
@@ -114,7 +115,6 @@ LOG_BYTES_MAX = 64 * 1024 * 1024
 """A log file that grew by so much is cut even if its entries are few."""
 LOG_BYTES_HARD = 4 * LOG_BYTES_MAX
 """A leader whose log grew by so much while a state file is written takes nothing up until that is done."""
-SAVE_AGAIN_S = 5.0
 KEEP_ENTRIES = 2_000
 KEEP_BYTES = 4 * 1024 * 1024
 """Kept behind a state file, so that a follower that was briefly away needs no file."""
@@ -258,8 +258,7 @@ class Engine(SyncObj):
         self._saving: Future[SnapshotHeader] | None = None
         self._cutting: tuple[Cut, Future[None]] | None = None
         self._saved: SnapshotHeader | None = None
-        self._saved_at: float = time.monotonic()
-        self._save_failed: bool = False
+        self._pace: Saving = Saving(time.monotonic())
         self._transfer: tuple[Node, float] | None = None
         self._transfer_asked: bool = False
         self._disk_error: str = ""
@@ -479,6 +478,7 @@ class Engine(SyncObj):
             disk_error=self._disk_error,
             standing=self._standing.kind,
             level=self.registry.level,
+            snapshot_error=self._pace.error,
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
@@ -1465,23 +1465,28 @@ class Engine(SyncObj):
         if any((self._saving, self._cutting, self._installing, self._receiving)):
             return
         entries = self._applied - (self._saved.index if self._saved else 1)
-        age_s = time.monotonic() - self._saved_at
-        if self._save_failed and age_s < SAVE_AGAIN_S:
-            return
-        large = self._journal.growth > LOG_BYTES_MAX
-        old = age_s > self._config.snapshot_interval_s
-        if entries >= self._config.snapshot_entries or (entries and (large or old)):
+        many = entries >= self._config.snapshot_entries or self._journal.growth > LOG_BYTES_MAX
+        now = time.monotonic()
+        if entries and self._pace.due(now, many=many, interval_s=self._config.snapshot_interval_s):
+            self._pace.begun(now)
             self._saving = self._snapshots.save(self.registry.root())
-            self._saved_at = time.monotonic()
 
     def _finish_saving(self, saving: "Future[SnapshotHeader]") -> None:
+        """Cuts the log behind a state file that was written and read back. Without one the log stays as it is."""
+        now = time.monotonic()
         try:
             header = saving.result()
         except OSError as error:
-            logger.warning("could not write a state file: %s; trying again later", error.strerror)
-            self._save_failed = True
+            rest_s = self._pace.failed(f"no state file could be written: {error.strerror}", now)
+            logger.warning("%s; trying again in %.0f s", self._pace.error, rest_s)
             return
-        self._save_failed = False
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, it is a fault of this program, and no reason to lose the log as well.
+            what = error.message if isinstance(error, RollcallError) else repr(error)
+            rest_s = self._pace.failed(f"a state file was discarded, it could not be read again: {what}", now)
+            logger.error("%s; the log is not cut; trying again in %.0f s", self._pace.error, rest_s)
+            return
+        self._pace.done()
         if header.index <= self._journal.base_index or (self._saved and header.index <= self._saved.index):
             # A newer one was installed meanwhile.
             return
@@ -1492,7 +1497,8 @@ class Engine(SyncObj):
             self._cutting = cut, self._snapshots.run(lambda: self._journal.write_cut(cut, self._snapshots.rest))
         else:
             # Who needs all of the log will not need less of it in a moment.
-            self._save_failed = self._journal.growth > LOG_BYTES_MAX
+            if self._journal.growth > LOG_BYTES_MAX:
+                self._pace.put_off(now)
             self._say_saved(header)
 
     def _cut_position(self, saved_index: int) -> int:
@@ -1509,12 +1515,17 @@ class Engine(SyncObj):
         return max(0, cut - self._journal.base_index)
 
     def _finish_cutting(self, cut: Cut, written: "Future[None]") -> None:
+        failed = written.exception()
         try:
-            written.result()
-            self._snapshots.let_go(None, self._journal.end_cut(cut))
+            if failed is None:
+                self._snapshots.let_go(None, self._journal.end_cut(cut))
         except DiskUnavailable as error:
-            logger.warning("the log could not be cut: %s", error.message)
-            self._save_failed = True
+            failed = error
+        if failed is not None:
+            cut.abandon()
+            what = failed.message if isinstance(failed, RollcallError) else repr(failed)
+            rest_s = self._pace.failed(f"the log could not be cut: {what}", time.monotonic())
+            logger.warning("%s; trying again in %.0f s", self._pace.error, rest_s)
             return
         self._say_saved(self._saved)
 
@@ -1602,7 +1613,7 @@ class Engine(SyncObj):
         installing, self._installing = self._installing, None
         try:
             header, state = installing.result()
-        except (Fatal, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - of whatever kind, it is about that file alone
             # Nothing of it is in use here. The leader sends it again after a while.
             logger.warning("a state file from the leader could not be used: %s", error)
             return
@@ -1619,7 +1630,8 @@ class Engine(SyncObj):
         former = self.registry.replace(state)
         self._noted.clear()
         self._saved = header
-        self._saved_at = time.monotonic()
+        self._pace.begun(time.monotonic())
+        self._pace.done()
         self._SyncObj__raftLastApplied = header.index
         self._applied_term = header.term
         self._SyncObj__raftCommitIndex = max(self._commit_index, header.index)

@@ -64,6 +64,8 @@ class LogStatus(Struct, frozen=True, kw_only=True):
     """``member``; or ``new`` or ``rejoining``: this node does not vote (yet)."""
     level: int = 1
     """The feature level that the cluster uses."""
+    snapshot_error: str = ""
+    """Why this node has no newer state file, and so cannot cut its log; empty while all is well."""
 
 
 class Proposal:

@@ -197,6 +197,7 @@ class Native:
                 "members": self._service.members(),
                 "protection": protection,
                 "disk_error": status.disk_error,
+                "snapshot_error": status.snapshot_error,
             }
         )
 

@@ -36,6 +36,7 @@ from rollcall.node.eviction import Pace
 from rollcall.replication import engine as engine_module
 from rollcall.replication import install as install_module
 from rollcall.replication import journal as journal_module
+from rollcall.replication import saving as saving_module
 from rollcall.replication import standing as standing_module
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import CHECKS_LEVEL
@@ -173,7 +174,7 @@ class World:
             (engine_module, "KEEP_ENTRIES", plan.keep_entries),
             (engine_module, "COMPARE_ENTRIES", 30),
             (engine_module, "COMPARE_S", 1.0),
-            (engine_module, "SAVE_AGAIN_S", 0.5),
+            (saving_module, "AGAIN_S", 0.5),
             (install_module, "PIECE_BYTES", plan.piece_bytes),
             (install_module, "WINDOW_BYTES", plan.piece_bytes * 4),
             (install_module, "AGAIN_S", 4.0),

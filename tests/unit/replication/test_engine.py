@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pysyncobj
 import pytest
@@ -21,12 +22,14 @@ from rollcall.replication import journal as journal_module
 from rollcall.replication import wire
 from rollcall.replication.engine import LEADER, REVIEWED, check_library
 from rollcall.replication.errors import (
+    Damaged,
     DiskUnavailable,
     Fatal,
     NotDone,
     NotLeader,
     Overloaded,
     Overwritten,
+    TooLarge,
     Unknown,
 )
 from rollcall.replication.log import Proposal
@@ -662,6 +665,51 @@ def test_a_save_that_fails_is_not_tried_again_in_every_round(member):
 
     assert attempts == 1
     assert member.engine._saved.index == 12
+
+
+@pytest.mark.parametrize(
+    "error", [Damaged("no"), TooLarge("no"), DiskUnavailable("no"), MemoryError(), RuntimeError("no"), OSError(5, "no")]
+)
+def test_whatever_a_state_file_fails_of_the_log_is_not_cut_and_the_node_lives(member, monkeypatch, error):
+    """What was acknowledged is in the log, and stays there."""
+    member.engine._config = engine_module.EngineConfig(
+        directory=member.directory, cluster="test", snapshot_entries=10, snapshot_interval_s=300.0
+    )
+    failing = Mock(side_effect=error)
+    monkeypatch.setattr(engine_module.Snapshots, "_save", failing)
+    values = run(2, 12)
+    member.append("b", 1, (1, 0), values, commit=12)
+    for _ in range(600):
+        member.tick(0.1)
+
+    assert 3 <= failing.call_count <= 6, "in a minute"
+    assert member.engine.status().snapshot_error
+    assert member.engine._journal.base_index == 1
+    assert len(member.engine._journal) == 12
+
+    monkeypatch.undo()
+    for _ in range(70):
+        member.append("b", 1, (12, 1), commit=12)
+        member.tick(1.0)
+    assert member.engine._saved.index == 12
+    assert member.engine.status().snapshot_error == ""
+    member.restart()
+    assert len(member.state()) == 11
+
+
+def test_a_cut_that_fails_of_anything_leaves_the_log_as_it_is(member, monkeypatch):
+    member.append("b", 1, (1, 0), run(2, 12), commit=12)
+    member.tick()
+    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 0)
+    monkeypatch.setattr(engine_module.Journal, "write_cut", Mock(side_effect=RuntimeError("no")))
+    member.save_state()
+    for _ in range(3):
+        member.tick()
+
+    assert len(member.engine._journal) == 12
+    assert "could not be cut" in member.engine.status().snapshot_error
+    member.restart()
+    assert len(member.state()) == 11
 
 
 def test_a_state_file_without_its_log_is_refused(member):

@@ -58,7 +58,8 @@ NAMES_MAX = 64
 UNABLE_S = 10.0
 """Between two complaints that this node cannot ask."""
 
-RESULTS_MAX = 2_000
+RESULTS_MAX = 500
+"""Results reported at a time. One takes at most 2.5 KB, so that is under the 2 MiB of a command."""
 ASKED_MAX = 2_000
 """Questions under way at a time."""
 

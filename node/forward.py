@@ -14,13 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..replication.checks import State
-from ..replication.commands import from_peer, to_peer
+from ..replication.commands import REQUEST_ID_MAX, from_peer, to_peer
 from ..replication.errors import Invalid, NotDone, RollcallError, Unknown, from_wire, to_wire
 from ..replication.log import Log, Proposal, Reply
 from ..replication.records import Key
@@ -33,6 +33,9 @@ SAY, NOTES = "say of a check", "notes on checks"
 
 ROUND_MAX = 10_000
 """Items in one round; what is over waits for the next."""
+ROUND_BYTES_MAX = 4 * 1024 * 1024
+"""What they take, unless it is one alone: half a frame between nodes. One heartbeat of many instances comes
+in a body of 2 MiB at most."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,11 +57,14 @@ class Rounds(Generic[T, R]):
 
     ``send(items, deadline)`` answers all items of a round, in their order, or
     raises a ``RollcallError`` that then reaches everybody in it. It runs on the
-    thread of one of those who ask.
+    thread of one of those who ask. ``size`` is what an item takes in a message.
     """
 
-    def __init__(self, send: Callable[[list[T], float], Sequence[R]]) -> None:
+    def __init__(
+        self, send: Callable[[list[T], float], Sequence[R]], size: Callable[[T], int] = lambda item: 0
+    ) -> None:
         self._send: Callable[[list[T], float], Sequence[R]] = send
+        self._size: Callable[[T], int] = size
         self._lock = threading.Lock()
         self._waiting: deque[_Asked[T, R]] = deque()
         self._under_way: bool = False
@@ -87,7 +93,12 @@ class Rounds(Generic[T, R]):
         with self._lock:
             if own in self._waiting:
                 self._waiting.remove(own)
-            group = [own, *(self._waiting.popleft() for _ in range(min(len(self._waiting), ROUND_MAX - 1)))]
+            group, size = [own], self._size(own.item)
+            while self._waiting and len(group) < ROUND_MAX:
+                size += self._size(self._waiting[0].item)
+                if size > ROUND_BYTES_MAX:
+                    break
+                group.append(self._waiting.popleft())
         error: RollcallError | None = Unknown("the question was not asked to its end")
         answers: Sequence[R | None] = [None] * len(group)
         try:
@@ -112,7 +123,7 @@ class Submission(Struct, frozen=True, array_like=True):
     """A client's command on its way to the leader."""
 
     command: bytes
-    request_id: str
+    request_id: Annotated[str, Meta(max_length=REQUEST_ID_MAX)]
 
 
 class RenewalsAsked(Struct, frozen=True, array_like=True):
@@ -149,6 +160,11 @@ _answered = msgspec.msgpack.Decoder(Answered)
 
 def submission(command: Any, request_id: str) -> bytes:
     return _encode(Submission(to_peer(command), request_id))
+
+
+def renewals_bytes(renewals: Sequence[Renewal]) -> int:
+    """What these heartbeats take in a message, at most."""
+    return sum(60 + len(key.env) + len(key.service) + 4 * len(key.id) for key in (each.key for each in renewals))
 
 
 def renewals_asked(renewals: Sequence[Renewal]) -> bytes:

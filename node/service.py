@@ -57,6 +57,7 @@ from .forward import (
     read_answer,
     read_notes,
     renewals_asked,
+    renewals_bytes,
     said,
     submission,
 )
@@ -104,7 +105,9 @@ class Service:
         self.registry: Registry = log.registry
         self.changes: Changes = log.changes
         self._barriers: Rounds[None, int] = Rounds(self._barrier_round)
-        self._renewals: Rounds[Sequence[Renewal], Sequence[Renewed | None]] = Rounds(self._renewal_round)
+        self._renewals: Rounds[Sequence[Renewal], Sequence[Renewed | None]] = Rounds(
+            self._renewal_round, renewals_bytes
+        )
         Desk(
             log,
             propose=self._propose,

@@ -23,8 +23,8 @@ from msgspec import Meta, Struct
 
 from .checks import State
 from .errors import Fatal, TooLarge
-from .policies import Policy
-from .records import Id, Key, Name, Registration, Status, Text, invalid_from
+from .policies import Policy, check_policy
+from .records import Id, Key, Name, Registration, Status, Text, check_registration, invalid_from
 
 FORMAT = 1
 """Format of the commands that every release knows."""
@@ -46,6 +46,9 @@ COMMAND_BYTES_MAX = 2 * 1024 * 1024
 
 OPERATIONS_MAX = 10_000
 """Operations in one batch (its bytes are usually the tighter limit)."""
+
+REQUEST_ID_MAX = 128
+"""Characters of an ``Idempotency-Key``, all of them of one byte."""
 
 FOR_S_MAX = 366 * 24 * 3600
 """An override that is given a time lasts for a year at most."""
@@ -344,8 +347,17 @@ def to_peer(command: Submittable) -> bytes:
 
 
 def from_peer(data: bytes) -> Submittable:
-    """A command forwarded by a peer. Internal commands are ``Invalid`` here."""
+    """A command forwarded by a peer. Internal commands are ``Invalid`` here.
+
+    So is what is larger than may be kept: the peer may be of a release that lets it in.
+    """
     try:
-        return _submittable.decode(data)
+        command = _submittable.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_from(error) from None
+    for operation in command.operations if isinstance(command, Batch) else (command,):
+        if isinstance(operation, Register):
+            check_registration(operation.registration)
+        elif isinstance(operation, SetPolicy) and operation.policy is not None:
+            check_policy(operation.policy)
+    return command

@@ -5,15 +5,20 @@ and the last changes of all are kept as well.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from .records import Instance
+from .errors import Invalid
+from .records import Instance, build, check_bytes
 
 POLICIES_MAX = 1_000
+POLICY_BYTES_MAX = 4 * 1024
+"""A policy as it is encoded. A thousand of these and as many changes, with the words of those who made them, fit in
+the one part of a state file in which a cluster of feature level 3 keeps them."""
 AUDITED_MAX = 1_000
-"""Changes kept; the oldest are forgotten first."""
+AUDITED_BYTES_MAX = 4 * 1024 * 1024
+"""Changes kept, and what they may take in all; the oldest are forgotten first."""
 
 FIELDS = frozenset({"version", "zone", "region"})
 
@@ -49,6 +54,21 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         """Whether a call with these headers (names in lower case) is one of its own by header."""
         found = headers.get(self.header.lower()) if self.header else None
         return found is not None and self.value in ("", found)
+
+
+def policy_of(data: dict[str, Any]) -> Policy:
+    """``data`` as a policy, or ``Invalid`` with the path of what is wrong."""
+    policy = build(Policy, data)
+    check_policy(policy)
+    return policy
+
+
+def check_policy(policy: Policy) -> None:
+    """Raises ``Invalid`` on a policy that is larger than is kept. Only for what is new, as ``check_registration``."""
+    try:
+        check_bytes("policy", policy, POLICY_BYTES_MAX)
+    except Invalid as error:
+        raise Invalid(f"{error.message}: fewer or shorter tags and matches", **error.facts) from None
 
 
 class PolicyRecord(Struct, frozen=True, kw_only=True, gc=False):

@@ -24,6 +24,10 @@ META_KEYS_MAX = 64
 META_BYTES_MAX = 8 * 1024
 WEIGHT_MAX = 65_535
 ID_LENGTH_MAX = 512
+CHECKS_BYTES_MAX = 64 * 1024
+REGISTRATION_BYTES_MAX = 128 * 1024
+"""As it is encoded. The limits of single fields add up to more only where all their text is of several bytes a
+character. A node's memory, its state files and each answer hold ten thousands of these."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z", description="1 to 128 of letters, digits, . _ -")]
 Id = Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]
@@ -178,7 +182,7 @@ def build(kind: type[T], data: dict[str, Any]) -> T:
         except UnicodeEncodeError:
             raise Invalid(f"{field}: Expected text that can be written as UTF-8", field=field) from None
     if isinstance(value, Registration):
-        _check_text(value)
+        check_registration(value)
     return value
 
 
@@ -200,8 +204,18 @@ def invalid_from(error: Exception) -> Invalid:
     return Invalid(f"{field or 'body'}: {what}", field=field)
 
 
-def _check_text(registration: Registration) -> None:
-    """The rules that a type cannot state: printable ids, the size of ``meta``."""
+def check_bytes(field: str, value: object, limit: int) -> None:
+    """Raises ``Invalid`` if ``value`` takes more than ``limit`` bytes as it is encoded in log and state files."""
+    size = len(msgspec.msgpack.encode(value))
+    if size > limit:
+        raise Invalid(f"{field or 'body'}: Expected at most {limit} bytes in all, got {size}", field=field, limit=limit)
+
+
+def check_registration(registration: Registration) -> None:
+    """The rules that a type cannot state: printable ids, sizes in bytes, checks. Raises ``Invalid``.
+
+    Only for what is new: a registration that an earlier release took is kept as it is.
+    """
     if not registration.id.isprintable():
         raise Invalid("id: Expected printable characters only", field="id")
     for field in ("hostname", "address", "version", "region", "zone"):
@@ -216,3 +230,5 @@ def _check_text(registration: Registration) -> None:
         )
     if registration.checks is not UNSET:
         checked(registration.checks)
+        check_bytes("checks", registration.checks, CHECKS_BYTES_MAX)
+    check_bytes("", registration, REGISTRATION_BYTES_MAX)

@@ -9,6 +9,7 @@ and then taken over as a whole, so that a command that fails changes nothing.
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -48,7 +49,7 @@ from .errors import (
     from_wire,
     to_wire,
 )
-from .policies import AUDITED_MAX, POLICIES_MAX, PolicyChange, PolicyRecord
+from .policies import AUDITED_BYTES_MAX, AUDITED_MAX, POLICIES_MAX, PolicyChange, PolicyRecord
 from .records import Event, EventKind, Instance, Key, Override, Registration, Status
 from .state import (
     TOTAL_MASK,
@@ -63,6 +64,7 @@ from .state import (
     digest_of,
     history_digest,
     level_digest,
+    size_of,
 )
 
 __all__ = ["Applied", "Kind", "Outcome", "Registry", "ServiceView", "State", "superseded"]
@@ -80,6 +82,12 @@ REMEMBER_MAX = 100_000
 REMEMBER_OPERATIONS_MAX = 1_000_000
 """Operations of remembered requests at most: a batch counts for all of its own."""
 
+REMEMBER_BYTES_MAX = 64 * 1024 * 1024
+"""What remembered requests may take in all, about (``Remembered.cost``); from feature level 4 on."""
+
+FACT_LETTERS_MAX = 40
+ERROR_LETTERS_MAX = 300
+"""Of the words of an error that are remembered: they may name an id of 512 characters and more."""
 
 OVERRIDES_MAX = 10_000
 """Operators' overrides at most, those of instances that are not registered included."""
@@ -110,8 +118,8 @@ class _Draft:
     """What one command would do: worked out in full before any of it is done."""
 
     __slots__ = (
-        "assignment", "changed", "events", "index", "level", "now", "overrides", "overrides_changed", "policies",
-        "policy_change", "services", "told",
+        "assignment", "changed", "events", "index", "level", "now", "overrides", "overrides_changed",
+        "overrides_count", "policies", "policy_change", "services", "told",
     )  # fmt: skip
 
     def __init__(self, registry: "Registry", index: int, now: int) -> None:
@@ -122,6 +130,7 @@ class _Draft:
         self.assignment = registry.assignment
         self.overrides = registry.overrides
         self.overrides_changed: dict[Key, Override | None] = {}
+        self.overrides_count: int = len(registry.overrides)
         self.index = index
         self.now = now
         self.changed: dict[ServiceName, dict[str, Instance | None]] = {}
@@ -248,21 +257,22 @@ class _Draft:
 
     def _keep_override(self, key: Key, status: Status | None, reason: str, until: int | None) -> None:
         if status is None:
-            self.overrides_changed[key] = None
+            self._change_override(key, None)
             return
-        if self._override(key) is None:
-            added = sum(override is not None for override in self.overrides_changed.values())
-            if len(self.overrides) + added >= OVERRIDES_MAX:
-                raise TooLarge(
-                    f"there are {OVERRIDES_MAX} operators' overrides: remove those that are of no use any more first",
-                    limit=OVERRIDES_MAX,
-                )
+        if self._override(key) is None and self.overrides_count >= OVERRIDES_MAX:
+            raise TooLarge(
+                f"there are {OVERRIDES_MAX} operators' overrides: remove those that are of no use any more first",
+                limit=OVERRIDES_MAX,
+            )
         self._put_override(key, status, reason, until)
 
     def _put_override(self, key: Key, status: Status, reason: str, until: int | None) -> None:
-        self.overrides_changed[key] = Override(
-            key=key, status=status, reason=reason, until=until, set_at=self.now, modify_index=self.index
-        )
+        made = Override(key=key, status=status, reason=reason, until=until, set_at=self.now, modify_index=self.index)
+        self._change_override(key, made)
+
+    def _change_override(self, key: Key, override: Override | None) -> None:
+        self.overrides_count += (override is not None) - (self._override(key) is not None)
+        self.overrides_changed[key] = override
 
     def _keep_overrides(self) -> None:
         """From here on overrides belong to the ids: those of the instances that are registered begin.
@@ -280,7 +290,7 @@ class _Draft:
         if override is None:
             return instance
         if override.until is not None and override.until <= self.now:
-            self.overrides_changed[instance.key] = None
+            self._change_override(instance.key, None)
             return instance
         return msgspec.structs.replace(
             instance, status_override=override.status, status_reason=override.reason, status_until=override.until
@@ -290,7 +300,7 @@ class _Draft:
         override = self._override(expired.key)
         if override is None or override.modify_index != expired.modify_index:
             return "void"
-        self.overrides_changed[expired.key] = None
+        self._change_override(expired.key, None)
         stored = self._find((expired.key.env, expired.key.service), expired.key.id)
         if stored is not None:
             self._override_instance(stored, None, "", None)
@@ -446,6 +456,15 @@ def _same_place(stored: Instance, sent: Registration, checks: tuple[Check, ...])
     return place == (sent.hostname, sent.address, sent.port, sent.addrs, checks)
 
 
+def _remembered_error(error: RollcallError) -> dict[str, Any]:
+    """The error as plain data that takes little room: its words cut off, and of its facts the short ones."""
+    kept = to_wire(error)
+    if len(error.message) > ERROR_LETTERS_MAX:
+        kept["message"] = error.message[:ERROR_LETTERS_MAX] + "…"
+    kept["facts"] = {name: fact for name, fact in error.facts.items() if len(str(fact)) <= FACT_LETTERS_MAX}
+    return kept
+
+
 def _again(remembered: Remembered, used_for: bytes) -> Applied:
     if remembered.used_for and used_for and remembered.used_for != used_for:
         return Applied(
@@ -494,6 +513,8 @@ class Registry:
         # taking the first key of a dict again and again is slow.
         self._requests_by_age: deque[str] = deque()
         self._requests_operations: int = 0
+        self._requests_cost: int = 0
+        self._audited_bytes: int = 0
         self._published: tuple[int, int, int] = (0, 0, 0)
 
     # -- by the thread that owns the log
@@ -559,6 +580,8 @@ class Registry:
         self._requests = state.requests.copy()
         self._requests_by_age = deque(state.requests)
         self._requests_operations = sum(len(r.kinds) for r in state.requests.values())
+        self._requests_cost = sum(r.cost for r in state.requests.values())
+        self._audited_bytes = sum(map(size_of, state.policy_changes))
         self._last_time_ns = state.last_time_ns
         self._instances = state.instances
         self._total = state.total
@@ -634,13 +657,18 @@ class Registry:
         self._total = (self._total + total) & TOTAL_MASK
 
     def _take_policies(self, policies: tuple[PolicyRecord, ...], change: PolicyChange) -> None:
-        before = {*map(digest_of, self.policies)}
-        after = {*map(digest_of, policies)}
-        changes = (*self.policy_changes, change)[-AUDITED_MAX:]
-        forgotten = (*self.policy_changes, change)[: -len(changes)]
-        moved = sum(after - before) - sum(before - after) + digest_of(change) - sum(map(digest_of, forgotten))
+        # Only the one that is called so: to hash a thousand of them each time would take long.
+        moved = sum(digest_of(record) for record in policies if record.name == change.name)
+        moved -= sum(digest_of(record) for record in self.policies if record.name == change.name)
+        self._audited_bytes += size_of(change)
+        changes = deque((*self.policy_changes, change))
+        moved += digest_of(change)
+        while len(changes) > AUDITED_MAX or (self.level >= KEEP_LEVEL and self._audited_bytes > AUDITED_BYTES_MAX):
+            forgotten = changes.popleft()
+            self._audited_bytes -= size_of(forgotten)
+            moved -= digest_of(forgotten)
         self._total = (self._total + moved) & TOTAL_MASK
-        self.policies, self.policy_changes = policies, changes
+        self.policies, self.policy_changes = policies, tuple(changes)
 
     def _take_overrides(self, changed: dict[Key, Override | None]) -> None:
         overrides = {key: override for key, override in self.overrides.items() if key not in changed}
@@ -652,11 +680,12 @@ class Registry:
 
     def _remember(self, envelope: Envelope, now: int, index: int, applied: Applied) -> None:
         kinds = applied.outcome.kinds if applied.outcome else ()
-        error = to_wire(applied.error) if applied.error else None
+        error = _remembered_error(applied.error) if applied.error else None
         remembered = Remembered(envelope.request_id, now, index, kinds, error, envelope.request_hash)
         self._requests[remembered.request_id] = remembered
         self._requests_by_age.append(remembered.request_id)
         self._requests_operations += len(kinds)
+        self._requests_cost += remembered.cost
         self._total = (self._total + remembered.digest()) & TOTAL_MASK
         self._forget(now)
 
@@ -667,10 +696,12 @@ class Registry:
                 (now - oldest.time_ns <= REMEMBER_NS or (self.level > 1 and len(self._requests) <= REMEMBER_MIN))
                 and len(self._requests) <= REMEMBER_MAX
                 and self._requests_operations <= REMEMBER_OPERATIONS_MAX
+                and (self.level < KEEP_LEVEL or self._requests_cost <= REMEMBER_BYTES_MAX)
             ):
                 return
             del self._requests[self._requests_by_age.popleft()]
             self._requests_operations -= len(oldest.kinds)
+            self._requests_cost -= oldest.cost
             self._total = (self._total - oldest.digest()) & TOTAL_MASK
 
     def _publish(self, index: int, term: int) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from flask import Response, g, request
 from msgspec import Struct
 
-from ...replication.commands import Submittable
+from ...replication.commands import REQUEST_ID_MAX, Submittable
 from ...replication.errors import Invalid, NoLeader, NotCaughtUp
 from ...replication.registry import Outcome
 from ..metrics import Metrics
@@ -31,7 +31,7 @@ STANDING_KEPT_S = 0.02
 DISCONNECT_CHECK_S = 1.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,128}")
+_IDEMPOTENCY_KEY = re.compile(rf"[\x20-\x7e]{{1,{REQUEST_ID_MAX}}}")
 
 _json = msgspec.json.Encoder()
 
@@ -100,7 +100,11 @@ class Context:
         """Makes the change; the answer's index is that of the write."""
         key = request.headers.get("Idempotency-Key")
         if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-            raise Invalid("Idempotency-Key: Expected 1 to 128 printable ASCII characters", field="Idempotency-Key")
+            raise Invalid(
+                f"Idempotency-Key: Expected 1 to {REQUEST_ID_MAX} printable ASCII characters",
+                field="Idempotency-Key",
+                limit=REQUEST_ID_MAX,
+            )
         g.submitting = True
         outcome = self.write(command, key or "")
         g.index = outcome.index

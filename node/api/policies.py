@@ -7,7 +7,7 @@ from flask import Blueprint, Response, g, request
 
 from ...replication.commands import SetPolicy
 from ...replication.errors import NotFound
-from ...replication.policies import Policy, PolicyRecord
+from ...replication.policies import Policy, PolicyRecord, policy_of
 from ...replication.records import build
 from .body import json_object
 from .context import Context, Freshness, json_answer
@@ -62,7 +62,7 @@ class Policies:
         checked_name(name, "name")
         sent = json_object(self._context.settings.body_bytes_max)
         words = build(Words, {field: sent.pop(field) for field in ("author", "reason") if field in sent})
-        policy = build(Policy, sent)
+        policy = policy_of(sent)
         self._context.submit(SetPolicy(name, policy, words.author or _caller(), words.reason))
         return json_answer(shown(self._record(name)))
 

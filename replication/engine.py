@@ -44,6 +44,7 @@ from pysyncobj.transport import Transport as LibraryTransport
 
 from . import wire
 from .changes import Changes
+from .clocks import Clocks
 from .commands import (
     KEEP_LEVEL,
     LEVEL,
@@ -132,6 +133,10 @@ SAME_FAILURES_MAX = 3
 TERM_LEAP_MAX = 2**32
 """A peer may be ahead by so many terms. One election a millisecond takes seven weeks for that, and the highest
 term that can be written is 2**31 such leaps away: nobody makes a term that no election can outdo."""
+CLOCKS_S = 1.0
+"""Between two pings that say what this node's clocks show."""
+OTHERS_FIRST = 4.0
+"""Longest election timeouts for which a node whose wall clock is off waits for another leader before it stands."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
@@ -263,6 +268,12 @@ class Engine(SyncObj):
         self._transfer_asked: bool = False
         self._disk_error: str = ""
         self._disk_retry_at: float = 0.0
+        self._wall_clocks: Clocks = Clocks()
+        self._clocks_asked: dict[Node, float] = {}
+        """The newest time that a peer put into a ping on this connection: it gets it back."""
+        self._clocks_at: float = 0.0
+        self._clock_off_at: float = 0.0
+        """When this node's wall clock was found to be off; where it leads, when it tried to hand over."""
         self._leader_heard_at: float | None = None
         self._began_at: float = time.monotonic()
         self._heard: dict[Node, float] = {}
@@ -416,6 +427,7 @@ class Engine(SyncObj):
         self._note_freshness(now)
         if self._disk_error:
             self._try_disk(now)
+        self._mind_clock(now)
         self._continue_transfer(now)
         self._continue_install()
         self._continue_election(now)
@@ -476,12 +488,18 @@ class Engine(SyncObj):
             caught_up=self._caught_up,
             peers=self._wire.statuses(),
             disk_error=self._disk_error,
+            clock_error=self._wall_clocks.error,
+            clock_ahead_s=self._wall_clocks.ahead_s(now, time.time_ns()),
             standing=self._standing.kind,
             level=self.registry.level,
             snapshot_error=self._pace.error,
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
+        objection = self._wall_clocks.objection(time_ns, time.monotonic()) if self._role == LEADER else ""
+        return self._propose(command, time_ns, request_id, objection)
+
+    def _propose(self, command: Command, time_ns: int, request_id: str, objection: str) -> Proposal:
         proposal = Proposal(encode(sealed(command, time_ns, request_id, level=self.registry.level)))
         if level_of(command) > self.registry.level and not isinstance(command, Raise):
             proposal.resolve(None, NotDone("not every member understands this yet: upgrade them all"))
@@ -489,6 +507,8 @@ class Engine(SyncObj):
             proposal.resolve(None, NotLeader(f"{self.node_id} does not lead"))
         elif self._disk_error:
             proposal.resolve(None, DiskUnavailable(self._disk_error))
+        elif objection:
+            proposal.resolve(None, NotDone(objection))
         elif len(self._proposals) >= PROPOSALS_MAX:
             proposal.resolve(None, Overloaded(f"{PROPOSALS_MAX} writes wait already", limit=PROPOSALS_MAX))
         else:
@@ -815,6 +835,8 @@ class Engine(SyncObj):
         match message:
             case wire.Append():
                 self._on_append(node, message)
+            case wire.Ping():
+                self._on_ping(node, message)
             case wire.Progress():
                 self._on_progress(node, message)
             case wire.RequestVote():
@@ -1030,6 +1052,10 @@ class Engine(SyncObj):
         if not self._standing.votes:
             self._due = max(self._due, now + self._config.election_timeout_s_max)
             return
+        if self._wall_clocks.error and self._due:
+            # The others first. But not never: the log that they need may be here.
+            since = max(self._clock_off_at, self._leader_heard_at or 0.0)
+            self._due = max(self._due, since + OTHERS_FIRST * self._config.election_timeout_s_max)
         due = self._due
         if due == 0 and self._wire.nodes() and not any(map(self._wire.connected, self._wire.nodes())):
             # What was granted was granted then; when somebody is reached again it must be asked anew.
@@ -1089,7 +1115,7 @@ class Engine(SyncObj):
 
     def _on_timeout_now(self, node: Node, message: wire.TimeoutNow) -> None:
         """The leader hands over: this node stands at once, and says why to those who still hear that leader."""
-        if self._disk_error or not self._standing.votes:
+        if self._disk_error or self._wall_clocks.error or not self._standing.votes:
             return
         self._forced_term = message.term + 1
         self._pass_on(node, {"type": "timeout_now", "term": message.term})
@@ -1176,7 +1202,8 @@ class Engine(SyncObj):
     def _propose_once(self, what: str, command: Command) -> None:
         under_way = self._own.get(what)
         if under_way is None or under_way.settled:
-            self._own[what] = self.propose(command, time_ns=self.registry.last_time_ns)
+            # Not by this node's wall clock: a time that the log has reached moves nothing.
+            self._own[what] = self._propose(command, self.registry.last_time_ns, "", "")
 
     def _act_on(self, index: int, command: Command) -> None:
         """What an applied command means to the engine itself."""
@@ -1317,6 +1344,9 @@ class Engine(SyncObj):
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:
         super()._SyncObj__onNodeConnected(node)  # pyright: ignore[reportAttributeAccessIssue]
+        # Before it can be asked for its vote: a leader has compared its clock with all whose votes it has.
+        self._clocks_asked.pop(node, None)
+        self._ping(node)
         if self._role == LEADER:
             self._begin_again(node)
 
@@ -1659,8 +1689,10 @@ class Engine(SyncObj):
         if not able:
             who = f"{to} cannot" if to else "no other node can"
             return NotDone(f"{who} take over now: not connected, shutting down, or not voting yet")
-        target = max(able, key=lambda node: (self._match[node], node.id))
-        self._transfer = (target, time.monotonic() + TRANSFER_S)
+        now, wall_ns = time.monotonic(), time.time_ns()
+        right = [node for node in able if self._wall_clocks.trusts(node.id, now, wall_ns)]
+        target = max(right or able, key=lambda node: (self._match[node], node.id))
+        self._transfer = (target, now + TRANSFER_S)
         self._transfer_asked = False
         logger.info("handing leadership to %s", target.id)
         return None
@@ -1705,6 +1737,38 @@ class Engine(SyncObj):
             return
         logger.info("there is room on disk again")
         self._disk_error = ""
+
+    # -- a wall clock that is off (clocks.py) ----------------------------------------
+
+    def _mind_clock(self, now: float) -> None:
+        """Says at times what this node's clocks show; hands leadership over as long as its wall clock is off."""
+        if now >= self._clocks_at:
+            self._clocks_at = now + CLOCKS_S
+            for node in self._wire.nodes():
+                self._ping(node)
+        if self._wall_clocks.error and self._role == LEADER and self._transfer is None and now >= self._clock_off_at:
+            self._clock_off_at = now + CLOCKS_S
+            self._begin_transfer()
+
+    def _ping(self, node: Node) -> None:
+        if self._wire.connected(node):
+            asked_at = self._clocks_asked.get(node)
+            self._wire.ping(node, at=time.monotonic(), wall_ns=time.time_ns(), asked_at=asked_at)
+
+    def _on_ping(self, node: Node, message: wire.Ping) -> None:
+        if message.at is None or message.wall_ns is None:
+            return
+        self._clocks_asked[node] = message.at
+        if message.asked_at is None:
+            self._ping(node)
+            return
+        before, now = self._wall_clocks.error, time.monotonic()
+        self._wall_clocks.heard(node.id, message.wall_ns, asked_at=message.asked_at, now=now, own_ns=time.time_ns())
+        if self._wall_clocks.error and not before:
+            self._clock_off_at = now
+            logger.error("%s", self._wall_clocks.error)
+        elif before and not self._wall_clocks.error:
+            logger.info("this node's wall clock agrees with the others' again")
 
 
 class _LibraryPort(LibraryTransport):

@@ -60,6 +60,10 @@ class LogStatus(Struct, frozen=True, kw_only=True):
     caught_up: bool
     peers: tuple[PeerStatus, ...]
     disk_error: str = ""
+    clock_error: str = ""
+    """What is wrong with this node's wall clock: it neither leads nor stamps (``clocks.py``)."""
+    clock_ahead_s: float | None = None
+    """How far this node's wall clock is ahead of the others' (behind, if negative); None while nobody was heard."""
     standing: str = "member"
     """``member``; or ``new`` or ``rejoining``: this node does not vote (yet)."""
     level: int = 1

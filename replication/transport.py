@@ -308,6 +308,10 @@ class Transport:
         frame = encode(Ping(draining=True))
         self.broadcast(self.nodes(), frame)
 
+    def ping(self, node: Node, *, at: float, wall_ns: int, asked_at: float | None) -> None:
+        """Tells a peer what this node's clocks show."""
+        self.send(node, Ping(self._draining, at, wall_ns, asked_at))
+
     def tick(self) -> None:
         """Runs what other threads posted; dials, pings, and closes what is silent."""
         self._tick_thread = threading.get_ident()
@@ -579,6 +583,8 @@ class Transport:
         peer.heard_at = connection.heard_at
         if isinstance(message, Ping):
             peer.draining = message.draining
+            if message.at is not None:
+                self._on_message(peer.node, message)
         elif isinstance(message, Request):
             self._take_request(connection, message)
         elif isinstance(message, Answer):

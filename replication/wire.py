@@ -53,9 +53,15 @@ class Refused(Struct, frozen=True, tag=1, array_like=True):
 
 
 class Ping(Struct, frozen=True, tag=2, array_like=True):
-    """Keeps a silent connection alive (D22). ``draining``: about to shut down."""
+    """Keeps a silent connection alive (D22) and compares clocks (``clocks.py``). ``draining``: about to shut down."""
 
     draining: bool
+    at: float | None = None
+    """The sender's clock. None: of an older release, or a sign of life alone."""
+    wall_ns: int | None = None
+    """The sender's wall clock, read after ``asked_at`` came."""
+    asked_at: float | None = None
+    """``at`` of the newest that the sender had read on this connection. None: answer at once, it has none yet."""
 
 
 class RequestVote(Struct, frozen=True, tag=3, array_like=True):

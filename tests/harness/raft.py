@@ -42,6 +42,17 @@ class Clock:
 
     def __init__(self) -> None:
         self.now: float = 1000.0
+        self.ahead_s: defaultdict[str, float] = defaultdict(float)
+        """How far the wall clock of a node is ahead of the true time."""
+        self.selected: str = ""
+        """The node that acts."""
+
+    def select(self, node: str) -> None:
+        self.selected = node
+
+    def time_ns(self) -> int:
+        """The wall clock of the node that acts."""
+        return 1_700_000_000 * 10**9 + int((self.now + self.ahead_s[self.selected]) * 1e9)
 
     def __call__(self) -> float:
         self.now += 1e-6
@@ -49,7 +60,7 @@ class Clock:
 
     def install(self, replace: Callable[[Any, str, Any], None]) -> "Clock":
         """Becomes the clock of the engine, the transport and the library (``monkeypatch.setattr``)."""
-        shown = SimpleNamespace(monotonic=self)
+        shown = SimpleNamespace(monotonic=self, time_ns=self.time_ns)
         replace(engine_module, "time", shown)
         replace(transport_module, "time", shown)
         replace(pysyncobj.syncobj, "monotonicTime", self)
@@ -91,10 +102,14 @@ class Network:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, wire.Message]] = []
-        """What was sent to nodes that the test plays: from, to, message."""
+        """What was sent to nodes that the test plays: from, to, message; without what they are told of clocks."""
+        self.pings: list[tuple[str, str, wire.Ping]] = []
+        """And that."""
         self.on_send: Callable[[str, str, wire.Message], None] = lambda source, target, message: None
         self.hellos: dict[str, wire.Hello] = {}
         """What nodes that the test plays say of themselves, where that is not the usual."""
+        self.select: Callable[[str], None] = lambda node: None
+        """Told whose turn it is when a node acts out of its own."""
         self._joined: dict[str, MemoryTransport] = {}
         self._links: defaultdict[tuple[str, str], deque[bytes]] = defaultdict(deque)
         self._up: set[frozenset[str]] = set()
@@ -125,6 +140,7 @@ class Network:
         self._up.add(frozenset((one, other)))
         for here, there in ((one, other), (other, one)):
             if here in self._joined:
+                self.select(here)
                 self._joined[here].on_connected(Node(there))
 
     def greet(self, one: str, other: str) -> bool:
@@ -158,9 +174,13 @@ class Network:
         if not self.is_up(source, target) or (source, target) in self.muted:
             return
         message = decoded(frame)
-        self.on_send(source, target, message)
+        clocks = isinstance(message, wire.Ping) and message.at is not None
+        if not clocks:
+            self.on_send(source, target, message)
         if target in self._joined:
             self._links[source, target].append(frame)
+        elif clocks:
+            self.pings.append((source, target, message))
         else:
             self.sent.append((source, target, message))
 
@@ -217,6 +237,7 @@ class MemoryTransport:
         self._nodes: dict[str, Node] = {other.id: other for other in self._others}
         self._posted: deque[Callable[[], None]] = deque()
         self._draining: set[str] = set()
+        self._leaving: bool = False
         self._waiting: deque[tuple[str, wire.Message]] = deque()
         self._handlers: dict[str, Handler] = {}
         self._asked: dict[int, tuple[str, Answered]] = {}
@@ -262,7 +283,9 @@ class MemoryTransport:
         while self._waiting:
             source, message = self._waiting.popleft()
             if isinstance(message, wire.Ping):
-                self._draining.add(source)
+                (self._draining.add if message.draining else self._draining.discard)(source)
+                if message.at is not None:
+                    self.on_message(self._nodes[source], message)
             elif isinstance(message, wire.Hello):
                 why = self.on_greeted(self._nodes[source], message)
                 if why:
@@ -311,7 +334,11 @@ class MemoryTransport:
         return node.id in self._draining
 
     def set_draining(self) -> None:
+        self._leaving = True
         self.broadcast(self._others, wire.encode(wire.Ping(draining=True)))
+
+    def ping(self, node: Node, *, at: float, wall_ns: int, asked_at: float | None) -> None:
+        self.send(node, wire.Ping(self._leaving, at, wall_ns, asked_at))
 
     def post(self, action: Callable[[], None]) -> None:
         self._posted.append(action)
@@ -448,6 +475,7 @@ class Cluster:
     def __init__(self, directory: Path, clock: Clock, nodes: int = 3, **config: Any) -> None:
         self.names: list[str] = [f"n{number}" for number in range(1, nodes + 1)]
         self.network: Network = Network()
+        self.network.select = clock.select
         self.clock: Clock = clock
         self.benches: dict[str, Bench] = {}
         self.disks: dict[str, SimDisk] = {name: SimDisk() for name in self.names}
@@ -513,6 +541,7 @@ class Cluster:
             if name in self.paused:
                 continue
             engine = bench.engine
+            self.clock.select(name)
             try:
                 engine.tick()
             except PowerCut:

@@ -310,6 +310,8 @@ def members(context: Context) -> None:
         click.echo(f"{view.node} cannot write to its disk: {view.disk_error}")
     if view.snapshot_error:
         click.echo(f"{view.node} writes no state file: {view.snapshot_error}")
+    if view.clock_error:
+        click.echo(f"{view.node} should not lead: {view.clock_error}")
 
 
 @main.command()

@@ -130,6 +130,10 @@ class ClusterView(Struct, frozen=True, kw_only=True):
     protection: dict[str, Any] = {}
     disk_error: str = ""
     snapshot_error: str = ""
+    clock_error: str = ""
+    """What is wrong with the wall clock of the node that was asked: it neither leads nor stamps writes."""
+    clock_ahead_s: float | None = None
+    """How far that clock is ahead of the other nodes'; None where that is not known."""
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

@@ -139,6 +139,12 @@ class _Gauges(Collector):
         failing = "1 while no state file can be written, so that the log cannot be cut."
         yield _gauge("rollcall_snapshot_failing", failing, bool(status.snapshot_error))
         yield _gauge("rollcall_overrides", "Operators' overrides of a status.", len(service.registry.overrides))
+        if status.clock_ahead_s is not None:
+            ahead = "How far this node's wall clock is ahead of the others' (behind, if negative)."
+            yield _gauge("rollcall_clock_offset_seconds", ahead, status.clock_ahead_s)
+        yield _gauge(
+            "rollcall_clock_failing", "1 while this node's wall clock is too far off.", bool(status.clock_error)
+        )
         yield _gauge("rollcall_protection_active", "1 while evictions are held back.", protection.active)
         yield _gauge("rollcall_leases", "Instances with a lease.", protection.leased)
         yield _gauge("rollcall_leases_late", "Instances late with their heartbeat.", protection.late)

@@ -167,13 +167,17 @@ class Service:
 
     def _propose_checked(self, command: Command, request_id: str = "") -> Proposal:
         now_ns = time.time_ns()
+        # The registry's time does not go back with a clock that was set back.
+        latest_ns = max(now_ns, self.registry.last_time_ns) + DIRTY_AHEAD_NS
         for registration in _registrations(command):
             dirty = registration.dirty_timestamp
-            if dirty is not None and dirty > now_ns + DIRTY_AHEAD_NS:
+            if dirty is not None and dirty > latest_ns:
+                if clock_error := self._log.status().clock_error:
+                    raise NotDone(clock_error)
                 raise Invalid(
                     "dirty_timestamp: Expected nanoseconds at most one hour ahead of the leader's clock",
                     field="dirty_timestamp",
-                    limit=now_ns + DIRTY_AHEAD_NS,
+                    limit=latest_ns,
                 )
         return self._log.propose(command, time_ns=now_ns, request_id=request_id)
 
@@ -450,6 +454,8 @@ class Service:
         contact_s = math.inf if status.leader_contact_s is None else status.leader_contact_s
         if contact_s > LEADER_SEEN_S:
             return False, f"no leader in the last {LEADER_SEEN_S:.0f} s, or this node is further behind it"
+        if write and status.role == "leader" and status.clock_error:
+            return False, status.clock_error
         if write and (status.leader is None or contact_s > self._settings.write_timeout_s):
             return False, "no leader now"
         return True, ""

@@ -198,6 +198,8 @@ class Native:
                 "protection": protection,
                 "disk_error": status.disk_error,
                 "snapshot_error": status.snapshot_error,
+                "clock_error": status.clock_error,
+                "clock_ahead_s": status.clock_ahead_s,
             }
         )
 

@@ -5,7 +5,7 @@ world's network. It is treated kindly: nothing that it wrote is ever lost, torn,
 or without room (its files are real ones, and a power cut is a kill), nothing
 comes twice, and an answer that it calls discarded or denied is taken as one that
 says nothing. A read is a command that does nothing: the library has no other way
-to be sure. Leases, health checks and policies do not exist here (``plan_for_bare``).
+to be sure. Leases, health checks and policies do not exist here, and no clock is set (``plan_for_bare``).
 """
 
 import contextlib
@@ -36,7 +36,7 @@ TICK_S = 0.05
 """The library's own default."""
 COMMAND_BYTES = 500
 """More than any command of a world takes: the library cannot take one that is larger than its batch."""
-_DISK_FAULTS = frozenset({"crash", "flip", "full", "sync error"})
+_SPARED = frozenset({"crash", "flip", "full", "sync error", "wall"})
 
 
 def plan_for_bare(plan: Plan, *, small: bool = True) -> Plan:
@@ -49,7 +49,7 @@ def plan_for_bare(plan: Plan, *, small: bool = True) -> Plan:
         policies=0,
         batch_bytes=COMMAND_BYTES if small else 64 * 1024,
         piece_bytes=300 if small else 64 * 1024,
-        faults=tuple(fault for fault in plan.faults if fault.kind not in _DISK_FAULTS),
+        faults=tuple(fault for fault in plan.faults if fault.kind not in _SPARED),
     )
 
 

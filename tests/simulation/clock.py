@@ -35,6 +35,10 @@ class Clock:
     def add(self, node: str, rate: float, wall_ns: int) -> None:
         self._rates[node], self._walls[node] = rate, wall_ns
 
+    def wall_ns(self, node: str) -> int:
+        """How far the node's wall clock is ahead of the true time."""
+        return self._walls[node]
+
     def rate(self, node: str) -> float:
         return self._rates[node]
 

@@ -50,6 +50,7 @@ SHOWN: tuple[tuple[str, str], ...] = (
     ("state files installed", "state files installed"),
     ("processes killed", "processes killed"),
     ("power cuts", "power cuts"),
+    ("stamps checked", "times compared with the nodes' clocks"),
     ("damage refused", "damaged files refused"),
     ("nodes that rejoined", "nodes that rejoined on an empty disk"),
     ("nodes that stopped after a sync error", "nodes that stopped after a sync error"),

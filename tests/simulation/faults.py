@@ -183,6 +183,7 @@ def _wall(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
         return
     world.happened(fault, nodes[0], f"sets its wall clock by {fault.amount:+} s")
     world.clock.jump(nodes[0], int(fault.amount * 1e9))
+    world.judge.clock_set(nodes[0], world.clock.wall_ns(nodes[0]))
 
 
 def _full(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from harness.linearizability import ABSENT, INSTANCE, Operation, check
 from rollcall.replication.changes import Page
+from rollcall.replication.clocks import ANSWER_S, LIMIT_S
 from rollcall.replication.commands import (
     Assign,
     Command,
@@ -32,12 +33,16 @@ from rollcall.replication.log import Proposal
 from rollcall.replication.records import Event, Instance
 from rollcall.replication.registry import Applied, Registry
 
+from simulation.clock import EPOCH_NS
 from simulation.health import Health
 from simulation.node import Durable, Node
 
 AGE_SLACK_S = 0.01
 CLOCKS_DIFFER = 0.25
 """An age is made of times that two nodes measured, of which one may be a tenth slow and the other a tenth fast."""
+STAMP_AHEAD_S = LIMIT_S + ANSWER_S + 10.0
+"""The limit, what an answer may take that says how late it is elsewhere, and what clocks of different speed differ by
+in the time of a schedule."""
 ASSIGN = b"assign"
 """What the encoding of an assignment of checks holds."""
 LINEARIZABLE_S = 20.0
@@ -93,6 +98,8 @@ class Judge:
         self.lease_s: float = 0.0
         self.lease_slack_s: float = 0.0
         self.health: Health = Health(self.counts)
+        self._latest_walls_ns: dict[str, int] = {}
+        """How far each node's wall clock was ahead of the true time at most, so far."""
         self._read_until: int = 1
         """Up to which entry it is known who was to check."""
         self._led_at: dict[int, float] = {}
@@ -265,6 +272,30 @@ class Judge:
         if not isinstance(command, Raise | Compare | Readmit):
             self.proposed_by_data[proposal.data] = _Proposed(node, now, proposal, command)
 
+    def wrote_in(self, term: int, *, since: int) -> bool:
+        """Whether something that somebody asked for was committed after entry ``since``, in that term, the newest."""
+        for index in range(self.last_committed, since, -1):
+            entry = self.committed.get(index)
+            if entry is None or entry.term != term:
+                return False
+            if entry.command[1:] in self.proposed_by_data:
+                return True
+        return False
+
+    # -- wall clocks -----------------------------------------------------------------
+
+    def clock_set(self, name: str, wall_ns: int) -> None:
+        """A node's wall clock is so far ahead of the true time from now on."""
+        self._latest_walls_ns[name] = max(wall_ns, self._latest_walls_ns.get(name, wall_ns))
+
+    def _check_stamp(self, index: int, proposed: _Proposed, time_ns: int) -> None:
+        """Nothing is stamped further ahead than the clock of some other node, by more than is allowed."""
+        others = [wall_ns for name, wall_ns in self._latest_walls_ns.items() if name != proposed.node]
+        ahead_s = (time_ns - EPOCH_NS - max(others)) / 1e9 - proposed.at
+        if ahead_s > STAMP_AHEAD_S:
+            raise Violation("stamps", f"{proposed.node} stamped {index} {ahead_s:.1f} s ahead of every other clock")
+        self.counts["stamps checked"] += 1
+
     # -- leases ----------------------------------------------------------------------
 
     def heartbeat(self, name: str, called_at: float, answered_at: float) -> None:
@@ -375,6 +406,8 @@ class Judge:
                 raise Violation("exactly once", f"one proposal stands in the log twice, again at {index}")
             stamps.add(data)
             envelope: Envelope = decode(data)
+            if data in self.proposed_by_data:
+                self._check_stamp(index, self.proposed_by_data[data], envelope.time_ns)
             results[index] = replica.apply(index, entry.term, envelope)
         self._check_answers(stamps, results)
         files = {node.name: b"".join(node.registry.root().chunks()) for node in nodes}

@@ -114,7 +114,7 @@ THEMES: tuple[tuple[str, ...], ...] = (
 what is late meets another term, what was not on disk is lost while others are away, and so on."""
 
 
-WALL_JUMPS_S = (-3600.0, -10.0, -0.5, 0.5, 10.0, 3600.0)
+WALL_JUMPS_S = (-31_536_000.0, -3600.0, -10.0, -0.5, 0.5, 10.0, 3600.0, 31_536_000.0)
 
 
 def draw(seed: int, nodes: int) -> Plan:

@@ -272,6 +272,30 @@ def _leaders_take_turns() -> None:
     faults.begin = begin
 
 
+def _clocks_are_set_a_year_ahead() -> None:
+    """In place of all faults: every few seconds another node's wall clock, often the leader's, is set a year ahead,
+    and the one before right. The last one stays as it is."""
+    wrong: list[str] = []
+    quiet_until = [0.0]
+    set_clock = faults._FAULTS["wall"]
+
+    def begin(world: Any, fault: Fault) -> None:
+        leader, now = world.leader(), world.clock.now
+        levels = [each.registry.level for each in world.nodes.values()]
+        if leader is None or now < quiet_until[0] or min(levels) < faults.KEYS_LEVEL:
+            return
+        quiet_until[0] = now + 3.0
+        name = leader if fault.leader else fault.nodes[0]
+        while wrong:
+            set_clock(world, structs.replace(fault, amount=-31_536_000.0), (wrong.pop(),))
+        wrong.append(name)
+        set_clock(world, structs.replace(fault, amount=31_536_000.0), (name,))
+
+    # Where a clock was is no excuse for another one: this node alone was ahead at any time.
+    judge.Judge.clock_set = lambda self, name, wall_ns: self._latest_walls_ns.setdefault(name, wall_ns)
+    faults.begin = begin
+
+
 def _nobody_hears_anybody() -> None:
     """In place of all faults: all links are cut again and again, each time for less than it takes the leader to
     give up. That is no fault of the instances, and none that lives may be evicted."""
@@ -918,6 +942,31 @@ RULES: tuple[Rule, ...] = (
         "A renewal that comes while an eviction is under way waits for its outcome",
         (_put(leases.Leases, "mark_evicting", _nothing),),
         provoke=(_holders_that_come_back_late, _duties_that_lag),
+    ),
+    Rule(
+        "clock, stamps",
+        "What a wall clock far ahead of the others' shows is stamped on nothing, from the moment that it is set",
+        (Edit(engine.Engine, "propose", ('if self._role == LEADER else ""', 'if False else ""')),),
+        provoke=(_clocks_are_set_a_year_ahead,),
+    ),
+    Rule(
+        "clock, leader",
+        "A leader whose wall clock is far off hands over",
+        (Edit(engine.Engine, "_mind_clock", ("    if self._wall_clocks.error and", "    if False and")),),
+        provoke=(_clocks_are_set_a_year_ahead,),
+    ),
+    Rule(
+        "clock, election",
+        "A node whose wall clock is far off stands for election only when the others had their chance",
+        (
+            Edit(
+                engine.Engine,
+                "_continue_election",
+                ("    if self._wall_clocks.error and self._due:\n", "    if False:\n"),
+            ),
+        ),
+        instead="unit/replication/test_clocks.py::"
+        "test_a_follower_whose_clock_is_off_does_not_lead_as_long_as_others_can",
     ),
     Rule(
         "policies, state file",

@@ -124,6 +124,7 @@ class World:
         self.damaged: set[str] = set()
         """Nodes that were damaged and do not take part again yet."""
         self.mended: bool = False
+        self._mended_index: int = 0
         self.quiet: bool = False
         """Clients begin nothing more."""
         self.open_requests: int = 0
@@ -191,6 +192,7 @@ class World:
         wide = 0.0002
         for name, rate, wall_ns in zip(plan.names, plan.clock_rates, plan.walls_ns, strict=True):
             self.clock.add(name, rate, wall_ns)
+            self.judge.clock_set(name, wall_ns)
             wide = max(wide, abs(rate - 1.0))
         self.judge.lease_s = plan.lease_s
         self.judge.health.clocks_differ = wide
@@ -625,6 +627,7 @@ class World:
     def _mend(self) -> None:
         self.note("world", "everything is mended from here on")
         self.mended = True
+        self._mended_index = self.judge.last_committed
         self.network.heal()
         self.crashes.clear()
         self.sync_errors.clear()
@@ -652,8 +655,7 @@ class World:
         if leader is None:
             return False
         term = self.nodes[leader].term
-        entry = self.judge.committed.get(self.judge.last_committed)
-        return entry is not None and entry.term == term and self._all_follow(term)
+        return self.judge.wrote_in(term, since=self._mended_index) and self._all_follow(term)
 
     def _all_follow(self, term: int) -> bool:
         return all(node.term == term for node in self.nodes.values())

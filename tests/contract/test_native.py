@@ -629,6 +629,14 @@ class TestCluster:
         }
         assert told["protection"]["active"] is False
         assert told["protection"]["reason"]
+        assert (told["clock_error"], told["clock_ahead_s"]) == ("", None)
+
+    def test_a_wall_clock_that_is_off_is_shown(self, api: Api, service: FakeService) -> None:
+        service.clock_error, service.clock_ahead_s = "this node's wall clock is 20 s ahead of the others'", 20.5
+
+        told = api.get("/api/v1/cluster").json
+
+        assert (told["clock_error"], told["clock_ahead_s"]) == (service.clock_error, 20.5)
 
     def test_the_digest_is_of_an_index(self, api: Api, service: FakeService) -> None:
         before = api.get("/api/v1/cluster/digest").json

@@ -36,6 +36,8 @@ class FakeService:
         self.has_leader = True
         self.is_complete = True
         self.not_ready = ""
+        self.clock_error = ""
+        self.clock_ahead_s: float | None = None
         self.submit_error: Exception | None = None
         self.submit_gate: threading.Event | None = None
         self.renewals: list[Renewal] = []
@@ -97,6 +99,8 @@ class FakeService:
             serving_term=self.has_leader,
             caught_up=True,
             peers=(),
+            clock_error=self.clock_error,
+            clock_ahead_s=self.clock_ahead_s,
         )
 
     def members(self) -> tuple[Member, ...]:

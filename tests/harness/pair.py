@@ -27,6 +27,7 @@ class LeaderLog(LocalLog):
         self.leads = True
         self.leader: str | None = "leader"
         self.contact_s = 0.0
+        self.clock_error = ""
         self.hold: list[Proposal] | None = None
         """Where proposals are kept unsettled, when that is what a test wants."""
         self.on_hand_over: Callable[[str], None] = lambda leader: None
@@ -59,6 +60,7 @@ class LeaderLog(LocalLog):
             serving_term=self.leads,
             caught_up=True,
             peers=(),
+            clock_error=self.clock_error,
         )
 
     def hand_over(self, to: str = "") -> Proposal:

@@ -77,10 +77,12 @@ def test_the_members_are_shown_with_their_leader_and_why_evictions_are_held(aske
     view = {
         "node": "n1", "cluster": "c", "leader": "n1", "term": 4, "applied_index": 9, "commit_index": 9,
         "members": [member], "protection": {"active": True, "reason": "3 of 4 are late"}, "disk_error": "no room",
+        "clock_error": "an hour ahead",
     }  # fmt: skip
     result, _ = asked(response(200, view), "members")
 
-    for text in ("as seen by n1: n1 leads, term 4, index 9", "evictions are held: 3 of 4 are late", "no room", "no "):
+    said = "as seen by n1: n1 leads, term 4, index 9"
+    for text in (said, "evictions are held: 3 of 4 are late", "no room", "n1 should not lead: an hour ahead", "no "):
         assert text in result.stdout
 
 

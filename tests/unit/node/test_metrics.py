@@ -60,3 +60,16 @@ def test_gauges_are_read_when_asked() -> None:
 
     assert "rollcall_watchers 0.0" in metrics.render().decode()
     assert "rollcall_budget_total 8.0" in metrics.render().decode()
+
+
+def test_the_distance_of_the_clocks_is_shown_where_it_is_known() -> None:
+    metrics, service = Metrics(), FakeService(budget=8)
+    metrics.watch(service)
+
+    text = metrics.render().decode()
+    assert "rollcall_clock_failing 0.0" in text
+    assert "rollcall_clock_offset_seconds" not in text
+    service.clock_error, service.clock_ahead_s = "behind", -12.5
+    text = metrics.render().decode()
+    assert "rollcall_clock_failing 1.0" in text
+    assert "rollcall_clock_offset_seconds -12.5" in text

@@ -105,6 +105,33 @@ def test_a_dirty_timestamp_from_the_future_is_refused(pair: Pair, where: str) ->
             service.submit(command)
 
 
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_a_leader_whose_clock_is_behind_calls_no_dirty_timestamp_wrong(pair: Pair, where: str) -> None:
+    pair.leader_log.clock_error = "this node's wall clock is 7200 s behind the others'"
+    far = registration(dirty_timestamp=time.time_ns() + 7200 * 10**9)
+
+    with pytest.raises(NotDone, match="7200 s behind"):
+        getattr(pair, where).submit(Register(far))
+
+
+def test_a_dirty_timestamp_may_be_as_new_as_the_registry_itself(pair: Pair) -> None:
+    """Where a clock was set back, the registry's time stands still until it is right again."""
+    ahead = time.time_ns() + 5 * 3600 * 10**9
+    pair.leader_log.propose(Register(registration()), time_ns=ahead)
+
+    pair.leader.submit(Register(registration(dirty_timestamp=ahead + 1800 * 10**9)))
+    with pytest.raises(Invalid, match="dirty_timestamp"):
+        pair.leader.submit(Register(registration(dirty_timestamp=ahead + 7200 * 10**9)))
+
+
+def test_a_leader_whose_clock_is_off_is_not_ready_for_writes_and_is_for_reads(pair: Pair) -> None:
+    pair.leader_log.clock_error = "this node's wall clock is 20 s ahead of the others'"
+
+    assert pair.leader.ready(write=False) == (True, "")
+    assert pair.leader.ready(write=True) == (False, pair.leader_log.clock_error)
+    assert pair.follower.ready(write=True) == (True, "")
+
+
 def test_a_lease_below_the_settings_minimum_is_refused(pair: Pair) -> None:
     short = Registration(service="cart", id="c1", ttl_s=1)
 

@@ -1,7 +1,8 @@
 """The wall clock of one node, set while it runs, by libfaketime (Debian: ``apt install faketime``).
 
 Only the wall clock: the monotonic one, which timers must use, stays true. So a
-jump must change nothing but time stamps.
+jump of some seconds must change nothing but time stamps, and one of more nothing
+but who leads.
 """
 
 from pathlib import Path

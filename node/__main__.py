@@ -24,6 +24,7 @@ if missing := [
 ]:
     sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
+from ..cluster.server import Server
 from ..replication.changes import Changes
 from ..replication.engine import Engine, EngineConfig
 from ..replication.errors import RollcallError
@@ -38,7 +39,6 @@ from .dns.server import Server as DnsServer
 from .duties import Duties, DutySettings
 from .metrics import Metrics
 from .probes import Reach, networks_from
-from .server import Server
 from .service import Service, ServiceSettings
 from .settings import Settings, load
 from .values import Member

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from harness.api import Api, FakeService, wait_for
+from rollcall.cluster.server import Server
 from rollcall.node.api import create_app
-from rollcall.node.server import Server
 
 ORDERS = "/api/v1/services/orders/instances"
 
@@ -275,3 +275,34 @@ def _accepts(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "PUT / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        f"PUT / HTTP/1.1\r\nContent-Length: {'9' * 5000}\r\n\r\n",
+        "GET http://[x/ HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_requests_that_can_be_read_in_two_ways_are_refused_and_nothing_after_them_is_read(
+    run: Callable[..., Running], caplog: pytest.LogCaptureFixture, request_: str
+) -> None:
+    line = run().send(request_ + "GET /healthz HTTP/1.1\r\n\r\n")
+    received = b""
+    while part := line.recv(4096):
+        received += part
+
+    assert received.startswith(b"HTTP/1.1 400 ") or received.startswith(b"HTTP/1.0 400 ")
+    assert received.count(b"HTTP/1.") == 1
+    assert not caplog.records
+
+
+def test_who_announces_a_body_and_has_none_is_answered(run: Callable[..., Running]) -> None:
+    line = run().send("GET /healthz HTTP/1.1\r\nHost: n\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+    received = b""
+    while part := line.recv(4096):
+        received += part
+
+    assert b"HTTP/1.1 200 OK" in received

@@ -1,7 +1,7 @@
-"""waitress, bound, run and stopped the way a node needs it.
+"""waitress, bound, run and stopped the way a node and a gateway need it.
 
-One thread runs waitress' socket loop; a fixed pool of threads answers. The
-pool must be larger than the budget of requests that wait, or plain reads would
+One thread runs waitress' socket loop; a fixed pool of threads answers. A node's
+pool must be larger than its budget of requests that wait, or plain reads would
 queue behind them.
 
 Stopping is in this order: close the listener and the idle connections, let
@@ -17,6 +17,7 @@ unasked is reported.
 import errno
 import logging
 import resource
+import secrets
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ from typing import Any
 import msgspec
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
@@ -43,6 +45,7 @@ class Server:
 
     ``body_bytes_max`` is a last resort against bodies that the app would
     refuse anyway: up to it, the app answers 413 on a connection that lives on.
+    What a body holds beyond ``body_memory_bytes`` goes to a file; by default nothing does.
     ``on_failure`` is called, from the loop's thread, if serving ends unasked.
     """
 
@@ -55,6 +58,7 @@ class Server:
         *,
         connection_limit: int = 4096,
         body_bytes_max: int = 4 * 1024 * 1024,
+        body_memory_bytes: int | None = None,
         stalled_s: float = 60.0,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
@@ -64,6 +68,7 @@ class Server:
         self._thread_count = threads
         self._connection_limit = connection_limit
         self._body_bytes_max = body_bytes_max
+        self._body_memory_bytes = 2 * body_bytes_max if body_memory_bytes is None else body_memory_bytes
         self._stalled_s = stalled_s
         self._on_failure = on_failure
         self._stopping = threading.Event()
@@ -128,7 +133,7 @@ class Server:
             max_request_header_size=HEADER_BYTES_MAX,
             max_request_body_size=self._body_bytes_max,
             # Both overflows go to temporary files, which a full disk would break.
-            inbuf_overflow=2 * self._body_bytes_max,
+            inbuf_overflow=self._body_memory_bytes,
             outbuf_overflow=64 * UNSENT_BYTES_MAX,
             outbuf_high_watermark=UNSENT_BYTES_MAX,
             log_socket_errors=False,
@@ -229,17 +234,40 @@ class _ErrorTask(ErrorTask):
         request: Any = self.request
         error = request.error
         problem = {"type": "about:blank", "title": error.reason, "status": error.code, "detail": error.body}
-        body = msgspec.json.encode(problem)
+        request_id = secrets.token_hex(8)
+        body = msgspec.json.encode({**problem, "request_id": request_id})
         self.status = f"{error.code} {error.reason}"
-        self.response_headers = [("Content-Type", "application/problem+json")]
+        self.response_headers = [("Content-Type", "application/problem+json"), ("X-Request-Id", request_id)]
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
 
 
+class _Request(HTTPRequestParser):
+    """One request, refused if there is more than one way to read where it ends (RFC 9112, 6.1)."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # "http://[x", or a length of thousands of digits
+            raise ParsingError("The target or the length of the request cannot be read") from None
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Content-Length and Transfer-Encoding contradict each other")
+        if self.version != "1.1" and "TRANSFER_ENCODING" in self.headers:
+            raise ParsingError("Transfer-Encoding is not of this version of HTTP")
+
+
 class _Channel(HTTPChannel):
     task_class = _Task
     error_task_class = _ErrorTask
+    parser_class = _Request
+
+    def send_continue(self) -> None:
+        # Who has sent all there is (nothing, say) waits for the answer; waitress would wait for the rest for ever.
+        if self.request is not None and self.request.completed:
+            self.request.expect_continue = False
+        else:
+            super().send_continue()
 
 
 def _close_idle(server: Any, now: float) -> None:

@@ -26,13 +26,14 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ..replication.errors import Gone, Invalid, RollcallError
+from ..replication.errors import Gone, Invalid, NotDone, RollcallError, Unknown
 from ..replication.records import DEFAULT_ENV, Event, Instance
 from . import forks
 from .balancer import Balancer, Endpoint, RoundRobin
 from .client import Client, Listing
 from .http import Interrupted, Interruptible
 from .members import DEFAULT_NODES, urls_from
+from .names import service_name
 from .pool import CAUTION, Caution, NoInstances, Policy, Pool
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ PATIENCE_S = 1.0
 
 POLICIES_S = 5.0
 """Between two looks at the registry's policies."""
+
+SILENT_MAX = 2
+"""Questions in a row that no node answers; then the registry is down, and not one service in trouble."""
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
@@ -134,7 +138,7 @@ class Discovery:
 
     def pick(self, service: str, key: str = "", *, without: Collection[Endpoint] = ()) -> Endpoint:
         """One instance to call, chosen by the balancer. ``key``: for those that go by one; ``without``:
-        those that were tried already. Raises ``NoInstances``."""
+        those that were tried already. Raises ``NoInstances``, or ``Invalid`` where no service can be called so."""
         forks.notice()
         pool = self._pools.get(service) or self._follow(service)
         return pool.pick(time.monotonic(), key, without)
@@ -178,6 +182,7 @@ class Discovery:
     # -- a service that is asked about for the first time --------------------------
 
     def _follow(self, service: str) -> Pool:
+        service_name(service)
         with self._lock:
             known = self._known.get(service)
             first = known is None
@@ -290,9 +295,22 @@ class Discovery:
     def _refresh(self) -> None:
         """Reads every service again, and who the nodes are."""
         self._learn()
+        failure: RollcallError | None = None
+        silent = 0
         for service, known in self._asked():
-            self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
+            try:
+                self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
+            except RollcallError as error:
+                # One service's trouble is not that of the others. Where no node answers, the round is over soon.
+                failure = error
+                silent = silent + 1 if isinstance(error, (NotDone, Unknown)) else 0
+                if silent == SILENT_MAX or self._stop.is_set():
+                    break
+                continue
+            silent = 0
             self._pools[service] = known.pool
+        if failure is not None:
+            raise failure
 
     def _asked(self) -> list[tuple[str, _Known]]:
         """All services but those whose first question is still under way."""

@@ -15,6 +15,7 @@ from harness.waiting import wait_for
 from rollcall.cluster import discovery as discovery_module
 from rollcall.cluster.discovery import Discovery
 from rollcall.cluster.pool import NoInstances
+from rollcall.replication.errors import Invalid
 
 SOON_S = 5.0
 
@@ -29,6 +30,8 @@ class Registry:
         self.silent = threading.Event()
         self.over = threading.Event()
         self.down: bool = False
+        self.in_trouble: tuple[int, str] = (0, "")
+        """The status of what is answered about the service ``first``."""
         self.listed_at: list[float] = []
         registry = self
 
@@ -60,6 +63,9 @@ class Registry:
             return
         if self.down:
             self._say(handler, 503, {"title": "no leader", "outcome": "not_done"})
+        elif parts.path.endswith("/first/instances") and self.in_trouble[0]:
+            status, code = self.in_trouble
+            self._say(handler, status, {"title": "no", "code": code})
         elif parts.path.endswith("/instances"):
             self.listed_at.append(time.monotonic())
             self._say(
@@ -124,6 +130,28 @@ def test_s3_5_jitter_everything_is_read_again_after_the_interval_and_up_to_the_s
     gaps = [after - before for before, after in itertools.pairwise(registry.listed_at)]
 
     assert all(0.5 <= gap < 2.5 for gap in gaps), gaps  # the end of the poll under way comes on top
+
+
+@pytest.mark.parametrize("trouble", [(404, "NotFound"), (400, "Invalid"), (500, "RollcallError"), (504, "Unknown")])
+def test_the_trouble_of_one_service_does_not_end_the_round_for_the_others(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, trouble: tuple[int, str]
+):
+    monkeypatch.setattr(discovery_module, "REFRESH_S_SPREAD", 0.0)
+    with Discovery([registry.url], refresh_s=0.2) as discovery:
+        discovery.pool("first")
+        discovery.pool("cart")
+        registry.in_trouble, registry.ids, registry.index = trouble, ("c",), 11
+
+        wait_for(lambda: ids(discovery) == {"c"}, lambda: str(ids(discovery)), 10.0)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a b", "a/b", "caf\xe9", "a" * 129])
+def test_what_no_service_can_be_called_is_refused_without_asking(registry: Registry, name: str):
+    with Discovery([registry.url]) as discovery:
+        for ask in (discovery.pick, discovery.pool, discovery.instances):
+            with pytest.raises(Invalid, match="no service can be called"):
+                ask(name)
+        assert (discovery.pools(), registry.listed_at, threads()) == ((), [], [])
 
 
 def test_s3_3_when_reading_again_fails_the_list_stays_and_says_how_old_it_is(

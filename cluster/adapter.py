@@ -8,7 +8,9 @@
 Each call goes to an instance that the discovery picks, and how it went is counted
 for the balancer. One that certainly did not arrive, or one of a method that may be
 repeated (RFC 9110, 9.2.2) and that failed before the caller had any of its answer, is
-tried again at another instance. ``response.url`` says which one answered.
+tried again at another instance. ``response.url`` says which one answered. An answer of
+which nobody can say where it ends is a ``ConnectionError``; interim answers (1xx) are
+skipped, and no connection is used again whose last answer did not end as it should.
 
 For ``params=`` mount it on ``http+service://`` too and ask for that: of a URL whose
 scheme does not begin with "http", requests leaves parameters out without a word.
@@ -22,11 +24,16 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3 import exceptions as lower
 
+from ..replication.errors import Invalid
 from . import forks
 from .balancer import Endpoint
 from .discovery import Discovery
-from .http import was_refused
+from .framing import CertainAdapter
+from .http import WRONG, was_refused
+from .names import service_name
+from .origin import origin_of
 from .pool import NO_HEADERS, NoInstances, Pool
 
 TRIES = 3
@@ -45,7 +52,7 @@ class ServiceAdapter(BaseAdapter):
         super().__init__()
         self._discovery: Discovery = discovery
         self._tries: int = tries
-        self._within: HTTPAdapter = within or HTTPAdapter(max_retries=0)
+        self._within: HTTPAdapter = within or CertainAdapter(max_retries=0)
         forks.begins_anew(self)
 
     def begin_in_child(self) -> None:
@@ -82,6 +89,8 @@ class ServiceAdapter(BaseAdapter):
             tried.append(endpoint)
             try:
                 response = self._call(pool, endpoint, request, rest, options)
+            except WRONG:
+                raise  # the request cannot be sent to anybody
             except exceptions.RequestException as error:
                 failure = error
                 refused = was_refused(error)
@@ -107,13 +116,16 @@ class ServiceAdapter(BaseAdapter):
         self, pool: Pool, endpoint: Endpoint, request: requests.PreparedRequest, rest: str, options: dict[str, Any]
     ) -> requests.Response:
         sent = request.copy()
-        sent.url = endpoint.url.rstrip("/") + rest
         began = time.monotonic()
         pool.begun(endpoint, began)
         try:
+            sent.url = _url(endpoint, request) + rest
             response = self._within.send(sent, **options)
             if not options["stream"]:
                 _ = response.content  # the caller wants all of it: until it is here, another may be asked
+        except WRONG:
+            pool.abandoned(endpoint)
+            raise
         except exceptions.RequestException:
             pool.failed(endpoint, time.monotonic())
             raise
@@ -130,6 +142,15 @@ class ServiceAdapter(BaseAdapter):
         return response
 
 
+def _url(endpoint: Endpoint, request: requests.PreparedRequest) -> str:
+    try:
+        return origin_of(endpoint.url).url
+    except Invalid as error:
+        # It is nowhere that a request could have arrived: the next one is asked.
+        nowhere = lower.NewConnectionError(endpoint, error.message)  # pyright: ignore[reportArgumentType]
+        raise exceptions.ConnectionError(nowhere, request=request) from error
+
+
 def _another(pool: Pool, tried: list[Endpoint]) -> bool:
     return any(endpoint not in tried for endpoint in pool.endpoints)
 
@@ -138,18 +159,20 @@ def _parts(request: requests.PreparedRequest) -> tuple[str, str]:
     """The service, and what follows it."""
     url = request.url or ""
     parts = urlsplit(url)
-    if not parts.netloc:
-        raise exceptions.InvalidURL(f"{url}: expected service://NAME/PATH", request=request)
+    try:
+        service = service_name(parts.netloc)
+    except Invalid as error:
+        raise exceptions.InvalidURL(f"{url}: expected service://NAME/PATH; {error.message}", request=request) from None
     path = parts.path or "/"
-    return parts.netloc, f"{path}?{parts.query}" if parts.query else path
+    return service, f"{path}?{parts.query}" if parts.query else path
 
 
 def _redirect_to_service(response: requests.Response, endpoint: Endpoint, request: requests.PreparedRequest) -> None:
     """An instance that redirects to itself means the service: whoever is well may answer that."""
     location = response.headers.get("Location")
-    here = endpoint.url.rstrip("/")
+    here = origin_of(endpoint.url).url
     target = urljoin(response.url, location) if location else ""
-    if target.startswith(f"{here}/"):
+    if target.lower().startswith(f"{here}/".lower()):
         asked = urlsplit(request.url or "")
         response.headers["Location"] = f"{asked.scheme}://{asked.netloc}{target[len(here) :]}"
 

@@ -6,21 +6,24 @@ instance, passes the request on and streams the answer back. Nothing is held in 
 whole; waitress has read the request's body, to a file where it is large, before this is
 called, so it can be sent again.
 
-What goes wrong is said as RFC 9110 means it: 404 no service is named, 503 nobody is
-there to ask, 502 the instance's answer cannot be used, 504 it did not come in time. A
-request is tried again at another instance if it certainly did not arrive, or if its
-method may be repeated (RFC 9110, 9.2.2) and its answer had not begun.
+What goes wrong is said as RFC 9110 means it: 400 the request must not be passed on, 404
+no service is named, 503 nobody is there to ask, 502 the instance's answer cannot be
+used, 504 it did not come in time. A request is tried again at another instance if it
+certainly did not arrive, or if its method may be repeated (RFC 9110, 9.2.2) and its
+answer had not begun.
 """
 
 import io
 import logging
+import re
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote
 
 import msgspec
 import urllib3
@@ -31,7 +34,12 @@ from ..replication.errors import Invalid
 from . import forks
 from .balancer import Endpoint
 from .discovery import Discovery
+from .framing import POOLS, BadAnswer
+from .names import service_name
+from .networks import networks, within
+from .origin import origin_of
 from .pool import NO_HEADERS, NoInstances, Pool
+from .targets import Malformed, host_of, services_of, target_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +58,7 @@ ELSEWHERE = frozenset({502, 503, 504})
 """Answers of an instance that cannot, while another might."""
 
 CHUNK_BYTES = 64 * 1024
+BODY_MEMORY_BYTES = 512 * 1024
 STOP_S = 5.0
 OWN = "/-/"
 """Paths below are the gateway's own: ``/-/healthz``, ``/-/services``."""
@@ -61,7 +70,8 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     ``tries``: of those that took time or may have arrived, so that a request which kills who gets it does not kill
     everybody; but three instances may die within one request. Who refuses at once does not count.
     ``try_s`` bounds each wait for an instance, ``total_s`` all of them together. ``connect_s`` is more than the
-    second after which a first packet that was lost is sent again.
+    second after which a first packet that was lost is sent again. ``trusted``: networks of proxies whose
+    ``X-Forwarded-*`` headers are believed.
     """
 
     routes: dict[str, str] = {}
@@ -70,14 +80,16 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     connect_s: float = 1.5
     try_s: float = 10.0
     total_s: float = 30.0
+    trusted: tuple[str, ...] = ()
 
 
 class _Wanted(Struct, frozen=True):
-    """Which service a request is for, and what is asked of it."""
+    """Which service a request is for (the first of ``services`` that is there), and what is asked of it."""
 
-    service: str
+    services: tuple[str, ...]
     target: str
     prefix: str
+    host: str
 
 
 class _Failed(Exception):
@@ -96,6 +108,8 @@ class Gateway:
     def __init__(self, discovery: Discovery, settings: GatewaySettings = GatewaySettings()) -> None:  # noqa: B008
         self._discovery: Discovery = discovery
         self._settings: GatewaySettings = settings
+        self._routes_by_host: dict[str, str] = {name.lower(): to for name, to in settings.routes.items()}
+        self._trusted = networks(settings.trusted)
         self._http: urllib3.PoolManager = _connections()
         forks.begins_anew(self)
 
@@ -109,47 +123,74 @@ class Gateway:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         forks.notice()
-        request_id = environ.get("HTTP_X_REQUEST_ID") or secrets.token_hex(8)
-        path = _path(environ)
-        if path.startswith(OWN):
-            return self._own(path, start_response)
-        wanted = self._wanted(environ, path)
-        if wanted is None:
-            return _problem(start_response, 404, "no service is named: use /api/SERVICE/… or X-Service", request_id)
+        request_id = environ.get("HTTP_X_REQUEST_ID", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(8)
         try:
-            pool = self._discovery.pool(wanted.service)
-            endpoint, answer, first = self._first_that_answers(pool, environ, wanted, request_id)
+            return self._answered(environ, start_response, request_id)
+        except Malformed as error:
+            return _problem(start_response, 400, str(error), request_id)
         except NoInstances as error:
-            logger.info("503 %s: %s", wanted.service, error)
+            logger.info("503 %s", error)
             return _problem(start_response, 503, f"Service not available: {error}", request_id)
         except _Failed as error:
-            logger.warning("%d %s: %s", error.status, wanted.service, error)
+            if error.status >= 500:
+                logger.warning("%d: %s", error.status, error)
             return _problem(start_response, error.status, str(error), request_id)
-        headers = [(name, value) for name, value in answer.headers.items() if _passes(name, answer.headers)]
-        headers += [("X-Request-Id", request_id), ("Via", "1.1 rollcall")]
-        start_response(f"{answer.status} {answer.reason or 'Unknown'}", headers)
-        return _Body(pool, endpoint, answer, first)
+        except Exception:
+            logger.exception("a request failed by a fault of this program, id %s", request_id)
+            return _problem(start_response, 500, "the gateway failed; its log has the details", request_id)
+
+    def _answered(self, environ: Environ, start_response: StartResponse, request_id: str) -> Iterable[bytes]:
+        wanted = self._wanted(environ)
+        if wanted.target.startswith((OWN, "*")):
+            return self._own(wanted.target, start_response, request_id)
+        if not wanted.services:
+            raise _Failed(404, "no service is named: use /api/SERVICE/… or X-Service", arrived=False)
+        pool = self._pool(wanted.services)
+        endpoint, answer, first = self._first_that_answers(pool, environ, wanted, request_id)
+        body = _Body(pool, endpoint, answer, first)
+        try:
+            headers = [(name, value) for name, value in answer.headers.items() if _passes(name, answer.headers)]
+            headers += [("X-Request-Id", request_id), ("Via", "1.1 rollcall")]
+            start_response(f"{answer.status} {answer.reason or 'Unknown'}", headers)
+        except BaseException:
+            body.close()
+            raise
+        return body
 
     # -- whom it is for ------------------------------------------------------------
 
-    def _wanted(self, environ: Environ, path: str) -> _Wanted | None:
-        query = environ.get("QUERY_STRING", "")
-        suffix = f"?{query}" if query else ""
-        name = environ.get("HTTP_X_SERVICE", "")
-        if name:
-            return _Wanted(self._service(name), path + suffix, "")
-        prefix = self._settings.prefix
+    def _wanted(self, environ: Environ) -> _Wanted:
+        """Raises ``Malformed``, or ``_Failed`` where no service can be called so."""
+        target = target_of(environ["REQUEST_METHOD"], _target(environ))
+        host = target.host or environ.get("HTTP_HOST", "")
+        if not host and environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and "HTTP_HOST" not in environ:
+            raise Malformed("a request of HTTP/1.1 must name its Host")
+        named = host_of(host)
+        path, whole, prefix = target.path, target.path + target.query, self._settings.prefix
+        header = environ.get("HTTP_X_SERVICE", "")
+        if path.startswith(OWN) or path == "*":
+            return _Wanted((), path, "", host)
+        if header:
+            return _Wanted((_named(self._service(header), 400),), whole, "", host)
         if path.startswith(prefix):
             name, _, rest = path[len(prefix) :].partition("/")
-            return _Wanted(self._service(name), f"/{rest}{suffix}", prefix + name) if name else None
-        host = environ.get("HTTP_HOST", "").partition(":")[0]
-        name = host if host in self._settings.routes else host.partition(".")[0]
-        if "." not in host or host.replace(".", "").isdigit():
-            return None
-        return _Wanted(self._service(name), path + suffix, "")
+            services = (_named(self._service(unquote(name)), 404),) if name else ()
+            return _Wanted(services, f"/{rest}{target.query}", prefix + name, host)
+        services = tuple(_named(service, 404) for service in services_of(named, self._routes_by_host))
+        return _Wanted(services, whole, "", host)
 
     def _service(self, name: str) -> str:
         return self._settings.routes.get(name, name)
+
+    def _pool(self, services: tuple[str, ...]) -> Pool:
+        *others, last = services
+        for service in others:
+            pool = self._discovery.pool(service)
+            if pool.endpoints:
+                return pool
+        return self._discovery.pool(last)
 
     # -- tries ---------------------------------------------------------------------
 
@@ -157,7 +198,7 @@ class Gateway:
         self, pool: Pool, environ: Environ, wanted: _Wanted, request_id: str
     ) -> tuple[Endpoint, urllib3.BaseHTTPResponse, bytes]:
         method = environ["REQUEST_METHOD"]
-        headers = _forwarded(environ, wanted, request_id)
+        headers = _forwarded(environ, wanted, request_id, trusted=self._trusts(environ.get("REMOTE_ADDR", "")))
         asked = {name.lower(): value for name, value in headers.items()} if pool.policies else NO_HEADERS
         body, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
         until = time.monotonic() + self._settings.total_s
@@ -207,18 +248,23 @@ class Gateway:
         began = time.monotonic()
         pool.begun(endpoint, began)
         try:
-            answer = self._http.urlopen(
+            origin = origin_of(endpoint.url)
+            host = f"[{origin.host}]" if ":" in origin.host else origin.host
+            answer = self._http.connection_from_host(host, origin.port, scheme=origin.scheme).urlopen(
                 method,
-                endpoint.url.rstrip("/") + target,
+                origin.base + target,
                 body=_rewound(body, length),
                 headers=headers,
                 timeout=urllib3.Timeout(connect=min(self._settings.connect_s, left_s), read=left_s),
                 preload_content=False,
                 decode_content=False,
+                retries=False,
                 redirect=False,
-                assert_same_host=False,
             )
             first = _next(answer)
+        except Invalid as error:
+            pool.failed(endpoint, time.monotonic())
+            raise _Failed(502, f"{endpoint.instance.id}: {error.message}", arrived=False, counts=False) from error
         except lower.HTTPError as error:
             pool.failed(endpoint, time.monotonic())
             raise _failed(endpoint, error) from error
@@ -228,14 +274,22 @@ class Gateway:
         endpoint.took(time.monotonic() - began, time.monotonic())
         return answer, first
 
+    def _trusts(self, peer: str) -> bool:
+        """Whether what this peer says of whom it speaks for is believed."""
+        return bool(self._trusted) and within(peer, self._trusted)
+
     # -- its own pages -------------------------------------------------------------
 
-    def _own(self, path: str, start_response: StartResponse) -> Iterable[bytes]:
+    def _own(self, path: str, start_response: StartResponse, request_id: str) -> Iterable[bytes]:
+        if path == "*":  # what the server as a whole can do (RFC 9110, 9.3.7): no instance is meant
+            start_response("200 OK", [("Content-Length", "0"), ("X-Request-Id", request_id)])
+            return []
         if path == "/-/healthz":
-            return _json(start_response, 200, {"status": "alive"})
+            return _json(start_response, 200, {"status": "alive"}, request_id)
         if path == "/-/services":
-            return _json(start_response, 200, {"services": [self._shown(pool) for pool in self._discovery.pools()]})
-        return _json(start_response, 404, {"title": "Not Found", "status": 404})
+            shown = [self._shown(pool) for pool in self._discovery.pools()]
+            return _json(start_response, 200, {"services": shown}, request_id)
+        return _problem(start_response, 404, "the gateway has /-/healthz and /-/services", request_id)
 
     def _shown(self, pool: Pool) -> dict[str, Any]:
         now = time.monotonic()
@@ -297,7 +351,9 @@ class _Body:
 
 
 def _connections() -> urllib3.PoolManager:
-    return urllib3.PoolManager(num_pools=512, maxsize=64, retries=False, block=False)
+    made = urllib3.PoolManager(num_pools=512, maxsize=64, retries=False, block=False)
+    made.pool_classes_by_scheme = POOLS
+    return made
 
 
 def _next(answer: urllib3.BaseHTTPResponse) -> bytes:
@@ -307,12 +363,15 @@ def _next(answer: urllib3.BaseHTTPResponse) -> bytes:
 
 def _failed(endpoint: Endpoint, error: lower.HTTPError) -> _Failed:
     who = endpoint.instance.id
+    if isinstance(error, lower.LocationValueError):
+        return _Failed(502, f"{who} has an address that is none: {error}", arrived=False, counts=False)
     if isinstance(error, (lower.NewConnectionError, lower.ConnectTimeoutError)):
         refused = isinstance(error, lower.NewConnectionError)
         return _Failed(502, f"{who} cannot be reached", arrived=False, counts=not refused)
     if isinstance(error, lower.TimeoutError):
         return _Failed(504, f"{who} did not answer in time", arrived=True)
-    return _Failed(502, f"{who} gave no answer that can be used", arrived=True)
+    why = next((f": {cause}" for cause in error.args if isinstance(cause, BadAnswer)), "")
+    return _Failed(502, f"{who} gave no answer that can be used{why}", arrived=True)
 
 
 def _rewound(body: Any, length: int) -> Any:
@@ -322,33 +381,51 @@ def _rewound(body: Any, length: int) -> Any:
     return body
 
 
-def _path(environ: Environ) -> str:
-    """The path as it stood in the request line; encoded anew where the server does not tell that."""
+def _target(environ: Environ) -> str:
+    """The second word of the request line; put together anew where the server does not tell that."""
     raw = environ.get("REQUEST_URI") or environ.get("RAW_URI")
     if raw:
-        return urlsplit(raw).path if "://" in raw else str(raw).partition("?")[0]
-    return quote((environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")).encode("latin-1"), safe=_PATH_SAFE)
+        return str(raw)
+    path = quote((environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")).encode("latin-1"), safe=_PATH_SAFE)
+    query = environ.get("QUERY_STRING", "")
+    return f"{path}?{query}" if query else path
 
 
 _PATH_SAFE = "/!$&'()*+,;=:@~"
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
-def _forwarded(environ: Environ, wanted: _Wanted, request_id: str) -> dict[str, str]:
-    """The request's headers as the instance gets them."""
+def _named(service: str, status: int) -> str:
+    try:
+        return service_name(service)
+    except Invalid as error:
+        raise _Failed(status, error.message, arrived=False) from None
+
+
+def _forwarded(environ: Environ, wanted: _Wanted, request_id: str, *, trusted: bool) -> dict[str, str]:
+    """The request's headers as the instance gets them.
+
+    Whom the request is from, and how it came here, is this gateway's word: it adds to ``X-Forwarded-For``, and what a
+    client claims in the others is not passed on, unless the client is a proxy that is trusted.
+    """
     named = {
         name[5:].replace("_", "-").title(): str(value)
         for name, value in environ.items()
         if name.startswith("HTTP_")
     }  # fmt: skip
     headers = {name: value for name, value in named.items() if _passes(name, named)}
+    before = headers.pop("X-Forwarded-For", "")
+    if not trusted:
+        headers = {n: v for n, v in headers.items() if n != "Forwarded" and not n.startswith("X-Forwarded-")}
     if environ.get("CONTENT_TYPE"):
         headers["Content-Type"] = environ["CONTENT_TYPE"]
     if environ.get("CONTENT_LENGTH"):
         headers["Content-Length"] = environ["CONTENT_LENGTH"]
-    peer = environ.get("REMOTE_ADDR", "")
-    headers["X-Forwarded-For"] = ", ".join(filter(None, (headers.get("X-Forwarded-For"), peer)))
+    if wanted.host:
+        headers["Host"] = wanted.host  # which is that of the target, where it was a whole URL
+        headers.setdefault("X-Forwarded-Host", wanted.host)
+    headers["X-Forwarded-For"] = ", ".join(filter(None, (before, environ.get("REMOTE_ADDR", ""))))
     headers.setdefault("X-Forwarded-Proto", environ.get("wsgi.url_scheme", "http"))
-    headers.setdefault("X-Forwarded-Host", environ.get("HTTP_HOST", ""))
     if wanted.prefix:
         headers["X-Forwarded-Prefix"] = wanted.prefix
     headers["X-Request-Id"] = request_id
@@ -363,47 +440,62 @@ def _passes(name: str, headers: Mapping[str, str]) -> bool:
     return lowered not in {part.strip().lower() for part in named.split(",")} if named else True
 
 
-def _json(start_response: StartResponse, status: int, value: Any, kind: str = "application/json") -> Iterable[bytes]:
+def _json(
+    start_response: StartResponse, status: int, value: Any, request_id: str, kind: str = "application/json"
+) -> Iterable[bytes]:
     body = msgspec.json.encode(value) + b"\n"
-    reason = {200: "OK", 404: "Not Found", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
-    headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
-    start_response(f"{status} {reason.get(status, 'Unknown')}", headers)
+    headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("X-Request-Id", request_id)]
+    start_response(f"{status} {_REASONS[status]}", headers, sys.exc_info() if status == 500 else None)
     return io.BytesIO(body)
 
 
+_REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error", 502: "Bad Gateway",
+    503: "Service Unavailable", 504: "Gateway Timeout",
+}  # fmt: skip
+_TITLES = {
+    400: "Bad request", 404: "No service is named", 500: "Internal error", 502: "Bad gateway",
+    503: "Service not available", 504: "Gateway timeout",
+}  # fmt: skip
+
+
 def _problem(start_response: StartResponse, status: int, detail: str, request_id: str) -> Iterable[bytes]:
-    titles = {404: "No service is named", 502: "Bad gateway", 503: "Service not available", 504: "Gateway timeout"}
-    value = {"type": "about:blank", "title": titles[status], "status": status, "detail": detail}
-    return _json(start_response, status, {**value, "request_id": request_id}, "application/problem+json")
+    value = {"type": "about:blank", "title": _TITLES[status], "status": status, "detail": detail}
+    return _json(start_response, status, {**value, "request_id": request_id}, request_id, "application/problem+json")
 
 
 def serve(
     app: Gateway, host: str, port: int, *, threads: int, body_bytes_max: int, ready: Callable[[int], None]
 ) -> None:
-    """Serves until SIGTERM or SIGINT; then what is under way ends, for some seconds. ``ready`` is told the port."""
+    """Serves until SIGTERM or SIGINT; then what is under way ends, for some seconds. ``ready`` is told the port.
+
+    Raises ``OSError`` if the address cannot be had, and what ended the serving if it ends unasked."""
     try:
-        from waitress.server import create_server
+        from .server import Server
     except ImportError:
         raise Invalid("the gateway needs waitress: pip install 'rollcall-registry[gateway]'", field="gateway") from None
-    server: Any = create_server(
-        app,
-        host=host,
-        port=port,
-        threads=threads,
-        ident=None,
-        clear_untrusted_proxy_headers=False,
-        max_request_body_size=body_bytes_max,
-        connection_limit=4 * threads,
-        asyncore_use_poll=True,
-    )
     stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        stop.set()
+
+    server = Server(
+        app,
+        host,
+        port,
+        threads,
+        body_bytes_max=body_bytes_max,
+        body_memory_bytes=BODY_MEMORY_BYTES,
+        on_failure=failed,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    loop = threading.Thread(target=server.run, name="gateway", daemon=True)
-    loop.start()
-    ready(int(server.effective_port))
-    while loop.is_alive() and not stop.wait(0.5):
-        pass
-    server.task_dispatcher.shutdown(cancel_pending=True, timeout=STOP_S)
-    server.close()
+    server.start()
+    ready(server.port)
+    stop.wait()
+    server.stop(STOP_S)
     app.close()
+    if failures:
+        raise failures[0]

@@ -30,11 +30,12 @@ from .terminal import Context, command, fail, pair
 @click.option("--total-timeout", "total_s", default=30.0, show_default=True, metavar="S", help="All of them together.")
 @click.option("--keep", type=click.Path(dir_okay=False), help="Keeps lists there, to start while the registry is down.")
 @click.option("--threads", default=64, show_default=True, type=click.IntRange(1, 1000), help="Requests at a time.")
+@click.option("--trusted-network", "trusted", multiple=True, metavar="CIDR", help="Of proxies that are believed.")
 @click.option("--body-max", "body_bytes_max", default=64 * 1024 * 1024, show_default=True, metavar="BYTES")
 @command
 def gateway(
     context: Context, host: str, port: int, routes: tuple[str, ...], balancer: str, zone: str, tries: int, try_s: float,
-    total_s: float, keep: str | None, threads: int, body_bytes_max: int,
+    total_s: float, keep: str | None, threads: int, trusted: tuple[str, ...], body_bytes_max: int,
 ) -> None:  # fmt: skip
     """Serves HTTP for all services: /api/SERVICE/... goes to a healthy instance.
 
@@ -51,7 +52,7 @@ def gateway(
     made = BALANCERS[balancer]
     chosen: Callable[[], Balancer] = (lambda: ZoneFirst(zone, made())) if zone else made
     named = dict(pair(route, "--route") for route in routes)
-    settings = GatewaySettings(routes=named, tries=tries, try_s=try_s, total_s=total_s)
+    settings = GatewaySettings(routes=named, tries=tries, try_s=try_s, total_s=total_s, trusted=trusted)
     try:
         options: dict[str, Any] = {"balancer": chosen, "keep": keep, "follow_policies": True}
         with Discovery(context.nodes, env=context.client.env, **options) as discovery:
@@ -60,7 +61,7 @@ def gateway(
                 ready=lambda at: click.echo(f"gateway ready  http://{host}:{at}"),
             )  # fmt: skip
     except OSError as error:
-        fail(f"cannot listen on {host}:{port}: {error.strerror}", 2)
+        fail(error.strerror or str(error), 2)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

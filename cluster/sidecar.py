@@ -29,6 +29,7 @@ from msgspec import Struct
 from ..replication.errors import Invalid
 from .balancer import Endpoint
 from .discovery import Discovery
+from .framing import CertainAdapter
 from .lease import Lease
 from .pool import NoInstances
 
@@ -66,11 +67,24 @@ class Check(Struct, frozen=True, kw_only=True):
             if parts.scheme == "tcp":
                 with socket.create_connection((parts.hostname or "", parts.port or 0), self.timeout_s):
                     return True
-            with requests.get(self.target, timeout=self.timeout_s, allow_redirects=False, stream=True) as answer:
+            with _session() as session, session.get(self.target, timeout=self.timeout_s, **_AS_IT_IS) as answer:
                 return 200 <= answer.status_code < 300
         except (OSError, requests.RequestException) as error:
             logger.debug("the check failed: %s", error)
             return False
+
+
+_AS_IT_IS: dict[str, Any] = {"allow_redirects": False, "stream": True}
+
+
+def _session() -> requests.Session:
+    """Asks the program itself: no proxy and no password of the environment has a part in that, only its CAs."""
+    session = requests.Session()
+    session.trust_env = False
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, CertainAdapter(max_retries=0))
+    return session
 
 
 class Sidecar:

@@ -1,0 +1,34 @@
+"""Networks that an operator names, and who is within them."""
+
+import functools
+import ipaddress
+from collections.abc import Iterable
+
+from ..replication.errors import Invalid
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def networks(texts: Iterable[str], field: str = "trusted") -> tuple[Network, ...]:
+    """Raises ``Invalid`` that names what is no network."""
+    found: list[Network] = []
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            raise Invalid(f"{field}: {text[:100]!r} is no network, like 10.0.0.0/8 or ::1", field=field) from None
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def within(address: str, networks: tuple[Network, ...]) -> bool:
+    """Whether an address lies in one of them; an IPv4 address is the same if it is written as IPv6."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return any((mapped or parsed) in network for network in networks)
+
+
+LOOPBACK = networks(("127.0.0.0/8", "::1"))

@@ -58,7 +58,10 @@ ELSEWHERE = frozenset({502, 503, 504})
 """Answers of an instance that cannot, while another might."""
 
 CHUNK_BYTES = 64 * 1024
-BODY_MEMORY_BYTES = 512 * 1024
+BODY_MEMORY_BYTES = 64 * 1024
+CONNECTIONS_MAX = 2048
+SHARE = 0.25
+"""Of connections and threads, for one client, when they are all taken."""
 STOP_S = 5.0
 OWN = "/-/"
 """Paths below are the gateway's own: ``/-/healthz``, ``/-/services``."""
@@ -109,7 +112,7 @@ class Gateway:
         self._discovery: Discovery = discovery
         self._settings: GatewaySettings = settings
         self._routes_by_host: dict[str, str] = {name.lower(): to for name, to in settings.routes.items()}
-        self._trusted = networks(settings.trusted)
+        self.trusted = networks(settings.trusted)
         self._http: urllib3.PoolManager = _connections()
         forks.begins_anew(self)
 
@@ -276,7 +279,7 @@ class Gateway:
 
     def _trusts(self, peer: str) -> bool:
         """Whether what this peer says of whom it speaks for is believed."""
-        return bool(self._trusted) and within(peer, self._trusted)
+        return bool(self.trusted) and within(peer, self.trusted)
 
     # -- its own pages -------------------------------------------------------------
 
@@ -488,6 +491,10 @@ def serve(
         threads,
         body_bytes_max=body_bytes_max,
         body_memory_bytes=BODY_MEMORY_BYTES,
+        connection_limit=CONNECTIONS_MAX,
+        aside=OWN,
+        share=SHARE,
+        exempt=app.trusted,
         on_failure=failed,
     )
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,8 @@ Stopping is in this order: close the listener and the idle connections, let
 what is running finish and its answer leave, then join the threads and close
 what is left. A write in flight therefore gets its answer.
 
-What waitress leaves open is closed here: its own errors (malformed requests,
+What waitress leaves open is closed here: connections on which nothing is asked, or
+not to its end (``crowd`` says which), are closed; its own errors (malformed requests,
 bodies past all measure) are problems in JSON like ours, a client that stops
 reading is dropped by the kernel after ``stalled_s``, and a loop that ends
 unasked is reported.
@@ -30,13 +31,16 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import Error
+
+from .crowd import Held, Limits, Shares, in_the_way
+from .networks import LOOPBACK, Network, within
 
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES_MAX = 64 * 1024  # Apache and node.js stop at 8 to 80 KiB; a long watch names many services
 UNSENT_BYTES_MAX = 1024 * 1024  # a stream waits for its reader beyond this
-IDLE_S = 120.0  # waitress' own default; longer than clients keep a connection for later
-CROWDED_IDLE_S = 1.0
+ASIDE_THREADS = 2
 FILES_KEPT_FREE = 128  # of the process' limit: peers, journal, snapshots
 
 
@@ -46,6 +50,9 @@ class Server:
     ``body_bytes_max`` is a last resort against bodies that the app would
     refuse anyway: up to it, the app answers 413 on a connection that lives on.
     What a body holds beyond ``body_memory_bytes`` goes to a file; by default nothing does.
+    Requests below ``aside`` (``/-/``, say), and what is refused, are answered by threads of their own. Where it is
+    crowded, one client has no more than ``share`` of connections and threads, unless it is in ``exempt``. A request
+    must be whole after ``request_s`` (and a second for each 16 KiB of its body).
     ``on_failure`` is called, from the loop's thread, if serving ends unasked.
     """
 
@@ -60,6 +67,10 @@ class Server:
         body_bytes_max: int = 4 * 1024 * 1024,
         body_memory_bytes: int | None = None,
         stalled_s: float = 60.0,
+        request_s: float = 10.0,
+        aside: str = "",
+        share: float = 1.0,
+        exempt: tuple[Network, ...] = (),
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._app = app
@@ -70,6 +81,10 @@ class Server:
         self._body_bytes_max = body_bytes_max
         self._body_memory_bytes = 2 * body_bytes_max if body_memory_bytes is None else body_memory_bytes
         self._stalled_s = stalled_s
+        self._request_s = request_s
+        self._aside = aside
+        self._share = share
+        self._exempt = exempt + LOOPBACK
         self._on_failure = on_failure
         self._stopping = threading.Event()
         self._pool: _Pool | None = None
@@ -87,7 +102,7 @@ class Server:
         # The library's warning that requests queue comes once per request: just when it is busiest.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         listener = _listen(self._host, self._port)
-        self._pool = _Pool()
+        self._pool = _Pool(self._aside, Shares(self._thread_count, self._share, self._is_exempt))
         try:
             self._server = self._build(listener, self._pool)
             self._pool.set_thread_count(self._thread_count)
@@ -141,7 +156,8 @@ class Server:
             ident="",
         )
         server.channel_class = _Channel
-        server.maintenance = lambda now: _close_idle(server, now)
+        limits = Limits(connections=server.adj.connection_limit, request_s=self._request_s, share=self._share)
+        server.maintenance = lambda now: self._close_those_in_the_way(now, limits)
         server.stopping = self._stopping
         server.adj.socket_options = _socket_options(self._stalled_s)
         return server
@@ -177,16 +193,45 @@ class Server:
     def _idle(self) -> bool:
         return not any(channel.requests or channel.total_outbufs_len for channel in self._channels())
 
+    def _is_exempt(self, address: str) -> bool:
+        return within(address, self._exempt)
+
+    def _close_those_in_the_way(self, now: float, limits: Limits) -> None:
+        channels: dict[int, Any] = {id(channel): channel for channel in self._channels()}
+        held = [channel.held(now, key) for key, channel in channels.items()]
+        held = [each._replace(address="") if self._is_exempt(each.address) else each for each in held]
+        for key in in_the_way(held, now, limits):
+            channels[key].will_close = True
+
     def _channels(self) -> "list[HTTPChannel]":
         return list(self._server.active_channels.values())
 
 
 class _Pool(ThreadedTaskDispatcher):
-    """waitress' pool of threads, remembered so that they can be joined."""
+    """waitress' pool of threads, remembered so that they can be joined, and some aside."""
 
-    def __init__(self) -> None:
+    def __init__(self, aside: str = "", shares: Shares | None = None) -> None:
         super().__init__()
         self._started: list[threading.Thread] = []
+        self._prefix: str = aside
+        self._aside: _Pool | None = _Pool() if aside else None
+        self.shares: Shares | None = shares
+        if self._aside is not None:
+            self._aside.set_thread_count(ASIDE_THREADS)
+
+    def add_task(self, task: Any) -> None:
+        """``task`` is a channel with a request to answer; that is looked at as it was sent, not decoded."""
+        request = task.requests[0]
+        if self._aside is None or self.shares is None:
+            super().add_task(task)
+        elif request.error or getattr(request, "request_uri", "").startswith(self._prefix):
+            self._aside.add_task(task)
+        elif self.shares.take(task.addr[0]):
+            task.shares = self.shares
+            super().add_task(task)
+        else:
+            request.error = _TooMany("all places are taken, and you have your share of them; some requests must end")
+            self._aside.add_task(task)
 
     def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
         # Daemons: one that is stuck past the deadline must not keep the process alive.
@@ -196,6 +241,7 @@ class _Pool(ThreadedTaskDispatcher):
 
     def end(self, until: float) -> int:
         """Ends the threads and joins them; those still busy at ``until`` are left, and counted."""
+        left = self._aside.end(until) if self._aside is not None else 0
         self.set_thread_count(0)
         for thread in self._started:
             thread.join(max(0.01, until - time.monotonic()))
@@ -203,7 +249,12 @@ class _Pool(ThreadedTaskDispatcher):
             while self.queue:
                 waiting: Any = self.queue.popleft()
                 waiting.cancel()
-        return sum(thread.is_alive() for thread in self._started)
+        return left + sum(thread.is_alive() for thread in self._started)
+
+
+class _TooMany(Error):
+    code = 503
+    reason = "Service Unavailable"
 
 
 class _Task(WSGITask):
@@ -237,7 +288,13 @@ class _ErrorTask(ErrorTask):
         request_id = secrets.token_hex(8)
         body = msgspec.json.encode({**problem, "request_id": request_id})
         self.status = f"{error.code} {error.reason}"
-        self.response_headers = [("Content-Type", "application/problem+json"), ("X-Request-Id", request_id)]
+        headers: list[tuple[str, str]] = [
+            ("Content-Type", "application/problem+json"),
+            ("X-Request-Id", request_id),
+        ]
+        if error.code == _TooMany.code:
+            headers.append(("Retry-After", "1"))
+        self.response_headers = headers
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
@@ -261,6 +318,35 @@ class _Channel(HTTPChannel):
     task_class = _Task
     error_task_class = _ErrorTask
     parser_class = _Request
+    began: float = 0.0
+    """When the first byte of the request came that is not whole yet; 0: there is none."""
+    shares: Shares | None = None
+    """Of which the request under way has one."""
+
+    def received(self, data: bytes) -> bool:
+        going = super().received(data)
+        if self.request is None:
+            self.began = 0.0
+        elif not self.began:
+            self.began = time.time()
+        return going
+
+    def service(self) -> None:
+        shares, self.shares = self.shares, None
+        try:
+            super().service()
+        finally:
+            if shares is not None:
+                shares.give(self.addr[0])
+
+    def held(self, now: float, key: int) -> Held:
+        """What there is to say of this connection to who decides which to close."""
+        busy, request = bool(self.requests), self.request
+        if busy and self.began:
+            self.began = now  # its client waits for the answer before: the time of the next begins after that
+        asking = bool(self.began) and request is not None
+        received = request.body_bytes_received if request is not None and asking else 0
+        return Held(key, self.addr[0], self.began if asking else self.last_activity, asking, busy, received)
 
     def send_continue(self) -> None:
         # Who has sent all there is (nothing, say) waits for the answer; waitress would wait for the rest for ever.
@@ -268,15 +354,6 @@ class _Channel(HTTPChannel):
             self.request.expect_continue = False
         else:
             super().send_continue()
-
-
-def _close_idle(server: Any, now: float) -> None:
-    """Closes connections on which nothing is asked; when they keep newcomers out, those of a second already."""
-    crowded = len(server.active_channels) >= server.adj.connection_limit - 10
-    cutoff = now - (CROWDED_IDLE_S if crowded else IDLE_S)
-    for channel in list(server.active_channels.values()):
-        if not channel.requests and channel.last_activity < cutoff:
-            channel.will_close = True
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ class RawAnswers:
     def __init__(self) -> None:
         self.odd: Sequence[Piece] = ()
         self.hangs_up: bool = False
+        self._over = threading.Event()
         self.paths: list[str] = []
         self.head: bytes = b""
         served = self
@@ -62,12 +63,18 @@ class RawAnswers:
             return True
         for piece in self.odd:
             if isinstance(piece, float):
-                time.sleep(piece)
+                if self._over.wait(piece):
+                    return False
             else:
                 line.wfile.write(piece)
         return not self.hangs_up
 
+    def break_off(self) -> None:
+        """Ends the connections on which it pauses, now and from now on."""
+        self._over.set()
+
     def close(self) -> None:
+        self.break_off()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -135,7 +135,8 @@ class Changes:
                 self._wake(index, names)
 
     def reset(self, index: int) -> list[_Group]:
-        """The registry was replaced by a snapshot at ``index``: what led there is unknown.
+        """What led to ``index`` is unknown (a snapshot replaced the registry), or means nothing any
+        more (its history got another name): who waits from before is ``Gone``.
 
         Answers what was held, for the caller to let go of: freeing many events takes long.
         """

@@ -1439,11 +1439,12 @@ class Engine(SyncObj):
         outcome = error = None
         events: tuple[Event, ...] = ()
         envelope: Envelope | None = None
+        anew = False
         if command[:1] == REGULAR:
             try:
                 envelope = decode(command[1:])
                 applied = self.registry.apply(index, term, envelope)
-                outcome, error, events = applied.outcome, applied.error, applied.events
+                outcome, error, events, anew = applied.outcome, applied.error, applied.events, applied.anew
             except (MemoryError, OSError, Fatal):
                 raise
             except Exception as problem:
@@ -1459,7 +1460,11 @@ class Engine(SyncObj):
             self._act_on(index, envelope.command)
         self._SyncObj__raftLastApplied = index
         self._applied_term = term
-        self.changes.publish(index, events)
+        if anew:
+            # Who watches knows the registry as it was under its former name: all must read everything again.
+            self._snapshots.let_go(None, self.changes.reset(index))
+        else:
+            self.changes.publish(index, events)
         for listener in self._listeners:
             try:
                 listener(index, events)

@@ -253,7 +253,10 @@ class LocalLog:
         with self._moved:
             index = self.registry.applied_index + 1
             applied = self.registry.apply(index, self.term, decode(proposal.data))
-            self.changes.publish(index, applied.events)
+            if applied.anew:
+                self.changes.reset(index)
+            else:
+                self.changes.publish(index, applied.events)
             for listener in self._listeners:
                 listener(index, applied.events)
             self._moved.notify_all()

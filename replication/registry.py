@@ -107,11 +107,16 @@ class Outcome(Struct, frozen=True, gc=False):
 
 
 class Applied(Struct, frozen=True):
-    """The result of one entry: an outcome or an error, and what watchers see."""
+    """The result of one entry: an outcome or an error, and what watchers see.
+
+    ``anew``: the history got another name, so nobody who knows an index from
+    before may go on from it.
+    """
 
     outcome: Outcome | None
     error: RollcallError | None
     events: tuple[Event, ...]
+    anew: bool = False
 
 
 class _Draft:
@@ -613,9 +618,11 @@ class Registry:
             moved = assignment_digest(draft.assignment) - assignment_digest(self.assignment)
             self._total = (self._total + moved) & TOTAL_MASK
             self.assignment = draft.assignment
+        anew = False
         if isinstance(envelope.command, Begin):
             moved = history_digest(envelope.command.history) - history_digest(self.history)
             self._total = (self._total + moved) & TOTAL_MASK
+            anew = bool(self.history)
             self.history = envelope.command.history
         if draft.overrides_changed:
             self._take_overrides(draft.overrides_changed)
@@ -623,7 +630,7 @@ class Registry:
             self._take_policies(draft.policies, draft.policy_change)
         for name, changed in draft.changed.items():
             self._take_over(name, changed, index, now if name in draft.told else None)
-        return Applied(outcome, None, tuple(draft.events))
+        return Applied(outcome, None, tuple(draft.events), anew)
 
     def _take_over(
         self, name: ServiceName, changed: dict[str, Instance | None], index: int, latest_timestamp: int | None

@@ -94,6 +94,7 @@ class Node:
                 snapshot_interval_s=settings.snapshot_interval_s,
                 rejoin=settings.rejoin,
                 accept_members=settings.accept_members,
+                restored=settings.restored,
             ),
             changes=Changes(settings.watch_events_max),
             on_fatal=_die,

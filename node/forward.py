@@ -42,10 +42,11 @@ R = TypeVar("R")
 
 
 class _Asked(Generic[T, R]):
-    __slots__ = ("answer", "answered", "error", "item", "leads", "left")
+    __slots__ = ("answer", "answered", "deadline", "error", "item", "leads")
 
-    def __init__(self, item: T) -> None:
+    def __init__(self, item: T, deadline: float) -> None:
         self.item: T = item
+        self.deadline: float = deadline
         self.answered: threading.Event = threading.Event()
         self.answer: R | None = None
         self.error: RollcallError | None = None
@@ -57,7 +58,8 @@ class Rounds(Generic[T, R]):
 
     ``send(items, deadline)`` answers all items of a round, in their order, or
     raises a ``RollcallError`` that then reaches everybody in it. It runs on the
-    thread of one of those who ask. ``size`` is what an item takes in a message.
+    thread of the one who has the most time, so that nobody who has more is told
+    that it is up. ``size`` is what an item takes in a message.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Rounds(Generic[T, R]):
 
     def ask(self, item: T, deadline: float) -> R:
         """The answer to ``item``, by ``deadline``; ``NotDone`` if no round left in time."""
-        asked: _Asked[T, R] = _Asked(item)
+        asked: _Asked[T, R] = _Asked(item, deadline)
         with self._lock:
             self._waiting.append(asked)
             if not self._under_way:
@@ -82,14 +84,14 @@ class Rounds(Generic[T, R]):
                 if asked in self._waiting:
                     self._waiting.remove(asked)
         if asked.leads:
-            self._lead(asked, deadline)
+            self._lead(asked)
         if asked.error is not None:
             raise asked.error
         if asked.answer is None:
             raise NotDone("the leader was not reached in time")
         return asked.answer
 
-    def _lead(self, own: _Asked[T, R], deadline: float) -> None:
+    def _lead(self, own: _Asked[T, R]) -> None:
         with self._lock:
             if own in self._waiting:
                 self._waiting.remove(own)
@@ -102,13 +104,13 @@ class Rounds(Generic[T, R]):
         error: RollcallError | None = Unknown("the question was not asked to its end")
         answers: Sequence[R | None] = [None] * len(group)
         try:
-            answers = self._send([asked.item for asked in group], deadline)
+            answers = self._send([asked.item for asked in group], own.deadline)
             error = None
         except RollcallError as problem:
             error = problem
         finally:
             with self._lock:
-                following = self._waiting.popleft() if self._waiting else None
+                following = max(self._next(), key=lambda asked: asked.deadline, default=None)
                 self._under_way = following is not None
                 if following is not None:
                     following.leads = True
@@ -117,6 +119,17 @@ class Rounds(Generic[T, R]):
                 asked.answered.set()
             if following is not None:
                 following.answered.set()
+
+    def _next(self) -> list[_Asked[T, R]]:
+        """Those that have waited longest, as many as one round takes: it is sent by one of them, so all get their turn."""
+        group: list[_Asked[T, R]] = []
+        size = 0
+        for asked in self._waiting:
+            size += self._size(asked.item)
+            if group and (size > ROUND_BYTES_MAX or len(group) == ROUND_MAX):
+                break
+            group.append(asked)
+        return group
 
 
 class Submission(Struct, frozen=True, array_like=True):

@@ -9,7 +9,7 @@ fails as ``not_done``; once it is on its way it ends as done, ``not_done`` or
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -30,7 +30,6 @@ from ..replication.errors import (
     Draining,
     Invalid,
     NoLeader,
-    NotCaughtUp,
     NotDone,
     Overloaded,
     RollcallError,
@@ -61,6 +60,7 @@ from .forward import (
     said,
     submission,
 )
+from .position import Position, reach
 from .values import CheckShown, LeaseView, Member, Renewal, Renewed
 
 logger = logging.getLogger(__name__)
@@ -352,14 +352,17 @@ class Service:
 
     # -- reads ---------------------------------------------------------------------
 
-    def catch_up(self, index: int, wait_s: float) -> None:
-        """Waits until this node has applied ``index``, or raises ``NotCaughtUp``."""
-        if not self._log.wait_applied(index, time.monotonic() + wait_s):
-            applied = self.registry.applied_index
-            raise NotCaughtUp(
-                f"this node has applied index {applied}, not yet {index}; wait longer (?wait=) or ask another node",
-                applied_index=applied,
-            )
+    def catch_up(self, position: Position, deadline: float, left: Callable[[], bool]) -> None:
+        """Waits until this node's copy is at ``position``. ``Gone`` if the registry never was there, ``NotCaughtUp``
+        at the deadline, when ``left()``, or when this node drains. All that wait share one question to the leader."""
+        reach(position, self._log, self._leader_index, deadline, lambda: self._draining or left())
+
+    def _leader_index(self, deadline: float) -> int | None:
+        """An index not older than any write that has finished; None if no leader says."""
+        try:
+            return self._barriers.ask(None, min(deadline, time.monotonic() + self._settings.write_timeout_s))
+        except (NotDone, Unknown):
+            return None
 
     def linearize(self) -> bool:
         """Makes this node's copy as new as every write that has finished; False without a leader.
@@ -367,11 +370,8 @@ class Service:
         All reads that wait share one question to the leader, and the leader's to a quorum.
         """
         deadline = time.monotonic() + self._settings.write_timeout_s
-        try:
-            index = self._barriers.ask(None, deadline)
-        except (NotDone, Unknown):
-            return False
-        return self._log.wait_applied(index, deadline)
+        index = self._leader_index(deadline)
+        return index is not None and self._log.wait_applied(index, deadline)
 
     def _barrier_round(self, asked: list[None], deadline: float) -> Sequence[int]:
         leader = self._leader()

@@ -63,6 +63,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool,
         about("node", "this node's disk was lost: the others fill its new data_dir, and readmit it to their votes"),
     ] = False
+    restored: Annotated[
+        bool,
+        about("node", "for one start of all nodes, whose data_dirs were put back from copies: who watches is told"),
+    ] = False
     drain_timeout_s: Annotated[
         _Positive, about("node", "longest time from SIGTERM to the end of the process", unit="s")
     ] = 5.0

@@ -17,9 +17,10 @@ from flask import Response, g, request
 from msgspec import Struct
 
 from ...replication.commands import REQUEST_ID_MAX, Submittable
-from ...replication.errors import Invalid, NoLeader, NotCaughtUp
+from ...replication.errors import Invalid, NoLeader
 from ...replication.registry import Outcome
 from ..metrics import Metrics
+from ..position import Position
 from ..values import Renewal, Renewed
 from .query import Query
 from .verbs import ApiSettings, Verbs
@@ -27,8 +28,6 @@ from .views import Listings, Services
 
 STANDING_KEPT_S = 0.02
 """How long the node's standing is good for the headers; it is aged in between."""
-
-DISCONNECT_CHECK_S = 1.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _IDEMPOTENCY_KEY = re.compile(rf"[\x20-\x7e]{{1,{REQUEST_ID_MAX}}}")
@@ -39,14 +38,14 @@ _json = msgspec.json.Encoder()
 class Freshness(Struct, frozen=True):
     """How new a read wants its copy to be."""
 
-    min_index: int | None
+    position: Position
     wait_s: float
     linearizable: bool
 
     @classmethod
     def from_query(cls, query: Query, settings: ApiSettings) -> "Freshness":
         return cls(
-            min_index=query.number("min_index"),
+            position=Position(query.number("min_index") or 0, query.history()),
             wait_s=query.seconds("wait", default=settings.min_index_wait_s_default, most=settings.watch_wait_s_max),
             linearizable=query.choice("consistency", ("local", "linearizable")) == "linearizable",
         )
@@ -89,8 +88,8 @@ class Context:
                 "no leader could be asked for the newest state; "
                 "read with consistency=local for this node's copy, or again later"
             )
-        if freshness.min_index is not None and self.service.registry.applied_index < freshness.min_index:
-            self._catch_up(freshness.min_index, freshness.wait_s)
+        if freshness.position != Position():
+            self._catch_up(freshness.position, freshness.wait_s)
 
     def freshen_if_possible(self) -> None:
         """For clients that know no index: the newest state, or else this copy, marked stale."""
@@ -126,17 +125,11 @@ class Context:
         with self.service.budget.slot("read"):
             return self.service.linearize()
 
-    def _catch_up(self, index: int, wait_s: float) -> None:
-        left = client_left()
-        deadline = time.monotonic() + wait_s
+    def _catch_up(self, position: Position, wait_s: float) -> None:
+        if position.reached(self.service.registry):
+            return  # as nearly always: without a place of the budget
         with self.service.budget.slot("read"):
-            while True:
-                left_s = deadline - time.monotonic()
-                try:
-                    return self.service.catch_up(index, max(0.0, min(left_s, DISCONNECT_CHECK_S)))
-                except NotCaughtUp:
-                    if left_s <= DISCONNECT_CHECK_S or left() or self.service.draining:
-                        raise
+            self.service.catch_up(position, time.monotonic() + wait_s, client_left())
 
     # -- answering
 
@@ -160,6 +153,8 @@ class Context:
             ("X-Rollcall-Node", service.node_id),
             ("X-Rollcall-Cluster", service.cluster_id),
         ]
+        if service.registry.history:
+            headers.append(("X-Rollcall-History", service.registry.history))
         if standing.leader_contact_s is not None:
             contact_s = standing.leader_contact_s + now - standing.read_at
             headers.append(("X-Rollcall-Leader-Contact-Ms", str(int(contact_s * 1000))))

@@ -190,6 +190,7 @@ class Native:
                 "role": status.role,
                 "leader": status.leader,
                 "term": status.term,
+                "history": self._service.registry.history,
                 "applied_index": status.applied_index,
                 "commit_index": status.commit_index,
                 "level": status.level,

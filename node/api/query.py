@@ -10,9 +10,12 @@ from flask import request
 
 from ...replication.errors import Invalid
 from ...replication.records import DEFAULT_ENV, ID_LENGTH_MAX, Id, Key, Name
+from ..position import Position
 
 PARAMETERS_MAX = 1024
 
+_HISTORY = re.compile(r"[0-9a-f]{16}")
+_POSITION = re.compile(r"(?:(?P<history>[0-9a-f]{16})-)?(?P<index>.*)", re.DOTALL)
 _DURATION = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)(?P<unit>ms|s|m|)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 
@@ -88,6 +91,13 @@ class Query:
             raise Invalid(f"{name}: Expected at most {most:g} seconds, got {seconds:g}", field=name, limit=most)
         return seconds
 
+    def history(self) -> str:
+        """The history that an index beside it counts in; empty where none is named."""
+        value = self.one("history")
+        if value is not None and not _HISTORY.fullmatch(value):
+            raise Invalid(f"history: Expected 16 hexadecimal digits, got {value[:40]!r}", field="history")
+        return value or ""
+
     def env(self) -> str:
         """The namespace that the call is about."""
         return checked_name(self.one("env") or DEFAULT_ENV, "env")
@@ -103,6 +113,18 @@ def number(text: str, name: str, *, least: int = 0, most: int = 2**63 - 1) -> in
     if not text.isascii() or not text.isdigit() or len(text) > 19 or not least <= int(text) <= most:
         raise Invalid(f"{name}: Expected a whole number from {least} to {most}, got {text[:40]!r}", field=name)
     return int(text)
+
+
+def position(text: str, name: str) -> Position:
+    """``HISTORY-INDEX``, or an index alone: what identifies a message of a stream."""
+    parts = _POSITION.fullmatch(text)
+    assert parts is not None  # any text has an index, as far as the pattern goes
+    return Position(number(parts["index"], name), parts["history"] or "")
+
+
+def position_shown(index: int, history: str) -> str:
+    """The same as text."""
+    return f"{history}-{index}" if history else str(index)
 
 
 def checked_key(env: str, service: str, id: str) -> Key:

@@ -3,7 +3,7 @@
 Declared here because it is used here: a test puts a small class in its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -16,6 +16,7 @@ from ...replication.records import Instance, Key
 from ...replication.registry import Outcome, Registry
 from ..budget import Budget
 from ..eviction import ProtectionView
+from ..position import Position
 from ..values import CheckShown, LeaseView, Member, Renewal, Renewed
 
 
@@ -67,8 +68,9 @@ class Verbs(Protocol):
         """The leader's word on each heartbeat, in their order."""
         ...
 
-    def catch_up(self, index: int, wait_s: float) -> None:
-        """Waits until this node has applied ``index``, or raises ``NotCaughtUp``."""
+    def catch_up(self, position: Position, deadline: float, left: Callable[[], bool]) -> None:
+        """Waits until this node's copy is at ``position``; ``Gone`` if the registry never was there, ``NotCaughtUp``
+        if it does not come there by ``deadline`` or nobody waits any more (``left``)."""
         ...
 
     def linearize(self) -> bool:

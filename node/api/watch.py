@@ -3,9 +3,13 @@
 A poll answers as soon as there is something, or 304 after ``wait``. A stream
 (``Accept: text/event-stream``) sends one message per index, and a ``progress``
 message when nothing of interest happened for a while, so that a watcher of a
-quiet service does not fall behind the feed. Both say which index was examined:
-watching on from there misses nothing and repeats nothing. Without an index,
-watching starts now.
+quiet service does not fall behind the feed. Both say which index was examined,
+and in which history: watching on from there misses nothing and repeats nothing.
+Without an index, watching starts now.
+
+An index that this node has not reached is asked of the leader (``position``):
+what it does not have either is 410. A watcher is never told its own index back,
+nor kept waiting for one that does not come.
 
 A watcher holds a place of the budget while it is parked, and gives it back
 within about a second of its client leaving.
@@ -22,9 +26,10 @@ from werkzeug.exceptions import MethodNotAllowed
 from ...replication.changes import Interest, Page
 from ...replication.errors import Draining, Gone
 from ..budget import Budget
+from ..position import Position
 from .context import Context, client_left, json_answer
 from .problem import problem_of
-from .query import Query, checked_name, number
+from .query import Query, checked_name, position, position_shown
 from .verbs import Verbs
 from .views import encode_json, event
 
@@ -32,7 +37,7 @@ PROGRESS_S = 10.0
 
 
 class _Asked(Struct, frozen=True):
-    index: int
+    position: Position
     interest: Interest
     wait_s: float
 
@@ -62,7 +67,7 @@ class Watch:
 
     def _asked(self) -> _Asked:
         query, settings = Query.of_request(), self._context.settings
-        index, env = query.number("index"), query.envs()
+        index, history, env = query.number("index"), query.history(), query.envs()
         services = query.every("service")
         wait_s = query.seconds("wait", default=settings.watch_wait_s_default, most=settings.watch_wait_s_max)
         query.done()
@@ -71,26 +76,30 @@ class Watch:
         # A browser that lost its stream asks at the same address again, and says where it was.
         resumed = request.headers.get("Last-Event-ID")
         if resumed:
-            index = number(resumed, "Last-Event-ID")
-        if index is None:
-            index = self._service.registry.applied_index
-        return _Asked(index, Interest(env, frozenset(services) or None), wait_s)
+            begin = position(resumed, "Last-Event-ID")
+        else:
+            begin = Position(self._service.registry.applied_index if index is None else index, history)
+        return _Asked(begin, Interest(env, frozenset(services) or None), wait_s)
 
     def _poll(self, asked: _Asked) -> Response:
         deadline = time.monotonic() + asked.wait_s
         with self._service.budget.slot("watch"):
-            page = self._service.changes.wait(asked.index, asked.interest, deadline, client_left())
+            self._service.catch_up(asked.position, deadline, client_left())
+            page = self._service.changes.wait(asked.position.index, asked.interest, deadline, client_left())
         g.index = page.examined
         if not page.events_by_index:
             return Response(status=304)
         events = [event(change) for _, changes in page.events_by_index for change in changes]
-        return json_answer({"index": page.examined, "events": events})
+        return json_answer({"index": page.examined, **_named(self._service.registry.history), "events": events})
 
     def _stream(self, asked: _Asked) -> Response:
-        # Before the first byte an index too old is a plain 410.
-        first = self._service.changes.since(asked.index, asked.interest)
-        g.index = asked.index
-        stream = Stream(self._service, asked.index, asked.interest, first, client_left(), self._progress_s)
+        # Before the first byte an index too old is a plain 410, and so is one that never was.
+        with self._service.budget.slot("watch"):
+            deadline = time.monotonic() + min(asked.wait_s, self._progress_s)
+            self._service.catch_up(asked.position, deadline, client_left())
+        index = g.index = asked.position.index
+        first = self._service.changes.since(index, asked.interest)
+        stream = Stream(self._service, index, asked.interest, first, client_left(), self._progress_s)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx must not hold messages back
         return Response(stream, content_type="text/event-stream; charset=utf-8", headers=headers)
 
@@ -135,11 +144,12 @@ class Stream:
     def _all_messages(self, page: Page) -> Iterator[bytes]:
         # Something at once: headers only leave with the first bytes, and the client learns where it stands.
         if not page.events_by_index:
-            yield _progress(max(self._index, page.examined))
+            yield self._progress(page)
         while True:
             if page.events_by_index:
                 # One piece for a whole page: after a busy second there may be a thousand messages.
-                yield b"".join(_message(index, map(event, changes)) for index, changes in page.events_by_index)
+                history = self._service.registry.history
+                yield b"".join(_message(index, history, map(event, changes)) for index, changes in page.events_by_index)
             self._index = max(self._index, page.examined)
             if self._left() or self._service.draining:
                 return
@@ -153,12 +163,19 @@ class Stream:
             if not page.events_by_index:
                 if self._left() or time.monotonic() < deadline:
                     return  # the feed was closed: this node is going away
-                yield _progress(max(self._index, page.examined))
+                yield self._progress(page)
+
+    def _progress(self, page: Page) -> bytes:
+        index, history = max(self._index, page.examined), self._service.registry.history
+        id = position_shown(index, history).encode()
+        return b"id: %b\nevent: progress\ndata: %b\n\n" % (id, encode_json({"index": index, **_named(history)}))
 
 
-def _message(index: int, events: Iterator[object]) -> bytes:
-    return b"id: %d\ndata: %b\n\n" % (index, encode_json({"index": index, "events": list(events)}))
+def _message(index: int, history: str, events: Iterator[object]) -> bytes:
+    id = position_shown(index, history).encode()
+    return b"id: %b\ndata: %b\n\n" % (id, encode_json({"index": index, "events": list(events)}))
 
 
-def _progress(index: int) -> bytes:
-    return b"id: %d\nevent: progress\ndata: %b\n\n" % (index, encode_json({"index": index}))
+def _named(history: str) -> dict[str, str]:
+    """The name of the history as a member of an answer, where it has one."""
+    return {"history": history} if history else {}

@@ -275,7 +275,7 @@ def test_a_watcher_begins_anew_only_when_every_node_has_forgotten(nodes, ledger,
                 return Reply(200, {"applied_index": 3 if first else 9})
             remembered = first if name == "node-1" else then
             if not remembered or (name == "node-0" and first):
-                return Reply(410, {})
+                return Reply(410, {"floor": 100})
             index = remembered.pop(0)
             return Reply(0, None) if index is None else Reply(304, b"", applied=index)
 
@@ -294,11 +294,24 @@ def test_a_watcher_begins_anew_only_when_every_node_has_forgotten(nodes, ledger,
     ]
 
 
+def test_a_registry_that_never_was_where_it_told_a_watcher_to_be_is_odd(node, ledger, book):
+    def answer(asked: Asked) -> Reply:
+        if asked.path.endswith("/digest"):
+            return Reply(200, {"applied_index": 9})
+        return Reply(410, {"applied_index": 5, "detail": "index 9 was never reached"})
+
+    node.answer = answer
+    watch({"node-0": node}, ledger, lambda: any(isinstance(entry, Odd) for entry in book))
+
+    odd = next(entry for entry in book if isinstance(entry, Odd))
+    assert "410 at 9, which the registry told: index 9 was never reached" in odd.text
+
+
 def test_a_stream_is_cut_into_its_messages(node, ledger, book):
     event = {"kind": "REGISTER", "index": 7, "instance": {"service": "pool-0", "id": "i-0", "version": "v1"}}
     stream = (
         b'id: 4\nevent: progress\ndata: {"index":4}\n\n'
-        + b"id: 7\ndata: "
+        + b"id: 00000000000000aa-7\ndata: "
         + json.dumps({"index": 7, "events": [event]}).encode()
         + b'\n\nid: 8\ndata: {"ind'
     )

@@ -2,7 +2,8 @@
 
 A watcher keeps one position for the whole run and takes it along from node to
 node. Told by all nodes that it is too old (410), it begins anew where one stands, and
-the book says so; nothing else may ever make it miss or repeat a change.
+the book says so; nothing else may ever make it miss or repeat a change. No registry here is
+put back from copies: one that says that it never was at this position has lost something.
 """
 
 import contextlib
@@ -44,7 +45,15 @@ class _Page(Struct):
     events: list[_Event] = []
 
 
+class _Gone(Struct):
+    """A 410. ``floor``: where the change feed begins; None: the registry never was at the index."""
+
+    floor: int | None = None
+    detail: str = ""
+
+
 _page = msgspec.json.Decoder(_Page)
+_gone = msgspec.json.Decoder(_Gone)
 
 
 class Watcher(traffic.Client):
@@ -158,7 +167,11 @@ class Watcher(traffic.Client):
             )
         )
 
-    def _too_old(self) -> None:
+    def _too_old(self, problem: bytes) -> None:
+        said = _gone.decode(problem)
+        if said.floor is None:
+            text = f"410 at {self.position}, which the registry told: {said.detail}"
+            self._ledger.note(Odd(client=self.name, node=self._node, at=time.monotonic(), text=text))
         self._gone.add(self._node)
         if len(self._gone) == len(self._urls):
             self._at = None
@@ -208,15 +221,15 @@ class Watcher(traffic.Client):
                 fields[name] = value
                 continue
             if fields.get(b"event") == b"gone":
-                self._too_old()
+                self._too_old(fields[b"data"])
                 return
-            # Progress says an index and nothing else.
+            # Progress says where it is and nothing else.
             yield _page.decode(fields[b"data"])
             fields = {}
 
     def _refused(self, status: int, body: bytes) -> None:
         if status == 410:
-            self._too_old()
+            self._too_old(body)
         elif status != 503:
             text = f"{status} {body[:300].decode('utf-8', 'replace')}"
             self._ledger.note(Odd(client=self.name, node=self._node, at=time.monotonic(), text=text))

@@ -406,6 +406,10 @@ class TestLists:
             ("status=asleep", "status"),
             ("consistency=strong", "consistency"),
             ("min_index=x", "min_index"),
+            ("history=", "history"),
+            ("history=%2A", "history"),
+            (f"history={'A' * 16}", "history"),
+            (f"history={'a' * 17}", "history"),
             ("min_index=1&wait=soon", "wait"),
             ("wait=nan", "wait"),
             ("wait=-1", "wait"),
@@ -464,7 +468,8 @@ class TestLists:
 
 
 class TestFreshness:
-    def test_min_index_waits_for_the_write(self, api: Api) -> None:
+    def test_min_index_waits_for_the_write(self, api: Api, service: FakeService) -> None:
+        service.leader_ahead = 1
         answers: list[list[str]] = []
         reader = threading.Thread(target=lambda: answers.append(api.ids(f"{ORDERS}?min_index=1&wait=5s")))
         reader.start()
@@ -473,14 +478,57 @@ class TestFreshness:
 
         assert answers == [["o1"]]
 
-    def test_an_index_that_does_not_come_is_an_error_that_says_where_the_node_is(self, api: Api) -> None:
+    def test_an_index_that_does_not_come_is_an_error_that_says_where_the_node_is(
+        self, api: Api, service: FakeService
+    ) -> None:
         api.register()
+        service.leader_ahead = 8
 
         told = problem(api.get(f"{ORDERS}?min_index=9&wait=10ms"), 503, "NotCaughtUp", applied_index=1)
         assert told["outcome"] == "not_done"
         problem(api.get(f"{ORDERS}?min_index=9"), 503, "NotCaughtUp")
         problem(api.get(f"{ORDERS}/o1?min_index=9&wait=0"), 503, "NotCaughtUp")
         problem(api.get("/api/v1/services?min_index=9&wait=0"), 503, "NotCaughtUp")
+
+    @pytest.mark.parametrize("path", [ORDERS, f"{ORDERS}/o1", "/api/v1/services", "/api/v1/policies"])
+    def test_an_index_that_the_registry_never_had_is_gone(self, api: Api, service: FakeService, path: str) -> None:
+        api.register()
+
+        told = problem(api.get(f"{path}?min_index=900&wait=60"), 410, "Gone", history="0" * 16, applied_index=1)
+        assert "read everything again" in told["detail"]
+        service.has_leader = False
+        problem(api.get(f"{path}?min_index=900&wait=10ms"), 503, "NotCaughtUp", applied_index=1)
+        assert service.budget.in_use == 0
+
+    @pytest.mark.parametrize("path", [ORDERS, f"{ORDERS}/o1", "/api/v1/services", "/api/v1/policies"])
+    def test_an_index_of_another_history_is_gone(self, api: Api, service: FakeService, path: str) -> None:
+        api.register()
+        ours = api.get(path).headers["X-Rollcall-History"]
+
+        assert api.get(f"{path}?min_index=1&history={ours}").status_code == 200
+        assert api.get(f"{path}?history={ours}").status_code == 200
+        problem(api.get(f"{path}?min_index=1&history={'a' * 16}"), 410, "Gone", history=ours)
+        problem(api.get(f"{path}?history={'a' * 16}"), 410, "Gone", history=ours)
+        problem(api.get(f"{path}?consistency=linearizable&history={'a' * 16}"), 410, "Gone", history=ours)
+
+    def test_every_answer_names_the_history_that_has_a_name(self, api: Api, service: FakeService) -> None:
+        api.register()
+        answers = [
+            lambda: api.get(ORDERS),
+            lambda: api.get(f"{ORDERS}?tag=a"),
+            lambda: api.get("/nowhere"),
+            lambda: api.get("/services/orders/instances"),
+            lambda: api.get("/v1/catalog/service/orders"),
+            lambda: api.put(f"{ORDERS}/o1", {}),
+            lambda: api.put(f"{ORDERS}/o1/heartbeat"),
+        ]
+        assert {answer().headers["X-Rollcall-History"] for answer in answers} == {"0" * 16}
+        assert api.get("/api/v1/cluster").json["history"] == "0" * 16
+
+        service.registry.history = ""
+        assert all("X-Rollcall-History" not in answer().headers for answer in answers)
+        assert api.get("/api/v1/cluster").json["history"] == ""
+        assert api.get(f"{ORDERS}?history={'a' * 16}").status_code == 200, "what has no name is compared with none"
 
     def test_a_linearizable_read_needs_a_leader(self, api: Api, service: FakeService) -> None:
         api.register()

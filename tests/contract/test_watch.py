@@ -11,10 +11,17 @@ from harness.api import Api, FakeService, problem, wait_for
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.watch import Stream
 from rollcall.replication.changes import EVERYTHING, Interest
+from rollcall.replication.commands import Begin
 from werkzeug.test import TestResponse
 
 WATCH = "/api/v1/watch"
 ORDERS = "/api/v1/services/orders/instances"
+HISTORY, OTHER = "0" * 16, "a" * 16
+
+
+def begin_anew(service: FakeService) -> None:
+    """As if the registry had been put back from a copy."""
+    service.log.propose(Begin(OTHER), time_ns=0).result(time.monotonic() + 5)
 
 
 def _later(api: Api, path: str) -> Callable[[], TestResponse]:
@@ -79,13 +86,49 @@ class TestLongPoll:
         assert answer.data == b""
 
     def test_an_index_ahead_of_the_node_waits_for_what_comes_after_it(self, api: Api, service: FakeService) -> None:
-        assert api.get(f"{WATCH}?index=2&wait=10ms").headers["X-Rollcall-Index"] == "2"
+        service.leader_ahead = 2
+        problem(api.get(f"{WATCH}?index=2&wait=10ms"), 503, "NotCaughtUp", applied_index=0)
         answer = _later(api, f"{WATCH}?index=2")
         _parked(service)
         for id in ("o1", "o2", "o3"):
             api.register(id=id)
 
         assert [event["index"] for event in answer().json["events"]] == [3]
+
+    def test_an_index_that_the_registry_never_had_is_gone(self, api: Api, service: FakeService) -> None:
+        api.register()
+
+        problem(api.get(f"{WATCH}?index=900&wait=60"), 410, "Gone", history=HISTORY, applied_index=1)
+        assert service.leader_asked == 1
+        service.has_leader = False
+        problem(api.get(f"{WATCH}?index=900&wait=10ms"), 503, "NotCaughtUp", applied_index=1)
+        assert service.budget.in_use == 0
+
+    def test_an_index_of_another_history_is_gone(self, api: Api) -> None:
+        api.register()
+
+        assert api.get(f"{WATCH}?index=0&history={HISTORY}").json["history"] == HISTORY
+        problem(api.get(f"{WATCH}?index=0&history={OTHER}&wait=60"), 410, "Gone", history=HISTORY)
+        problem(api.get(f"{WATCH}?history={OTHER}&wait=60"), 410, "Gone", history=HISTORY)
+
+    def test_a_parked_poll_hears_that_the_history_changed(self, api: Api, service: FakeService) -> None:
+        api.register()
+        answer = _later(api, f"{WATCH}?index=1&service=orders&wait=60")
+        _parked(service)
+        begin_anew(service)
+
+        problem(answer(), 410, "Gone")
+        assert service.budget.in_use == 0
+
+    def test_a_poll_that_waits_for_this_node_hears_it_as_well(self, api: Api, service: FakeService) -> None:
+        service.leader_ahead = 5
+        answer = _later(api, f"{WATCH}?index=5&history={HISTORY}&wait=60")
+        wait_for(lambda: service.leader_asked, "the leader to be asked")
+        begin_anew(service)
+        for _ in range(4):
+            api.register()
+
+        problem(answer(), 410, "Gone", history=OTHER)
 
     @pytest.mark.parametrize(
         ("query", "expected"),
@@ -163,6 +206,8 @@ class TestLongPoll:
             ("wait=601s", "wait"),
             ("service=a%20b", "service"),
             ("since=1", "since"),
+            ("history=", "history"),
+            ("index=1&history=xyz", "history"),
         ],
     )
     def test_what_is_wrong_is_named(self, api: Api, query: str, field: str) -> None:
@@ -213,6 +258,17 @@ class TestStream:
     def test_it_says_at_once_where_it_stands(self, api: Api, stream: Callable[..., Reader]) -> None:
         api.register()
 
+        progress = {"id": f"{HISTORY}-1", "event": "progress", "data": {"index": 1, "history": HISTORY}}
+        assert stream().message() == progress
+
+    def test_a_history_without_a_name_is_not_named(
+        self, api: Api, service: FakeService, stream: Callable[..., Reader]
+    ) -> None:
+        service.registry.history = ""
+        api.register()
+
+        reader = stream("?index=0")
+        assert reader.message()["id"] == "1"
         assert stream().message() == {"id": "1", "event": "progress", "data": {"index": 1}}
 
     def test_it_sends_one_message_per_index_with_all_its_events(self, api: Api, stream: Callable[..., Reader]) -> None:
@@ -222,8 +278,8 @@ class TestStream:
 
         reader = stream("?index=0")
         first, second = reader.message(), reader.message()
-        assert (first["id"], len(first["data"]["events"]), first["data"]["index"]) == ("1", 3, 1)
-        assert (second["id"], second["data"]["events"][0]["instance"]["id"]) == ("2", "o4")
+        assert (first["id"], len(first["data"]["events"]), first["data"]["index"]) == (f"{HISTORY}-1", 3, 1)
+        assert (second["id"], second["data"]["events"][0]["instance"]["id"]) == (f"{HISTORY}-2", "o4")
         assert "event" not in first  # so that a browser's onmessage sees it
 
     def test_it_goes_on_with_what_happens_next(self, api: Api, stream: Callable[..., Reader]) -> None:
@@ -238,13 +294,39 @@ class TestStream:
         for id in ("o1", "o2", "o3"):
             api.register(id=id)
 
-        reader = stream("?index=0", **{"Last-Event-ID": "2"})
-        assert reader.message()["data"]["events"][0]["instance"]["id"] == "o3"
+        for said in ("2", f"{HISTORY}-2"):
+            reader = stream(f"?index=0&history={OTHER}", **{"Last-Event-ID": said})
+            assert reader.message()["data"]["events"][0]["instance"]["id"] == "o3"
 
-    def test_a_last_event_id_must_be_an_index(self, api: Api) -> None:
-        answer = api.get(WATCH, headers={"Accept": "text/event-stream", "Last-Event-ID": "x"})
+    @pytest.mark.parametrize("said", ["x", "-1", f"{HISTORY}-", f"{HISTORY}-x", f"{'A' * 16}-2"])
+    def test_a_last_event_id_must_be_an_index(self, api: Api, said: str) -> None:
+        answer = api.get(WATCH, headers={"Accept": "text/event-stream", "Last-Event-ID": said})
 
         problem(answer, 400, "Invalid", field="Last-Event-ID")
+
+    @pytest.mark.parametrize("said", [f"{OTHER}-1", "900", f"{HISTORY}-900"])
+    def test_where_the_registry_never_was_is_gone_before_the_first_byte(
+        self, api: Api, service: FakeService, said: str
+    ) -> None:
+        api.register()
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": said}
+
+        problem(api.get(f"{WATCH}?wait=60", headers=headers), 410, "Gone", history=HISTORY)
+        service.has_leader = False
+        problem(api.get(f"{WATCH}?wait=10ms", headers=headers), 503, "NotCaughtUp")
+        assert service.budget.in_use == 0
+
+    def test_it_ends_when_the_history_changes_and_says_so(
+        self, api: Api, service: FakeService, stream: Callable[..., Reader]
+    ) -> None:
+        api.register()
+        reader = stream("?index=1&service=orders")
+        reader.message()
+        begin_anew(service)
+
+        told = reader.message()
+        assert (told["event"], told["data"]["code"]) == ("gone", "Gone")
+        assert reader.ended()
 
     def test_it_holds_a_place_until_it_is_closed(
         self, api: Api, service: FakeService, stream: Callable[..., Reader]
@@ -274,10 +356,11 @@ class TestStream:
     def test_while_nothing_of_interest_happens_it_still_moves_on(self, api: Api, service: FakeService) -> None:
         first = service.changes.since(0, EVERYTHING)
         pieces = Stream(service, 0, Interest("prod"), first, lambda: False, progress_s=0.05)
-        assert b"id: 0\nevent: progress" in next(pieces)
+        assert b"-0\nevent: progress" in next(pieces)
         api.register()
 
-        assert next(pieces) == b'id: 1\nevent: progress\ndata: {"index":1}\n\n'
+        id, data = f"{HISTORY}-1".encode(), f'{{"index":1,"history":"{HISTORY}"}}'.encode()
+        assert next(pieces) == b"id: %b\nevent: progress\ndata: %b\n\n" % (id, data)
         pieces.close()
 
     def test_a_reader_that_fell_behind_the_feed_is_told_so(self) -> None:

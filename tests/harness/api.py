@@ -12,10 +12,11 @@ from typing import Any
 from rollcall.node.api.fast import Fast
 from rollcall.node.budget import Budget
 from rollcall.node.eviction import ProtectionView
+from rollcall.node.position import Position, reach
 from rollcall.node.values import LeaseView, Member, Renewal, Renewed
 from rollcall.replication.changes import Changes
 from rollcall.replication.commands import Submittable
-from rollcall.replication.errors import Draining, NoLeader, NotCaughtUp
+from rollcall.replication.errors import Draining, NoLeader
 from rollcall.replication.log import LocalLog, LogStatus
 from rollcall.replication.records import Key
 from rollcall.replication.registry import Outcome, Registry
@@ -34,6 +35,9 @@ class FakeService:
         self.budget = Budget(budget)
         self.draining = False
         self.has_leader = True
+        self.leader_ahead = 0
+        """How many entries the leader has that this node does not have yet."""
+        self.leader_asked = 0
         self.is_complete = True
         self.not_ready = ""
         self.clock_error = ""
@@ -73,9 +77,12 @@ class FakeService:
             raise NoLeader("there is no leader")
         return to or "n2"
 
-    def catch_up(self, index: int, wait_s: float) -> None:
-        if not self.log.wait_applied(index, time.monotonic() + wait_s):
-            raise NotCaughtUp("this node is behind", applied_index=self.registry.applied_index)
+    def catch_up(self, position: Position, deadline: float, left: Callable[[], bool]) -> None:
+        reach(position, self.log, self._leader_index, deadline, lambda: self.draining or left())
+
+    def _leader_index(self, deadline: float) -> int | None:
+        self.leader_asked += 1
+        return self.registry.applied_index + self.leader_ahead if self.has_leader else None
 
     def linearize(self) -> bool:
         return self.has_leader

@@ -74,23 +74,29 @@ def test_past_the_budget_the_answer_is_503_at_once_and_reads_and_writes_go_on(sm
         assert slowest_s < AT_ONCE_S
 
 
-def test_reads_that_wait_for_an_index_draw_on_the_same_budget(small: Cluster):
-    ahead = small.view(0)["applied_index"] + 1_000_000
+def test_reads_that_wait_for_an_index_draw_on_the_same_budget(start_cluster: StartCluster):
+    """Without a leader nobody can tell whether an index that a node does not have exists."""
+    three = start_cluster(3, threads=THREADS, threads_reserved=RESERVED)
+    three.register(0, PLAIN, "p1", ttl_s=None)
+    three.wait_same()
+    three.kill(1)
+    three.kill(2)
+    ahead = three.view(0)["applied_index"] + 1_000_000
     request = (
         f"GET /api/v1/services/{PLAIN}/instances?min_index={ahead}&wait=60s HTTP/1.1\r\nHost: node\r\n\r\n".encode()
     )
     with ExitStack() as opened:
         for _ in range(PLACES):
-            waiting = opened.enter_context(socket.create_connection(("127.0.0.1", small.port), timeout=10.0))
+            waiting = opened.enter_context(socket.create_connection(("127.0.0.1", three.port), timeout=10.0))
             waiting.sendall(request)
-        wait_for(lambda: small.gauge(0, 'rollcall_budget_in_use{kind="read"}') == PLACES, "all places to be taken")
+        wait_for(lambda: three.gauge(0, 'rollcall_budget_in_use{kind="read"}') == PLACES, "all places to be taken")
 
-        write = small.ask(0, "PUT", "/api/v1/services/written/instances/w2", {"address": "10.0.0.1", "port": 80})
+        write = three.ask(0, "PUT", "/api/v1/services/written/instances/w2", {"address": "10.0.0.1", "port": 80})
 
-        assert (write.status, write.json["outcome"]) == (503, "not_done")
+        assert (write.status, write.json["code"], write.json["outcome"]) == (503, "Overloaded", "not_done")
         assert write.headers["Retry-After"]
-        assert small.ids(0, PLAIN) == {"p1"}, "a read that needs not wait is no matter of the budget"
-    wait_for(lambda: small.gauge(0, 'rollcall_budget_in_use{kind="read"}') == 0, "the places of those who left", 10.0)
+        assert three.ids(0, PLAIN) == {"p1"}, "a read that needs not wait is no matter of the budget"
+    wait_for(lambda: three.gauge(0, 'rollcall_budget_in_use{kind="read"}') == 0, "the places of those who left", 10.0)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["polls", "streams"])

@@ -40,6 +40,36 @@ def asking(count: int, ask: Callable[[int], None]) -> Iterator[None]:
         assert not thread.is_alive()
 
 
+def test_nobody_is_told_that_time_is_up_who_has_more_of_it() -> None:
+    """A round is sent by whoever in it has the most time."""
+    leader = Leader()
+    deadlines: list[float] = []
+
+    def send(items: list[int], deadline: float) -> list[int]:
+        deadlines.append(deadline)
+        return leader.send(items, deadline)
+
+    rounds: Rounds[int, int] = Rounds(send)
+    began = time.monotonic()
+    times_s = [10.0, 20.0, 40.0, 30.0]
+
+    def ask(number: int) -> None:
+        if number:
+            assert started.wait(5)
+        rounds.ask(number, began + times_s[number])
+
+    started = threading.Event()
+    with asking(4, ask):
+        assert leader.began.acquire(timeout=5)
+        started.set()
+        wait_for(lambda: len(rounds._waiting) == 3, "three askers to join")
+        leader.go.release()
+        assert leader.began.acquire(timeout=5)
+        leader.go.release()
+
+    assert [deadline - began for deadline in deadlines] == pytest.approx([10.0, 40.0])
+
+
 def test_whoever_asks_during_a_round_shares_the_next() -> None:
     leader = Leader()
     rounds: Rounds[int, int] = Rounds(leader.send)

@@ -125,7 +125,7 @@ def test_a_stream_passes_changes_on_as_they_happen(run: Callable[..., Running]) 
 
     while b'"REGISTER"' not in received:
         received += stream.recv(4096)
-    assert b"id: 1\n" in received
+    assert b"-1\ndata: " in received
 
 
 def test_with_the_budget_full_of_polls_plain_reads_go_on_and_more_polls_are_refused_at_once(

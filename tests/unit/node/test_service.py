@@ -9,11 +9,13 @@ import pytest
 from harness.pair import Pair
 from harness.waiting import wait_for
 from rollcall.node.forward import BARRIER, RENEW, SUBMIT
+from rollcall.node.position import Position
 from rollcall.node.values import Renewal
 from rollcall.replication.commands import Batch, Command, Deregister, Register, SetStatus, level_of
 from rollcall.replication.errors import (
     AlreadyRegistered,
     Draining,
+    Gone,
     Invalid,
     KeyReused,
     NoLeader,
@@ -304,13 +306,70 @@ def test_without_a_leader_a_read_is_not_linearizable(pair: Pair) -> None:
     assert not pair.follower.linearize()
 
 
-def test_catching_up_says_how_far_this_node_is(pair: Pair) -> None:
-    applied = pair.leader.registry.applied_index
+def _never() -> bool:
+    return False
 
-    with pytest.raises(NotCaughtUp) as caught:
-        pair.leader.catch_up(applied + 1, 0.01)
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_an_index_that_the_registry_never_had_is_gone_and_the_leader_is_asked_for_it(pair: Pair, where: str) -> None:
+    applied = pair.leader.registry.applied_index
+    began = time.monotonic()
+
+    with pytest.raises(Gone) as caught:
+        getattr(pair, where).catch_up(Position(applied + 1), began + 60, _never)
 
     assert caught.value.facts["applied_index"] == applied
+    assert time.monotonic() - began < 30
+    assert pair.follower_log.asked == ([BARRIER] if where == "follower" else [])
+
+
+def test_without_a_leader_catching_up_says_how_far_this_node_is(pair: Pair) -> None:
+    applied = pair.leader.registry.applied_index
+    pair.follower_log.leader = None
+
+    with pytest.raises(NotCaughtUp) as caught:
+        pair.follower.catch_up(Position(applied + 1), time.monotonic() + 0.05, _never)
+
+    assert caught.value.facts["applied_index"] == applied
+
+
+def test_a_draining_node_lets_nobody_wait_for_an_index(pair: Pair) -> None:
+    pair.follower_log.leader = None
+    pair.follower.drain()
+
+    with pytest.raises(NotCaughtUp):
+        pair.follower.catch_up(Position(900), time.monotonic() + 60, _never)
+
+
+def test_all_that_wait_for_an_index_share_one_question_to_the_leader(pair: Pair) -> None:
+    """Twenty ahead of this node, while the first question is under way: one more is enough for all others."""
+    go, asked = threading.Event(), threading.Event()
+
+    def held(kind: str) -> None:
+        asked.set()
+        assert go.wait(5)
+
+    pair.follower_log.fault = held
+    gone: list[Gone] = []
+
+    def catch_up() -> None:
+        try:
+            pair.follower.catch_up(Position(900), time.monotonic() + 20, _never)
+        except Gone as error:
+            gone.append(error)
+
+    threads = [threading.Thread(target=catch_up) for _ in range(20)]
+    threads[0].start()
+    assert asked.wait(5)
+    for thread in threads[1:]:
+        thread.start()
+    wait_for(lambda: len(pair.follower._barriers._waiting) == 19, "19 to wait for the next question")
+    go.set()
+    for thread in threads:
+        thread.join(5)
+
+    assert len(gone) == 20
+    assert pair.follower_log.asked == [BARRIER] * 2
 
 
 def test_a_draining_node_takes_nothing_new(pair: Pair) -> None:

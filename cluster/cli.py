@@ -276,11 +276,14 @@ def remove_policy(context: Context, name: str, author: str, reason: str) -> None
 def watch(context: Context, services: tuple[str, ...]) -> None:
     """Prints every change of SERVICES (none named: of all), until Ctrl-C."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    history = ""
     for change in context.client.watch(*services):
         if context.as_json:
             click.echo(json.dumps({"type": type(change).__name__.lower(), **msgspec.to_builtins(change)}))
         elif isinstance(change, Snapshot):
-            context.console.print(f"{change.index:>8} {len(change.instances)} instances; waiting for changes")
+            anew = "the registry began anew: " if history and change.history not in ("", history) else ""
+            history = change.history or history
+            context.console.print(f"{change.index:>8} {anew}{len(change.instances)} instances; waiting for changes")
         else:
             context.console.print(_change(change), soft_wrap=True)
 

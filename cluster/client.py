@@ -14,8 +14,11 @@ does not. What it sends again, and what not:
 
 A read asks for a copy at least as new as anything this client has written or
 seen before (``min_index``), so its own writes are visible to it on every node
-and history never runs backwards. Only if the registry itself began anew (all its
-disks were wiped, say) does a client begin anew with it; it says so in the log.
+and history never runs backwards. Only if the registry itself began anew (all its disks
+were wiped, or it was put back from a copy) does a client begin anew with it, at once: nodes
+name the history that their index is of (``seen``), and refuse one that never was.
+The client says so in the log. Nodes of older releases name none: then a read that is
+never stale tells.
 """
 
 import copy
@@ -37,8 +40,9 @@ from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, NotFound, 
 from ..replication.policies import Policy, PolicyChange, PolicyRecord
 from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
 from . import forks
-from .http import Answer, Session, exchange, left_by_session
+from .http import Answer, Session, exchange, history_of, left_by_session
 from .members import DEFAULT_NODES, Members, urls_from
+from .seen import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,12 @@ READ_ATTEMPT_S = 2.0
 
 CATCH_UP_S = 1.0
 """How long a node may wait to become new enough for a read, before the next is asked."""
+
+SHARE_S = 1.0
+"""So much of a call's time is kept for each node that may still have to be asked, as far as there is so much."""
+
+WAIT_SHARE = 0.6
+"""Of one try a node may wait so much at most; the rest is for the way there and back."""
 
 WRITE_ATTEMPT_S = 7.0
 """One try of a write: a node holds it up to its write_timeout (5 s) for an election to finish."""
@@ -65,7 +75,7 @@ class Listing(Struct, frozen=True, kw_only=True):
     """The instances of one service, as one node knew them at ``index``.
 
     ``complete`` is the node's word that it was up to date: only then is an
-    empty list really empty.
+    empty list really empty. ``history`` names what ``index`` counts in.
     """
 
     service: str
@@ -73,6 +83,7 @@ class Listing(Struct, frozen=True, kw_only=True):
     index: int
     instances: tuple[Instance, ...]
     complete: bool = False
+    history: str = ""
 
 
 class ServiceSummary(Struct, frozen=True, kw_only=True):
@@ -134,6 +145,7 @@ class ClusterView(Struct, frozen=True, kw_only=True):
     """What is wrong with the wall clock of the node that was asked: it neither leads nor stamps writes."""
     clock_ahead_s: float | None = None
     """How far that clock is ahead of the other nodes'; None where that is not known."""
+    history: str = ""
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -141,13 +153,24 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     index: int
     instances: tuple[Instance, ...]
+    history: str = ""
 
 
 class Changes(Struct, frozen=True, kw_only=True):
-    """What happened up to ``index``, in order."""
+    """What happened up to ``index`` of ``history``, in order."""
 
     index: int
     events: tuple[Event, ...]
+    history: str = ""
+
+
+class _Read(Struct, frozen=True):
+    """What is to be read by when, whichever node answers. ``fits``: whether an answer is about that."""
+
+    path: str
+    params: Mapping[str, Any]
+    deadline: float
+    fits: Callable[[Any], bool] | None
 
 
 class Client:
@@ -167,7 +190,7 @@ class Client:
         # In any order: else all clients of one configuration would go to the same node.
         self._members = Members(random.sample(urls, len(urls)))
         self._lock = forks.Lock()
-        self._index = 0
+        self._seen = Seen()
         self._owned = _session() if session is None else None
         self._session: Session = session if session is not None else self._owned or _session()
         forks.begins_anew(self)
@@ -189,7 +212,8 @@ class Client:
         self.close()
 
     def over(self, session: Session) -> "Client":
-        """This client over connections of another session. What either learns of the nodes is known to both."""
+        """This client over connections of another session. What either learns, of the nodes and of
+        where the registry is, is known to both."""
         other = copy.copy(self)
         other._owned, other._session = None, session
         return other
@@ -324,8 +348,8 @@ class Client:
             timeout_s=timeout_s,
             fits=_about(Key(env or self.env, service, "")),
         )  # fmt: skip
-        body = {**answer.body, "complete": answer.headers.get("X-Rollcall-Complete") == "true"}
-        return msgspec.convert(body, Listing)
+        beside = {"complete": answer.headers.get("X-Rollcall-Complete") == "true", "history": answer.history}
+        return msgspec.convert({**answer.body, **beside}, Listing)
 
     def instance(self, service: str, id: str, *, env: str | None = None) -> Instance:
         """One instance, or ``NotFound``."""
@@ -384,63 +408,85 @@ class Client:
         *services: str,
         env: str | None = None,
         index: int | None = None,
+        history: str = "",
         wait_s: float = POLL_S,
         patience_s: float = 60.0,
     ) -> Iterator[Snapshot | Event]:
         """Every change of ``services`` (none named: all of the env), in order, across the death of nodes.
 
-        Without ``index``, a ``Snapshot`` of what is there comes first. Another
-        one comes when this client fell so far behind that changes were lost to
-        it: what it knew before is then void. Raises ``NotDone`` when no node
-        could be asked for ``patience_s``.
+        Without ``index`` (and the ``history`` that it is of), a ``Snapshot`` of what is there
+        comes first. Another one comes when this client fell so far behind that changes were lost
+        to it, or when the registry began anew, and is perhaps at a lower index than before: what
+        it knew is then void. Raises ``NotDone`` when no node could be asked for ``patience_s``.
         """
         env = env or self.env
         seen: dict[str, int] = {}
         while True:
             if index is None:
                 snapshot, seen = self._snapshot(services, env, patience_s)
-                index = snapshot.index
+                index, history = snapshot.index, snapshot.history
                 yield snapshot
             try:
-                page = self.changes(*services, env=env, index=index, wait_s=wait_s, patience_s=patience_s)
+                page = self.changes(
+                    *services, env=env, index=index, history=history, wait_s=wait_s, patience_s=patience_s
+                )
             except Gone:
                 index = None
                 continue
             for event in page.events:
                 if event.index > seen.get(event.instance.service, 0):
                     yield event
-            index = page.index
+            index, history = page.index, page.history or history
 
     def changes(
-        self, *services: str, index: int, env: str | None = None, wait_s: float = POLL_S, patience_s: float = 60.0
+        self,
+        *services: str,
+        index: int,
+        history: str = "",
+        env: str | None = None,
+        wait_s: float = POLL_S,
+        patience_s: float = 60.0,
     ) -> Changes:
-        """The next changes after ``index``, or none if ``wait_s`` passes without one.
+        """The next changes after ``index`` (of ``history``, where it is known), or none if ``wait_s`` passes without
+        one.
 
-        ``Gone``: the index is too old for the node that was asked, read everything again.
+        ``Gone``: the index is too old for the node that was asked, or of another history, or was never
+        reached by the registry. Read everything again.
         """
-        answer = self._call(
-            "GET",
-            "/watch",
-            params={"index": index, "wait": f"{wait_s:g}s", "service": list(services) or None, "env": env or self.env},
-            attempt_s=wait_s + READ_ATTEMPT_S,
-            timeout_s=wait_s + patience_s,
-        )
+        named = {"index": index, "history": history or None}
+        try:
+            answer = self._call(
+                "GET",
+                "/watch",
+                params={**named, "service": list(services) or None, "env": env or self.env},
+                attempt_s=wait_s + READ_ATTEMPT_S,
+                timeout_s=wait_s + patience_s,
+                wait_s=wait_s,
+            )
+        except Gone as error:
+            if "floor" not in error.facts:
+                self._refused(history, index, error)
+            raise
         events = msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...])
-        return Changes(index=max(index, answer.index), events=events)
+        return Changes(index=max(index, answer.index), events=events, history=answer.history)
 
     def _snapshot(self, services: Sequence[str], env: str, timeout_s: float) -> tuple[Snapshot, dict[str, int]]:
         """What is there, and up to which index each service was read: later ones are news."""
         names: Sequence[str] = services
-        index = None
+        index = history = None
         if not names:
             answer = self._read("/services", params={"env": env}, timeout_s=timeout_s)
-            names, index = [service["name"] for service in answer.body["services"]], answer.index
+            names = [service["name"] for service in answer.body["services"]]
+            index, history = answer.index, answer.history
         listings = [self.instances(name, env=env, health="any", timeout_s=timeout_s) for name in names]
         found = tuple(instance for listing in listings for instance in listing.instances)
         # Read one after the other, so the first index is the one to watch from:
         # what changed in between is known from the later listings, and skipped.
+        # (If the registry begins anew in between, the watch from there is told so.)
         index = listings[0].index if index is None else index
-        return Snapshot(index=index, instances=found), {each.service: each.index for each in listings}
+        history = listings[0].history if history is None else history
+        snapshot = Snapshot(index=index, instances=found, history=history)
+        return snapshot, {each.service: each.index for each in listings}
 
     # One call
 
@@ -452,26 +498,53 @@ class Client:
         timeout_s: float | None = None,
         fits: Callable[[Any], bool] | None = None,
     ) -> Answer:
-        with self._lock:
-            index = self._index
-        wanted = {"min_index": index, "wait": f"{CATCH_UP_S:g}s"} if index else {}
+        read = _Read(path, params, time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s), fits)
         try:
-            answer = self._call(
-                "GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s, fits=fits
-            )
+            answer = self._read_at(read)
+        except Gone:
+            # What this client had seen is of another registry, and it has forgotten that: there is nothing to wait for.
+            answer = self._read_with(read)
+        self.saw(answer.index, answer.history)
+        return answer
+
+    def _read_at(self, read: _Read) -> Answer:
+        """Of a copy not older than what was seen. ``Gone``: that is of another registry, and is forgotten now."""
+        with self._lock:
+            history, index = self._seen.history, self._seen.index
+        if not index:
+            return self._read_with(read)
+        try:
+            return self._read_with(read, min_index=index, history=history or None)
+        except Gone as error:
+            self._refused(history, index, error)
+            raise
         except NotCaughtUp:
             # Is everybody behind, or is it another registry than the one that this client knew? A read that is
             # never stale tells.
-            wanted = {"consistency": "linearizable"}
-            answer = self._call(
-                "GET", path, params={**params, **wanted}, attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s, fits=fits
-            )
-            if answer.index < index:
-                logger.warning("the registry began anew: it is at index %d and was at %d", answer.index, index)
-                with self._lock:
-                    self._index = min(self._index, answer.index)
-        self.saw(answer.index)
-        return answer
+            answer = self._read_with(read, consistency="linearizable")
+            if answer.index < index and answer.history in ("", history):
+                self._forget(history, index, answer.history, f"it is at index {answer.index}")
+            return answer
+
+    def _read_with(self, read: _Read, **more: Any) -> Answer:
+        return self._call(
+            "GET",
+            read.path,
+            params={**read.params, **more},
+            attempt_s=READ_ATTEMPT_S,
+            timeout_s=max(0.0, read.deadline - time.monotonic()),
+            wait_s=CATCH_UP_S if "min_index" in more else None,
+            fits=read.fits,
+        )
+
+    def _refused(self, history: str, index: int, error: Gone) -> None:
+        self._forget(history, index, history_of(error.facts.get("history")), error.message)
+
+    def _forget(self, history: str, index: int, told: str, why: str) -> None:
+        with self._lock:
+            news = self._seen.refused(history, index, told)
+        if news:
+            logger.warning("the registry began anew: %s; this client had seen index %d", why, index)
 
     def _write(
         self,
@@ -495,13 +568,22 @@ class Client:
             fits=fits,
             gone_is_done=gone_is_done,
         )
-        self.saw(answer.index)
+        self.saw(answer.index, answer.history)
         return answer
 
-    def saw(self, index: int) -> None:
-        """Reads are of copies not older than ``index`` from here on."""
+    @property
+    def history(self) -> str:
+        """The name of the registry's history, as far as this client knows; empty while none was told."""
         with self._lock:
-            self._index = max(self._index, index)
+            return self._seen.history
+
+    def saw(self, index: int, history: str = "") -> None:
+        """Reads are of copies not older than ``index`` of ``history`` from here on."""
+        with self._lock:
+            before = self._seen.history
+            anew = self._seen.took(history, index)
+        if anew:
+            logger.warning("the registry began anew: its history is called %s and was called %s", history, before)
 
     def _call(
         self,
@@ -515,10 +597,14 @@ class Client:
         headers: Mapping[str, str] | None = None,
         fits: Callable[[Any], bool] | None = None,
         gone_is_done: bool = False,
+        wait_s: float | None = None,
     ) -> Answer:
         """The first answer that settles the matter, asking one node after the other until the deadline.
 
         ``fits``: whether an answer's body is about what was asked; one that is not is as good as none.
+        Each node gets ``attempt_s``, or less where the others would be left with too little to be
+        asked; ``wait_s`` is how long it may wait itself, within that. ``NotCaughtUp`` as soon as all were
+        asked for a ``min_index`` and the best that any could say is that it is behind.
         ``gone_is_done``: a ``NotFound`` after an attempt that perhaps
         succeeded is that attempt's success.
         """
@@ -527,29 +613,34 @@ class Client:
         perhaps_done: Unknown | None = None
         failure: NotDone | Unknown = NotDone(f"{method} {path}: no node was asked before the deadline")
         pause_s = PAUSE_S_MIN
+        catching_up = params is not None and "min_index" in params
         while True:
             with self._lock:
                 turn = self._members.order(time.monotonic())
-            behind = 0
-            for url in turn:
+            behind: NotCaughtUp | None = None
+            for place, url in enumerate(turn):
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     failure = perhaps_done or failure
                     raise type(failure)(f"{failure.message} (asked in turn: {', '.join(turn)})", **failure.facts)
+                # Where all are behind, there must be time for the read that tells why.
+                try_s = min(attempt_s, _share_s(left_s, len(turn) - place + catching_up))
+                waits = {} if wait_s is None else {"wait": f"{round(min(wait_s, _waiting_s(try_s)), 3):g}s"}
                 try:
                     answer = exchange(
                         self._session,
                         method,
                         f"{url}/api/v1{path}",
-                        timeout_s=min(left_s, attempt_s),
-                        params=params,
+                        timeout_s=try_s,
+                        params={**(params or {}), **waits},
                         body=body,
                         headers=headers,
                         fits=fits,
                     )
                 except (NotDone, Unknown) as error:
                     failure = error
-                    behind += isinstance(error, NotCaughtUp)
+                    if catching_up and isinstance(error, NotCaughtUp):
+                        behind = error
                     perhaps_done = error if isinstance(error, Unknown) else perhaps_done
                     with self._lock:
                         self._members.failed(url, time.monotonic())
@@ -562,12 +653,23 @@ class Client:
                 else:
                     with self._lock:
                         self._members.answered(url)
+                    self.saw(0, answer.history)
                     return answer
-            if behind == len(turn):
-                raise failure
+            if behind is not None:
+                raise behind
             # Everybody was asked: let an election or a restart go on before the next round.
             time.sleep(max(0.0, min(random.uniform(pause_s / 2, pause_s), deadline - time.monotonic())))
             pause_s = min(PAUSE_S_MAX, pause_s * 2)
+
+
+def _share_s(left_s: float, nodes: int) -> float:
+    """Of the time that is left, for the next of so many nodes that may have to be asked."""
+    return max(left_s / nodes, left_s - SHARE_S * (nodes - 1))
+
+
+def _waiting_s(try_s: float) -> float:
+    """How long a node may wait within one try and still be heard."""
+    return max(try_s - READ_ATTEMPT_S, try_s * WAIT_SHARE)
 
 
 def _instance(answer: Answer) -> Instance:

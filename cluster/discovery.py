@@ -6,10 +6,11 @@
 
 The first question about a service asks the registry. From then on a thread follows
 its changes, with one connection for all services, and reads everything again every
-30 to 35 s. Lists are swapped whole. What is known stays in use when no node answers;
-``age_s`` says how old it is. Who has nothing yet takes what was kept on disk. Where
-nobody serves, the fallback is used; without one, ``NoInstances`` is raised. An empty
-list is believed only if the node that gave it was up to date.
+30 to 35 s, and at once when the registry began anew. Lists are swapped whole. What is
+known stays in use when no node answers; ``age_s`` says how old it is. Who has nothing
+yet takes what was kept on disk. Where nobody serves, the fallback is used; without
+one, ``NoInstances`` is raised. An empty list is believed only if the node that gave it
+was up to date.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ..replication.errors import Gone, Invalid, NotDone, RollcallError, Unknown
+from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, RollcallError, Unknown
 from ..replication.records import DEFAULT_ENV, Event, Instance
 from . import forks
 from .balancer import Balancer, Endpoint, RoundRobin
@@ -60,13 +61,18 @@ RETRY_S_MAX = 5.0
 
 
 class _Known(Struct):
-    """What is known of one service. ``index``: up to where; -1: not from the registry in this process."""
+    """What is known of one service. ``index`` of ``history``: up to where; -1: not from the registry in this process.
+
+    ``kept_until``: what is not in the registry any more is kept so long, because the registry began anew.
+    """
 
     pool: Pool
     instances: dict[str, Instance]
     asked: threading.Event
     index: int = -1
+    history: str = ""
     confirmed_at: float = -math.inf
+    kept_until: float = -math.inf
 
 
 class _Kept(Struct):
@@ -124,6 +130,7 @@ class Discovery:
         self._known: dict[str, _Known] = {}
         self._in_force: tuple[Policy, ...] = self._policies
         self._policies_at: float = 0.0
+        self._refresh_at: float = time.monotonic() + self._pause_s()
         self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -205,8 +212,8 @@ class Discovery:
         return known.pool
 
     def _ask(self, service: str, known: _Known) -> None:
+        until = time.monotonic() + FIRST_S
         try:
-            self._take_policies()
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             self._line.interrupt()  # the watch goes on with one service more
         except Invalid:
@@ -218,21 +225,23 @@ class Discovery:
                 "the registry does not answer for %s, %d are known otherwise: %s", service, len(instead), error
             )
             known.pool.update([instance for instance in instead if instance.serving], time.monotonic())
+        try:
+            self._take_policies(timeout_s=max(0.0, until - time.monotonic()))
+        except RollcallError as error:
+            logger.warning("the registry does not say its policies: %s", error)
 
     # -- following -----------------------------------------------------------------
 
     def _run(self) -> None:
         retry_s = RETRY_S_MIN
-        refresh_at = time.monotonic() + self._pause_s()
         self._learn()
         while not self._stop.is_set():
             try:
                 self._save()
                 self._take_policies()
-                if time.monotonic() >= refresh_at or any(known.index < 0 for _, known in self._asked()):
+                if time.monotonic() >= self._refresh_at or self._has_stale():
                     self._refresh()
-                    refresh_at = time.monotonic() + self._pause_s()
-                self._watch(min(refresh_at, self._policies_at) if self._follow_policies else refresh_at)
+                self._watch(min(self._refresh_at, self._policies_at) if self._follow_policies else self._refresh_at)
                 retry_s = RETRY_S_MIN
             except Interrupted:
                 pass  # another service, or the end
@@ -251,31 +260,36 @@ class Discovery:
 
     def _watch(self, until: float) -> None:
         """Follows all services until ``until``, or until there is one more."""
-        followed = {service: known.index for service, known in list(self._known.items()) if known.index >= 0}
+        followed = {service: known for service, known in list(self._known.items()) if known.index >= 0}
         if not followed:
             self._stop.wait(RETRY_S_MIN)
             return
-        index = min(followed.values())
+        if self._has_stale():
+            return  # one that was asked about for the first time was the first to hear of another history
+        index, history = min(known.index for known in followed.values()), self._client.history
         while not self._stop.is_set() and time.monotonic() < until:
             if {service for service, known in list(self._known.items()) if known.index >= 0} != followed.keys():
                 return
             wait_s = max(1.0, min(POLL_S, until - time.monotonic()))
             try:
-                page = self._watcher.changes(*followed, index=index, wait_s=wait_s, patience_s=PATIENCE_S)
-            except Gone:
-                self._refresh()
+                page = self._watcher.changes(
+                    *followed, index=index, history=history, wait_s=wait_s, patience_s=PATIENCE_S
+                )
+            except Gone as error:
+                logger.info("everything is read again: %s", error)
+                self._read_again()
                 return
             now = time.monotonic()
             changed = {event.instance.service for event in page.events}
             for event in page.events:
                 self._apply(event)
-            for service in followed:
-                known = self._known[service]
+            for service, known in followed.items():
                 known.index, known.confirmed_at = max(known.index, page.index), now
+                known.history = known.history or page.history
                 if service in changed:
                     self._swap(known)
-            index = page.index
-            self._client.saw(index)
+            index, history = page.index, history or page.history
+            self._client.saw(index, page.history)
             self._save()
 
     def _apply(self, event: Event) -> None:
@@ -309,18 +323,31 @@ class Discovery:
                 continue
             silent = 0
             self._pools[service] = known.pool
+        if failure is None and self._has_stale():
+            # An empty list is not believed of a node that has just begun: it is asked again soon.
+            failure = NotCaughtUp("not every list was there to be read in the registry's history as it is now")
         if failure is not None:
             raise failure
+        self._refresh_at = time.monotonic() + self._pause_s()
+
+    def _read_again(self) -> None:
+        """Has everything read again before the watch goes on."""
+        self._refresh_at = self._policies_at = -math.inf
+
+    def _has_stale(self) -> bool:
+        """Whether there is something that the registry was not asked about, or only in a former history."""
+        history = self._client.history
+        return any(known.index < 0 or _differ(known.history, history) for _, known in self._asked())
 
     def _asked(self) -> list[tuple[str, _Known]]:
         """All services but those whose first question is still under way."""
         return [(service, known) for service, known in list(self._known.items()) if known.asked.is_set()]
 
-    def _take_policies(self) -> None:
+    def _take_policies(self, timeout_s: float = FIRST_S) -> None:
         if not self._follow_policies or time.monotonic() < self._policies_at:
             return
         self._policies_at = time.monotonic() + POLICIES_S
-        records = self._client.policies(timeout_s=FIRST_S)
+        records = self._client.policies(timeout_s=timeout_s)
         found = tuple(record.policy for record in records if record.policy.env == self.env)
         self._in_force = (*self._policies, *found)
         for known in list(self._known.values()):
@@ -330,10 +357,13 @@ class Discovery:
         if not listing.instances and known.instances and not listing.complete:
             logger.warning("an empty list of %s is not believed: the node is not up to date", listing.service)
             return
+        now = time.monotonic()
         found = {instance.id: instance for instance in listing.instances}
-        # A registry that began anew knows nobody until services have registered again. They have until the next time.
-        known.instances = known.instances | found if listing.index < known.index else found
-        known.index, known.confirmed_at = listing.index, time.monotonic()
+        # A registry that began anew knows nobody until services have registered again. They get the time for it.
+        if listing.index < known.index or _differ(listing.history, known.history):
+            known.kept_until = now + self._refresh_s
+        known.instances = known.instances | found if now < known.kept_until else found
+        known.index, known.history, known.confirmed_at = listing.index, listing.history, now
         self._swap(known)
 
     def _swap(self, known: _Known) -> None:
@@ -402,6 +432,11 @@ class AsyncDiscovery:
     async def _pool(self, service: str) -> None:
         if service not in self.discovery._pools:
             await asyncio.to_thread(self.discovery.pool, service)
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether these are the names of two histories; one that is not known is not another one."""
+    return bool(one and other and one != other)
 
 
 def _fallback(env: str, service: str, place: str) -> Instance:

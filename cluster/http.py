@@ -8,6 +8,7 @@ shows that the connection is out of step. It is closed, and the answer thrown aw
 """
 
 import contextlib
+import re
 import secrets
 import socket
 import threading
@@ -54,6 +55,7 @@ from . import forks
 CONNECT_S_MAX = 1.0
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
+_HISTORY = re.compile(r"[0-9a-f]{16}")
 
 REQUEST_ID = "X-Request-Id"
 _OURS = "sdk-"
@@ -72,6 +74,16 @@ class Answer(Struct, frozen=True):
         """``X-Rollcall-Index``: of the write, or of the copy that was read; 0 if absent."""
         text = self.headers.get("X-Rollcall-Index", "")
         return int(text) if text.isdecimal() else 0
+
+    @property
+    def history(self) -> str:
+        """``X-Rollcall-History``: the name of the history that ``index`` is of; empty if absent."""
+        return history_of(self.headers.get("X-Rollcall-History"))
+
+
+def history_of(told: object) -> str:
+    """The name of a history, as a node told it; empty if it is none."""
+    return told if isinstance(told, str) and _HISTORY.fullmatch(told) else ""
 
 
 class Session(Protocol):

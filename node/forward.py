@@ -121,7 +121,7 @@ class Rounds(Generic[T, R]):
                 following.answered.set()
 
     def _next(self) -> list[_Asked[T, R]]:
-        """Those that have waited longest, as many as one round takes: it is sent by one of them, so all get their turn."""
+        """Those that have waited longest, as many as one round takes: one of them sends it, so all get their turn."""
         group: list[_Asked[T, R]] = []
         size = 0
         for asked in self._waiting:

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 from harness.fakes import FakeSession, problem, response
 from rollcall.cluster import cli, terminal
 from rollcall.cluster.client import Client
-from rollcall.replication.errors import Invalid, NoLeader, NotFound, Unknown
+from rollcall.replication.errors import Gone, Invalid, NoLeader, NotFound, Unknown
 
 TIMES = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 10**18)
 INDEXES = dict.fromkeys(("create_index", "reg_index", "modify_index"), 3)
@@ -92,6 +92,23 @@ def test_leadership_is_handed_to_the_node_that_is_named(asked: Any):
     assert result.stdout == "n2 leads now\n"
     method, url, options = session.asked[0]
     assert (method, url.rpartition("/")[2], options["params"]) == ("POST", "transfer", {"to": "n2"})
+
+
+def test_a_watch_says_when_the_registry_began_anew(asked: Any):
+    """Two readings of everything, in two histories; then the node is gone."""
+    seen = [
+        response(200, LISTING, X_Rollcall_Index=900, X_Rollcall_History="a" * 16),
+        problem(Gone("another history", history="b" * 16, applied_index=5)),
+        response(200, LISTING, X_Rollcall_Index=5, X_Rollcall_History="b" * 16),
+        problem(Invalid("enough")),
+    ]
+    left = iter(seen)
+    result, _ = asked(lambda: next(left), "watch", "cart")
+
+    assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
+        "3 1 instances; waiting for changes",
+        "3 the registry began anew: 1 instances; waiting for changes",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -273,10 +273,189 @@ def test_a_registry_that_began_anew_is_believed_once_a_read_that_is_never_stale_
     index = 12
 
     assert sdk.instances("cart").index == 3
-    assert "the registry began anew: it is at index 12 and was at 9000" in caplog.text
+    assert "the registry began anew: it is at index 12; this client had seen index 9000" in caplog.text
     assert session.asked[-1][2]["params"]["consistency"] == "linearizable"
     sdk.instances("cart")
     assert session.asked[-1][2]["params"]["min_index"] == 12
+
+
+FORMER, OURS = "f" * 16, "0" * 16
+
+
+class Registry:
+    """What nodes answer that name their history: the first ``index`` entries of ``history``.
+
+    ``lags``: hosts that have not applied the last entry yet. ``hangs``: hosts that never answer. ``leads``:
+    whether somebody can say what there is; else nodes wait for as long as they were told, and say 503.
+    """
+
+    def __init__(self, index: int, history: str = FORMER) -> None:
+        self.index = index
+        self.history = history
+        self.leads = True
+        self.lags = ""
+        self.hangs = ""
+        self.now = 0.0
+        """The time that all answers took."""
+
+    def __call__(self, method: str, url: str, options: dict[str, Any]) -> Any:
+        host, params = url.removeprefix("http://")[0], options["params"]
+        if host in self.hangs:
+            self.now += options["timeout"][1]
+            return exceptions.ReadTimeout("no answer")
+        headers = {"X_Rollcall_Index": self.index, "X_Rollcall_History": self.history}
+        index = self.index - (host in self.lags)
+        wanted = int(params.get("min_index") or params.get("index") or 0)
+        another = bool(self.history) and params.get("history", self.history) != self.history
+        if self.leads and (another or wanted > self.index):
+            told = Gone("another", history=self.history, applied_index=self.index)
+            return problem(told, **headers)
+        if another or wanted > index:
+            self.now += float(params["wait"].removesuffix("s"))
+            return problem(NotCaughtUp(f"at {index}", applied_index=index))
+        if method == "PUT":
+            return response(201, instance(), **headers)
+        if url.endswith("/watch"):
+            return response(304, **headers)
+        listing = {"service": "cart", "env": "default", "index": self.index, "instances": []}
+        return response(200, listing, **headers)
+
+    def begin_anew(self, index: int = 5, history: str = OURS) -> None:
+        self.index, self.history = index, history
+
+
+def sent(session: FakeSession) -> list[tuple[Any, Any]]:
+    """Which index of which history each request asked for."""
+    params = [options["params"] for _, _, options in session.asked]
+    return [(each.get("min_index", each.get("index")), each.get("history")) for each in params]
+
+
+def test_a_read_names_the_history_of_what_this_client_saw():
+    registry = Registry(900)
+    sdk, session = client(registry)
+
+    listing = sdk.instances("cart")
+    sdk.instances("cart")
+
+    assert (listing.index, listing.history, sdk.history) == (900, FORMER, FORMER)
+    assert sent(session) == [(None, None), (900, FORMER)]
+
+
+def test_a_read_that_meets_another_history_is_repeated_at_once_and_goes_on_from_there(caplog):
+    registry = Registry(900)
+    sdk, session = client(registry)
+    sdk.instances("cart")
+    registry.begin_anew()
+
+    found = [sdk.instances("cart") for _ in range(3)]
+
+    assert [(each.index, each.history) for each in found] == [(5, OURS)] * 3
+    assert sent(session) == [(None, None), (900, FORMER), (None, None), (5, OURS), (5, OURS)]
+    assert hosts(session) == ["a"] * 5
+    assert len([record for record in caplog.records if "began anew" in record.message]) == 1
+
+
+def test_a_registry_that_has_lost_what_this_client_saw_is_gone_also_where_its_history_has_no_other_name():
+    registry = Registry(900)
+    sdk, session = client(registry)
+    sdk.instances("cart")
+    registry.begin_anew(history=FORMER)
+
+    assert sdk.instances("cart").index == 5
+    assert sent(session)[1:] == [(900, FORMER), (None, None)]
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_any_answer_may_tell_that_the_history_is_another_one(write: bool, caplog):
+    registry = Registry(900)
+    sdk, session = client(registry)
+    sdk.instances("cart")
+    registry.begin_anew(history=OURS)
+
+    if write:
+        sdk.register("cart", id="cart-1")
+    else:
+        sdk.heartbeat("cart", "cart-1")
+    sdk.instances("cart")
+
+    assert sent(session)[2:] == [(5, OURS) if write else (None, None)]
+    assert len([record for record in caplog.records if "began anew" in record.message]) == 1
+
+
+def test_a_history_that_gets_its_first_name_is_no_other_one(caplog):
+    registry = Registry(900, history="")
+    sdk, session = client(registry)
+    sdk.instances("cart")
+    registry.history = OURS
+    sdk.instances("cart")
+    registry.history = ""  # a node of the older release, or one that has not heard of it
+    sdk.instances("cart")
+    sdk.instances("cart")
+
+    assert sent(session) == [(None, None), (900, None), (900, OURS), (900, OURS)]
+    assert not caplog.records
+
+
+def test_what_a_client_learns_is_known_to_it_over_every_session():
+    registry = Registry(900)
+    sdk, _ = client(registry)
+    other = sdk.over(FakeSession(registry))
+    other.instances("cart")
+
+    assert sdk.history == FORMER
+    registry.begin_anew()
+    with pytest.raises(Gone):
+        other.changes(index=900, history=FORMER, wait_s=1.0)
+    assert sdk.history == OURS
+
+
+def test_an_index_that_only_the_caller_believes_in_is_not_what_this_client_saw():
+    registry = Registry(900)
+    sdk, session = client(registry)
+    sdk.instances("cart")
+
+    with pytest.raises(Gone):
+        sdk.changes(index=1_000_000, wait_s=1.0)
+    with pytest.raises(Gone):
+        sdk.changes(index=3, history="a" * 16, wait_s=1.0)
+    sdk.instances("cart")
+
+    assert sent(session)[-1] == (900, FORMER)
+
+
+@pytest.mark.parametrize("hangs", ["", "b", "bc"])
+@pytest.mark.parametrize("timeout_s", [0.5, 2.0, 10.0])
+def test_every_node_is_asked_within_the_time_of_a_call_however_short_it_is(
+    hangs: str, timeout_s: float, monkeypatch: pytest.MonkeyPatch
+):
+    """Nodes that are all behind and wait, or that hang: there is still time for the read that tells."""
+    registry = Registry(900)
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: registry.now)
+    sdk, session = client(registry, timeout_s=timeout_s)
+    sdk.instances("cart")
+    registry.leads, registry.lags, registry.hangs = False, "abc", hangs
+
+    sdk.instances("cart")
+
+    assert hosts(session)[1:4] == ["a", "b", "c"]
+    assert session.asked[-1][2]["params"]["consistency"] == "linearizable"
+    assert registry.now <= timeout_s
+
+
+@pytest.mark.parametrize("hangs", ["a", "ab"])
+def test_nodes_that_hang_leave_time_to_ask_the_next_one(hangs: str, monkeypatch: pytest.MonkeyPatch):
+    registry = Registry(900)
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: registry.now)
+    sdk, session = client(registry, timeout_s=2.0)
+    registry.hangs = hangs
+
+    assert sdk.instances("cart", timeout_s=2.0).index == 900
+    sdk.register("cart", id="cart-1", timeout_s=2.0)
+    assert sdk.changes(index=900, wait_s=1.0, patience_s=1.0).index == 900
+
+    for _, _, options in session.asked:
+        wait = options["params"].get("wait")
+        assert wait is None or float(wait.removesuffix("s")) < options["timeout"][1]
 
 
 # Watching
@@ -355,6 +534,27 @@ def test_a_watcher_that_fell_too_far_behind_gets_everything_afresh():
     sdk, _ = client(registry_with(problem(Gone("too old", floor=6)), response(200, {"events": [event("EVICT", 9)]})))
 
     assert shown(watched(sdk, 3, "cart")) == [["cart-1"], ["cart-1"], ("EVICT", 9)]
+
+
+def test_a_watcher_of_a_registry_that_began_anew_gets_everything_afresh_at_a_lower_index():
+    registry = Registry(900)
+    sdk, session = client(registry)
+    changes = sdk.watch("cart", wait_s=1.0)
+
+    assert (snapshot := next(changes)) == Snapshot(index=900, instances=(), history=FORMER)
+    registry.begin_anew()
+    assert (snapshot := next(changes)) == Snapshot(index=5, instances=(), history=OURS), snapshot
+    assert sent(session) == [(None, None), (900, FORMER), (None, None)]
+
+
+def test_a_watch_can_be_resumed_in_its_history():
+    registry = Registry(900, history=OURS)
+    sdk, session = client(registry)
+
+    assert next(sdk.watch("cart", index=3, history=FORMER, wait_s=1.0)) == Snapshot(
+        index=900, instances=(), history=OURS
+    )
+    assert sent(session)[0] == (3, FORMER)
 
 
 def test_a_watch_gives_up_when_nobody_answers_for_too_long():

@@ -1,5 +1,6 @@
 """What a ``Discovery`` asks a registry, how often, and what it makes of bad answers. The registry is a small server."""
 
+import contextlib
 import http.server
 import itertools
 import json
@@ -21,17 +22,24 @@ SOON_S = 5.0
 
 
 class Registry:
-    """One node with one service. What it answers can be changed; ``listed_at`` is when its list was asked for."""
+    """One node with one service. What it answers can be changed; ``listed_at`` is when its list was asked for.
+
+    Where its ``history`` has a name, it says 410 to who comes from another one, or is ahead.
+    """
 
     def __init__(self) -> None:
         self.ids: tuple[str, ...] = ("a", "b")
         self.complete: bool = True
         self.index: int = 10
+        self.history: str = ""
+        self.policies: list[dict[str, Any]] = []
         self.silent = threading.Event()
         self.over = threading.Event()
         self.down: bool = False
         self.in_trouble: tuple[int, str] = (0, "")
         """The status of what is answered about the service ``first``."""
+        self.poll_s: float = 0.2
+        """So long a poll is parked at most."""
         self.listed_at: list[float] = []
         registry = self
 
@@ -39,7 +47,8 @@ class Registry:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                registry._answer(self)
+                with contextlib.suppress(OSError):  # who asked has gone meanwhile
+                    registry._answer(self)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -61,19 +70,33 @@ class Registry:
         if self.silent.is_set():
             self.over.wait(30.0)
             return
+        asked = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        ahead = int(asked.get("min_index") or asked.get("index") or 0) > self.index
         if self.down:
             self._say(handler, 503, {"title": "no leader", "outcome": "not_done"})
         elif parts.path.endswith("/first/instances") and self.in_trouble[0]:
             status, code = self.in_trouble
             self._say(handler, status, {"title": "no", "code": code})
+        elif self.history and (ahead or asked.get("history", self.history) != self.history):
+            self._say(handler, 410, {"code": "Gone", "history": self.history, "applied_index": self.index})
+        elif parts.path.endswith("/policies"):
+            self._say(handler, 200, {"policies": self.policies})
         elif parts.path.endswith("/instances"):
             self.listed_at.append(time.monotonic())
             self._say(
-                handler, 200, {"service": "cart", "env": "default", "index": self.index, "instances": self._all()}
+                handler,
+                200,
+                {"service": parts.path.split("/")[-2], "env": "default", "index": self.index, "instances": self._all()},
             )
         elif parts.path.endswith("/watch"):
-            self.over.wait(min(0.2, float(parse_qs(parts.query)["wait"][0].removesuffix("s"))))
-            self._say(handler, 304, None)
+            until = time.monotonic() + min(self.poll_s, float(asked["wait"].removesuffix("s")))
+            history = self.history
+            while history == self.history and time.monotonic() < until and not self.over.wait(0.01):
+                pass
+            if history != self.history:
+                self._say(handler, 410, {"code": "Gone", "floor": self.index})
+            else:
+                self._say(handler, 304, None)
         else:
             self._say(handler, 404, {"title": "not found"})
 
@@ -87,6 +110,8 @@ class Registry:
         body = b"" if value is None else json.dumps(value).encode()
         handler.send_response(status)
         handler.send_header("X-Rollcall-Index", str(self.index))
+        if self.history:
+            handler.send_header("X-Rollcall-History", self.history)
         if self.complete:
             handler.send_header("X-Rollcall-Complete", "true")
         if body:
@@ -94,6 +119,11 @@ class Registry:
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
+
+    def begin_anew(self, *ids: str) -> None:
+        """Another registry at the same place, in which ``ids`` have registered already."""
+        self.ids, self.index = ids, 3
+        self.history = "b" * 16
 
 
 @pytest.fixture
@@ -215,6 +245,69 @@ def test_threads_that_ask_first_at_the_same_time_all_wait_for_the_one_question(r
 
     assert set(found) == {"a", "b"}
     assert len(registry.listed_at) == 1
+
+
+def test_a_registry_that_began_anew_is_read_at_once_and_lists_are_kept_until_services_are_back(registry: Registry):
+    """A poll is parked for long, and the next reading of everything is half a minute away."""
+    registry.history, registry.index, registry.poll_s = "a" * 16, 900, 30.0
+    with Discovery([registry.url]) as discovery:
+
+        def read_again() -> set[str]:
+            discovery._read_again()
+            discovery._line.interrupt()
+            return ids(discovery)
+
+        assert ids(discovery) == {"a", "b"}
+
+        registry.begin_anew("c")
+        wait_for(lambda: ids(discovery) == {"a", "b", "c"}, lambda: str(ids(discovery)), SOON_S)
+        assert {instance.id for instance in discovery.instances("users")} == {"c"}, "one that it had not met before"
+
+        # Who has not come back has the time until the next reading of everything would be due.
+        read = len(registry.listed_at)
+        wait_for(lambda: read_again() and len(registry.listed_at) > read + 2, "several readings", SOON_S)
+        assert ids(discovery) == {"a", "b", "c"}
+        for known in discovery._known.values():
+            assert 20.0 < known.kept_until - time.monotonic() <= 30.0 or known.pool.service == "users"
+            known.kept_until = 0.0
+        wait_for(lambda: read_again() == {"c"}, lambda: str(ids(discovery)), SOON_S)
+
+
+def test_who_hears_of_another_history_by_a_first_question_reads_all_others_again(registry: Registry):
+    """No poll tells: the one under way is parked at a node that has not heard of it."""
+    registry.history, registry.index, registry.poll_s = "a" * 16, 900, 30.0
+    with Discovery([registry.url], refresh_s=600.0) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        wait_for(lambda: discovery._known["cart"].index == 900, "the first list", SOON_S)
+        discovery._client.saw(3, "b" * 16)
+        registry.history, registry.index, registry.ids = "b" * 16, 3, ("a", "b", "c")
+        registry.poll_s = 0.2
+
+        assert len(discovery.instances("users")) == 3
+        wait_for(lambda: ids(discovery) == {"a", "b", "c"}, lambda: str(ids(discovery)), SOON_S)
+        assert {known.history for known in discovery._known.values()} == {"b" * 16}
+
+
+def test_policies_are_read_again_at_once_as_well(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(discovery_module, "POLICIES_S", 600.0)
+    registry.history, registry.index, registry.poll_s = "a" * 16, 900, 30.0
+    with Discovery([registry.url], follow_policies=True) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        policy = {"service": "cart", "env": "default", "percent": 1.0, "tags": ["v2"]}
+        facts = {"name": "canary", "author": "", "reason": "", "changed_at": 1, "modify_index": 2}
+        registry.policies = [{**policy, **facts}]
+
+        registry.begin_anew("a", "b")
+        wait_for(lambda: len(discovery.pool("cart").policies) == 1, "the policy to be in force", SOON_S)
+
+
+def test_a_registry_that_does_not_say_its_policies_says_who_is_there_all_the_same(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    with Discovery([registry.url], follow_policies=True) as discovery:
+        monkeypatch.setattr(registry, "policies", None)
+
+        assert ids(discovery) == {"a", "b"}
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -26,6 +26,13 @@ def test_an_answer_carries_its_json_and_its_index():
     assert answer.index == 7
 
 
+def test_an_answer_names_its_history_if_that_can_be_a_name():
+    assert asked(response(304, X_Rollcall_History="0123456789abcdef")).history == "0123456789abcdef"
+    assert asked(response(304)).history == ""
+    for none in ("", "x", "0123456789ABCDEF", "0123456789abcdef0", "../../../../../.."):
+        assert asked(response(304, X_Rollcall_History=none)).history == ""
+
+
 def test_an_answer_without_json_has_no_body():
     assert asked(response(304, X_Rollcall_Index=9)).body is None
     assert asked(response(200, b"hello", content_type="text/plain")).body is None

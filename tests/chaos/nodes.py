@@ -15,15 +15,17 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from harness.cluster import ask
 from rollcall.cluster.local import HOST, RAFT_OFFSET, LocalCluster, flags, free_port
 from rollcall.cluster.processes import LocalError
+from rollcall.replication.commands import LEVEL
 
 from chaos import full_disk, spaces, volatile, wallclock
 from chaos.links import Conditions, Network, Pair, all_pairs, joined
@@ -35,6 +37,7 @@ LINK_OFFSET = 2000
 LINKS_PER_NODE = 8
 STARTS_MAX = 5
 KILLED_S = 10.0
+LEVEL_S = 30.0
 GROWTH_BYTES = 128 * 1024
 """A node on a small disk reserves room for its log in such steps, so that it feels soon when the disk is full."""
 
@@ -94,6 +97,7 @@ class ChaosCluster:
                 for name in self.names:
                     full_disk.mount(self.data_dir(name))
             self._start()
+            self._wait_for_level()
         except BaseException:
             self.stop()
             raise
@@ -162,12 +166,28 @@ class ChaosCluster:
         leader = self._local.leader()
         return None if leader is None else self.names[leader]
 
+    def _wait_for_level(self) -> None:
+        """What an operator's override outlives depends on the feature level, which the leader raises in its first
+        moments: the verdict knows one rule, so clients begin after that."""
+        wanted = dict.fromkeys(self.names, LEVEL)
+        found: dict[str, object] = {}
+        until = time.monotonic() + LEVEL_S
+        while found != wanted:
+            if time.monotonic() > until:
+                raise LocalError(f"the nodes did not reach feature level {LEVEL} within {LEVEL_S:g} s: {found}")
+            found = {name: self._view(name).get("level") for name in self.names}
+            time.sleep(0.05)
+
+    def _view(self, node: str) -> dict[str, Any]:
+        """What the node says of the cluster; nothing if it does not answer."""
+        try:
+            return ask(self.urls()[node], "GET", "/api/v1/cluster", timeout_s=2.0).json
+        except (OSError, HTTPException):
+            return {}
+
     def standing(self, node: str) -> str:
         """ "member", "new" or "rejoining", by the node's own word; empty if it does not answer."""
-        try:
-            return ask(self.urls()[node], "GET", "/api/v1/cluster", timeout_s=2.0).json["standing"]
-        except (OSError, HTTPException, KeyError):
-            return ""
+        return self._view(node).get("standing", "")
 
     def wait_for_leader(self, timeout_s: float = 15.0) -> str:
         return self.names[self._local.wait_for_leader(timeout_s)]

@@ -316,6 +316,7 @@ class History:
                 if page.after == self.begins.get(service):
                     watched_at[service] = min(page.at, watched_at.get(service, math.inf))
         self.base = {service: {} for service in self.begins}
+        overrides: dict[str, str] = {}
         for write in sorted(self.requests, key=lambda w: w.index or 0):
             for change in write.changes:
                 service = service_of(change.key)
@@ -325,7 +326,7 @@ class History:
                     # It may have happened before anybody watched: nothing can be said of this service.
                     del self.begins[service], self.known_until[service]
                 elif _did(write) and (write.index or 0) <= self.begins[service]:
-                    _change(self.base[service], change)
+                    _change(self.base[service], overrides, change)
 
     def knows(self, service: str, index: int) -> bool:
         """Whether what the service was at ``index`` is known."""
@@ -340,14 +341,16 @@ class History:
                 yield index, seen, None if seen.kind in ("DEREGISTER", "EVICT") else seen.held
 
 
-def _change(held: dict[str, Held], change: Change) -> None:
+def _change(held: dict[str, Held], overrides: dict[str, str], change: Change) -> None:
+    """What a change makes of the instances, and of the operators' overrides, which outlive them."""
     before = held.get(change.key)
     match change.kind:
         case "register" | "register_if_absent":
-            held[change.key] = Held(change.value, before.override if before else "")
+            held[change.key] = Held(change.value, overrides.get(change.key, ""))
         case "deregister":
             held.pop(change.key, None)
         case "set_status":
+            overrides[change.key] = change.value
             if before is not None:
                 held[change.key] = Held(before.value, change.value)
 
@@ -490,7 +493,8 @@ def _shown(write: Write, history: History) -> Iterator[Violation]:
             and seen.kind in _EVENTS[change.kind]
             and (change.kind == "deregister" or change.value in (seen.held.value, seen.held.override))
         ]
-        if result == "none" or (change.kind == "set_status" and result == ""):
+        if result == "none" or (change.kind == "set_status" and (result == "" or not events)):
+            # An override of an id that is not registered is nobody's news; the reads tell whether it holds.
             continue
         if not fitting:
             found = events or "nothing"
@@ -510,7 +514,7 @@ def _follows(seen: Seen, before: Held | None) -> Iterator[Violation]:
     """Whether an event is possible after what was held before."""
     match seen.kind:
         case "REGISTER":
-            possible = before is None and not seen.held.override
+            possible = before is None
         case "UPDATE":
             possible = before is not None and before.override == seen.held.override
         case "DEREGISTER" | "EVICT":

@@ -87,29 +87,32 @@ ABSENT = "absent"
 
 
 class InstanceModel:
-    """One instance of the registry: absent, or a registered value and an operator's override."""
+    """One instance of the registry: a registered value or None, and an operator's override ("": none).
+
+    The override belongs to the id: it stays when the instance goes, and a new one takes it up.
+    """
 
     def step(self, state: Any, operation: Operation) -> tuple[Hashable, Hashable]:
+        value, override = state or (None, "")
         match operation.kind:
             case "read":
-                return (ABSENT if state is None else state), state
+                return (ABSENT if value is None else (value, override)), state
             case "register":
-                override = "" if state is None else state[1]
-                return ("created" if state is None else "replaced"), (operation.argument, override)
+                return ("created" if value is None else "replaced"), (operation.argument, override)
             case "register_if_absent":
-                if state is not None:
+                if value is not None:
                     return "already_registered", state
-                return "created", (operation.argument, "")
+                return "created", (operation.argument, override)
             case "deregister":
-                return ("not_found" if state is None else "removed"), None
+                return ("not_found" if value is None else "removed"), _left(override)
             case "set_status":
-                if state is None:
-                    return "not_found", None
-                if state[1] == operation.argument:
+                if value is None and not override:
+                    return "not_found", state
+                if override == operation.argument:
                     return "none", state
-                return "status", (state[0], operation.argument)
+                return "status", ((value, operation.argument) if value is not None else _left(operation.argument))
             case "evicted":
-                return ("void" if state is None else "evicted"), None
+                return ("void" if value is None else "evicted"), _left(override)
             case _:
                 raise ValueError(f"an instance does not know {operation.kind!r}")
 
@@ -123,6 +126,11 @@ class InstanceModel:
             msgspec.structs.replace(o, argument="unread") if "register" in o.kind and o.argument not in found else o
             for o in operations
         ]
+
+
+def _left(override: str) -> Hashable:
+    """What is left of an instance that is not registered. Nothing at all is the same as at first."""
+    return (None, override) if override else None
 
 
 INSTANCE = InstanceModel()

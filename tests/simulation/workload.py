@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.linearizability import ABSENT, Operation
 from rollcall.node.values import Renewal, Renewed
 from rollcall.replication.checks import DEREGISTER_S_MIN, Check, State
-from rollcall.replication.commands import Batch, Deregister, Register, SetPolicy, SetStatus, Submittable
+from rollcall.replication.commands import KEEP_LEVEL, Batch, Deregister, Register, SetPolicy, SetStatus, Submittable
 from rollcall.replication.errors import AlreadyRegistered, Gone, NotDone, NotFound, RollcallError, Unknown
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Instance, Key, Registration
@@ -185,7 +185,8 @@ class Client:
             self._write(Batch(tuple(_register(part) for part in parts)), *parts)
         elif dice < 0.55:
             self._write(Deregister(key), _Part(key, "deregister", ""))
-        elif dice < 0.65:
+        elif dice < 0.65 and self._world.level() >= KEEP_LEVEL:
+            # Before that level an override ends with its registration: the model knows one rule.
             status = self._chance.choice(("out_of_service", "draining", None))
             self._write(SetStatus(*_names(key), status), _Part(key, "set_status", status or ""))
         elif dice < 0.85:

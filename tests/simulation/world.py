@@ -681,9 +681,13 @@ class World:
         self._wait(lambda: self._gone(dead), f"eviction of {', '.join(holder.name for holder in dead)}", bound_s)
         self.judge.counts["dead instances awaited"] += len(dead)
 
+    def level(self) -> int:
+        """The feature level that every node that runs has reached."""
+        return min((node.registry.level for node in self.nodes.values()), default=0)
+
     def _wait_for_health(self, checked: list[Checked]) -> None:
         """Unless some node still runs the release before, which knows no checks."""
-        if min(node.registry.level for node in self.nodes.values()) < CHECKS_LEVEL:
+        if self.level() < CHECKS_LEVEL:
             return
         for each in checked:
             self._wait(

@@ -37,6 +37,7 @@ from harness.history import (
 from msgspec.structs import replace
 from rollcall.replication.commands import (
     FORMAT,
+    LEVEL,
     Batch,
     Command,
     Deregister,
@@ -48,7 +49,7 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import AlreadyRegistered
 from rollcall.replication.records import Event, Key, Registration
-from rollcall.replication.registry import Registry
+from rollcall.replication.registry import Registry, State
 
 SEEDS = range(40)
 NODES = ("n1", "n2", "n3")
@@ -79,6 +80,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.registry = Registry()
+        self.registry.replace(State.empty(level=LEVEL, history="0" * 16))
         self.registry.skip(1, 0)
         self.now = 2.0
         self.facts: list[Fact] = []

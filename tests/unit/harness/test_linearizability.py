@@ -224,14 +224,25 @@ def test_a_lost_write_happens_once() -> None:
     assert verdict == "illegal"
 
 
-def test_an_override_survives_the_next_registration_and_ends_with_the_instance() -> None:
+def test_an_override_belongs_to_the_id_and_outlives_registrations_and_removals() -> None:
     begin = [op(0, 1, "register", "a", "created"), op(2, 3, "set_status", "down", "status")]
     again = op(4, 5, "register", "b", "replaced")
+    gone = op(4, 5, "deregister", "", "removed")
+    back = op(8, 9, "register", "b", "created")
 
     assert judge(*begin, again, op(6, 7, "read", result=("b", "down"))) == "legal"
     assert judge(*begin, again, op(6, 7, "read", result=("b", ""))) == "illegal"
-    ended = [op(4, 5, "deregister"), op(6, 7, "register", "b"), op(8, 9, "read", result=("b", ""))]
-    assert judge(*begin, *ended) == "legal"
+    assert (
+        judge(*begin, gone, op(6, 7, "read", result=ABSENT), back, op(10, 11, "read", result=("b", "down"))) == "legal"
+    )
+    assert judge(*begin, gone, back, op(10, 11, "read", result=("b", ""))) == "illegal"
+
+
+def test_an_override_of_an_id_that_is_not_registered_can_be_removed() -> None:
+    gone = [op(0, 1, "register", "a"), op(2, 3, "set_status", "down", "status"), op(4, 5, "deregister")]
+
+    assert judge(*gone, op(6, 7, "set_status", "", "status"), op(8, 9, "set_status", "", "not_found")) == "legal"
+    assert judge(*gone, op(6, 7, "set_status", "", "not_found")) == "illegal"
 
 
 def test_of_two_registrations_of_an_absent_one_only_one_can_create_it() -> None:

@@ -13,10 +13,13 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from .errors import Invalid
+from .targets import header_fault, of_place, of_url
 
 CHECKS_MAX = 8
 INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 24 * 3600.0
+TIMEOUT_S = 5.0
+"""Where nobody says another; in the API, no longer than the interval."""
 DEREGISTER_S_MIN = 10.0
 HEADERS_MAX = 16
 
@@ -33,7 +36,8 @@ class Check(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     """One question to an instance. Exactly one of ``http``, ``tcp``, ``grpc``, ``script`` and ``ttl_s`` says which.
 
     ``http``: a URL whose answer must have a status of ``expect_status`` (empty: 200 to 299) and,
-    if ``expect_body`` is given, hold that text in its first 64 KiB. ``tcp``: HOST:PORT that takes a
+    if ``expect_body`` is given, hold that text in its first 64 KiB; a user and password in it are
+    sent as Basic authorization. ``tcp``: HOST:PORT that takes a
     connection. ``grpc``: HOST:PORT or HOST:PORT/SERVICE that answers SERVING. ``script``: a command
     line whose exit code is 0 (passing), 1 (warning) or another. ``ttl_s``: nobody is asked; the service
     says how it is at least this often.
@@ -52,7 +56,7 @@ class Check(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     expect_body: Annotated[str, Meta(max_length=4096)] = ""
     tls_verify: bool = True
     interval_s: Annotated[float, Meta(ge=INTERVAL_S_MIN, le=INTERVAL_S_MAX)] = 10.0
-    timeout_s: Annotated[float, Meta(gt=0.0, le=60.0)] = 5.0
+    timeout_s: Annotated[float, Meta(gt=0.0, le=60.0)] = TIMEOUT_S
     success_before_passing: Annotated[int, Meta(ge=1, le=100)] = 1
     failures_before_critical: Annotated[int, Meta(ge=1, le=100)] = 1
     deregister_critical_after_s: Annotated[float, Meta(ge=DEREGISTER_S_MIN, le=7 * 24 * 3600)] | None = None
@@ -143,10 +147,19 @@ def checked(checks: Sequence[Check]) -> None:
 
 
 def _check_target(check: Check, field: str) -> None:
-    if check.http and not check.http.startswith(("http://", "https://")):
-        raise Invalid(f"{field}.http: Expected an http:// or https:// URL", field=f"{field}.http")
-    for kind in ("tcp", "grpc"):
-        place = getattr(check, kind).partition("/")[0]
-        host, _, port = place.rpartition(":")
-        if place and not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
-            raise Invalid(f"{field}.{kind}: Expected HOST:PORT, got {place[:80]!r}", field=f"{field}.{kind}")
+    for kind, read in (("http", of_url), ("tcp", of_place), ("grpc", of_place)):
+        text = getattr(check, kind)
+        try:
+            if text:
+                read(text.partition("/")[0] if kind == "grpc" else text)
+        except ValueError as error:
+            raise Invalid(f"{field}.{kind}: {error}", field=f"{field}.{kind}") from None
+    for name, value in check.headers.items():
+        fault = header_fault(name, value)
+        if fault:
+            raise Invalid(f"{field}.headers.{name[:80]!r}: {fault}", field=f"{field}.headers")
+    if check.http and of_url(check.http).login is not None and "authorization" in map(str.lower, check.headers):
+        message = f"{field}.headers: Expected no Authorization beside the one that the URL's user and password make"
+        raise Invalid(message, field=f"{field}.headers")
+    if check.script and (not check.script[0] or any("\0" in word for word in check.script)):
+        raise Invalid(f"{field}.script: Expected a program and its arguments, without NUL", field=f"{field}.script")

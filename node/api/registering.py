@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ...replication.checks import State
+from ...replication.checks import INTERVAL_S_MIN, TIMEOUT_S, State
 from ...replication.commands import OPERATIONS_MAX, Batch, Deregister, Operation, Register, SetStatus
 from ...replication.errors import Invalid, TooLarge
 from ...replication.records import DEFAULT_ENV, Id, Key, Name, Registration, Status, Text, build
@@ -31,7 +31,7 @@ def registration(
     _agree(data, "service", service)
     _agree(data, "id", id)
     _agree(data, "env", env)
-    _name_checks(data)
+    _complete_checks(data)
     data.setdefault("ttl_s", ttl_s)
     if "id" not in data:
         data["id"] = _default_id(data)
@@ -144,17 +144,25 @@ def _agree(data: dict[str, Any], field: str, elsewhere: str | None) -> None:
         raise Invalid(message, field=field)
 
 
-def _name_checks(data: dict[str, Any]) -> None:
-    """No checks are the same as none said; a check without a name gets one."""
+def _complete_checks(data: dict[str, Any]) -> None:
+    """No checks are the same as none said; a check without a name gets one, and one without a timeout a fitting one."""
     checks = data.get("checks")
     if not checks:
         data.pop("checks", None)
         return
     if isinstance(checks, list):
         data["checks"] = [
-            {"name": f"check-{number}", **check} if isinstance(check, dict) else check
+            {"name": f"check-{number}", **_timeout(check), **check} if isinstance(check, dict) else check
             for number, check in enumerate(checks, 1)
         ]
+
+
+def _timeout(check: dict[str, Any]) -> dict[str, float]:
+    """The default timeout, where the interval is shorter than it: nobody has to set one for a quick check."""
+    interval_s = check.get("interval_s")
+    if isinstance(interval_s, int | float) and INTERVAL_S_MIN <= interval_s < TIMEOUT_S:
+        return {"timeout_s": float(interval_s)}
+    return {}
 
 
 def _default_id(data: dict[str, Any]) -> str:

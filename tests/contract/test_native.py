@@ -96,6 +96,15 @@ class TestRegistering:
         assert "secret" not in api.get(f"{ORDERS}?health=any").text
         assert api.get(ORDERS).json["instances"] == []
 
+    def test_a_quick_check_needs_no_timeout(self, api: Api) -> None:
+        checks = [{"tcp": "x:1", "interval_s": 1}, {"tcp": "x:2", "interval_s": 60}, {"tcp": "x:3", "interval_s": 1.5}]
+        shown = api.put(f"{ORDERS}/o1", {"checks": checks}).json["checks"]
+
+        # What has its default is left out.
+        assert [check.get("timeout_s", 5.0) for check in shown] == [1.0, 5.0, 1.5]
+        slow = [{"tcp": "x:1", "interval_s": 1, "timeout_s": 2}]
+        problem(api.put(f"{ORDERS}/o1", {"checks": slow}), 400, "Invalid", field="checks[0].timeout_s")
+
     def test_a_check_that_nobody_could_make_is_refused(self, api: Api) -> None:
         told = problem(api.put(f"{ORDERS}/o1", {"checks": [{"type": "http"}]}), 400, "Invalid", field="checks[0].type")
         assert "not known here" in told["detail"]

@@ -208,6 +208,26 @@ def test_an_override_is_not_touched_by_checks(log):
         ([{"name": "a", "tcp": "no-port"}], "checks[0].tcp"),
         ([{"name": "a", "tcp": "x:99999"}], "checks[0].tcp"),
         ([{"name": "a", "tcp": "x:1"}, {"name": "a", "tcp": "x:2"}], "checks[1].name"),
+        ([{"name": "a", "tcp": "10.0.0:80"}], "checks[0].tcp"),
+        ([{"name": "a", "tcp": "a b:80"}], "checks[0].tcp"),
+        ([{"name": "a", "grpc": "user:word@x:80/s"}], "checks[0].grpc"),
+        ([{"name": "a", "http": "http://"}], "checks[0].http"),
+        ([{"name": "a", "http": "http:///health"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://:80/"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://x:0/"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://x:99999/"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://x:a/"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://[::1/"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://1.2.3/"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://x/a b"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://x/\r\nEvil: 1"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://x/\u00e9"}], "checks[0].http"),
+        ([{"name": "a", "http": "http://x/", "headers": {"X": "a\r\nEvil: 1"}}], "checks[0].headers"),
+        ([{"name": "a", "http": "http://x/", "headers": {"X: a": "b"}}], "checks[0].headers"),
+        ([{"name": "a", "http": "http://x/", "headers": {"Content-Length": "5"}}], "checks[0].headers"),
+        ([{"name": "a", "http": "http://u:p@x/", "headers": {"authorization": "Bearer x"}}], "checks[0].headers"),
+        ([{"name": "a", "script": [""]}], "checks[0].script"),
+        ([{"name": "a", "script": ["/bin/x", "\0"]}], "checks[0].script"),
         ([{"name": "a", "tcp": "x:1", "interval_s": 2.0, "timeout_s": 3.0}], "checks[0].timeout_s"),
         ([{"name": "a", "tcp": "x:1", "interval_s": 0.1}], "checks[0].interval_s"),
         ([{"name": "a", "tcp": "x:1", "colour": "red"}], "checks[0].colour"),
@@ -221,6 +241,22 @@ def test_a_check_that_nobody_could_make_is_refused_by_its_field(checks, field):
         build(Registration, {"service": "web", "id": "a", "checks": checks})
 
     assert refused.value.facts["field"] == field
+
+
+@pytest.mark.parametrize(
+    "http",
+    ["http://10.0.0.1/", "https://cart.example.org:8443/a?b=c", "http://[::1]:80", "http://a_b/", "http://u:p%40@x/",
+     "HTTP://cart/%C3%A9", "http://cart./"],
+)  # fmt: skip
+def test_a_url_that_can_be_asked_is_taken(http):
+    build(Registration, {"service": "web", "id": "a", "checks": [{"name": "a", "http": http}]})
+
+
+def test_a_refusal_does_not_repeat_what_may_be_a_password():
+    for check in ({"http": "http://user:word@:80/"}, {"tcp": "user:word@x"}):
+        with pytest.raises(Invalid) as refused:
+            build(Registration, {"service": "web", "id": "a", "checks": [{"name": "a", **check}]})
+        assert "word" not in refused.value.message
 
 
 # -- who checks what

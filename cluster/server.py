@@ -64,6 +64,7 @@ class Server:
         threads: int,
         *,
         connection_limit: int = 4096,
+        files_kept_free: int = FILES_KEPT_FREE,
         body_bytes_max: int = 4 * 1024 * 1024,
         body_memory_bytes: int | None = None,
         stalled_s: float = 60.0,
@@ -78,6 +79,7 @@ class Server:
         self._port = port
         self._thread_count = threads
         self._connection_limit = connection_limit
+        self._files_kept_free = files_kept_free
         self._body_bytes_max = body_bytes_max
         self._body_memory_bytes = 2 * body_bytes_max if body_memory_bytes is None else body_memory_bytes
         self._stalled_s = stalled_s
@@ -140,7 +142,7 @@ class Server:
             _dispatcher=pool,
             sockets=[listener],
             threads=self._thread_count,
-            connection_limit=_affordable(self._connection_limit),
+            connection_limit=_affordable(self._connection_limit, self._files_kept_free),
             asyncore_use_poll=True,
             # Reading ahead is how the loop notices that the client of a running request has gone.
             channel_request_lookahead=1,
@@ -357,34 +359,45 @@ class _Channel(HTTPChannel):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound and listening, or an ``OSError`` in the operator's words."""
+    """A socket bound and listening, or an ``OSError`` in the operator's words.
+
+    Of a name with several addresses, the first one that this machine has.
+    """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    for left, (family, kind, protocol, _, address) in enumerate(places, 1 - len(places)):
+        try:
+            return _bound(family, kind, protocol, address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(error.errno, f"address {host}:{port} is in use; choose another port") from None
+            if not left:
+                raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(1024)
-    except OSError as error:
+    except OSError:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise OSError(error.errno, f"address {host}:{port} is in use; choose another port") from None
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise
     return listener
 
 
-def _affordable(connection_limit: int) -> int:
+def _affordable(connection_limit: int, kept_free: int) -> int:
     """``connection_limit``, or what the process' limit of open files allows.
 
     Past the limit of files, accepting fails in a busy loop; past the limit of
     connections, newcomers wait in the kernel's queue.
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    allowed = max(16, files - FILES_KEPT_FREE)
+    allowed = max(16, files - kept_free)
     if files != resource.RLIM_INFINITY and allowed < connection_limit:
         logger.warning(
             "fewer connections than wished: raise the limit of open files (ulimit -n)",

@@ -24,13 +24,13 @@ if missing := [
 ]:
     sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
-from ..cluster.server import Server
+from ..cluster.server import FILES_KEPT_FREE, Server
 from ..replication.changes import Changes
 from ..replication.engine import Engine, EngineConfig
 from ..replication.errors import RollcallError
 from ..replication.tls import Credentials
 from ..replication.transport import Endpoint, Transport
-from . import certs, logs
+from . import certs, files, logs
 from .api import ApiSettings, create_app
 from .budget import Budget
 from .checker import Checker
@@ -38,7 +38,8 @@ from .dns.answers import Answers, Zone
 from .dns.server import Server as DnsServer
 from .duties import Duties, DutySettings
 from .metrics import Metrics
-from .probes import Reach, networks_from
+from .probes import Prober
+from .reach import Reach
 from .service import Service, ServiceSettings
 from .settings import Settings, load
 from .values import Member
@@ -108,9 +109,9 @@ class Node:
             ),
             evicted=self.metrics.evicted,
         )
-        self.checker: Checker = Checker(
-            self.engine, Reach(networks_from(settings.checks_networks), settings.checks_scripts)
-        )
+        places = files.checks_max()
+        reach = Reach.of(settings.checks_networks, scripts=settings.checks_scripts)
+        self.checker: Checker = Checker(self.engine, Prober(reach, places=places))
         self.metrics.watch_checks(lambda: len(self.checker))
         about = "Answers to this node's health checks, by what was found."
         self.metrics.watch_counts("rollcall_checks_answers", about, "state", self.checker.answers.copy)
@@ -144,6 +145,7 @@ class Node:
             settings.http_port,
             settings.threads,
             connection_limit=settings.connection_limit,
+            files_kept_free=FILES_KEPT_FREE + places,
             body_bytes_max=4 * max(settings.body_bytes_max, settings.batch_body_bytes_max),
             on_failure=_die,
         )

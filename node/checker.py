@@ -9,7 +9,8 @@ the leader, again and again until the log says the same; the leader proposes it,
 node now.
 
 Too many that turn critical within a minute are more likely this node's own trouble: then
-each needs the word of a second node, and is not reported without it.
+each needs the word of a second node, and is not reported without it. What this node
+could not ask is asked again soon, and changes nothing.
 """
 
 import asyncio
@@ -20,22 +21,26 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 
 from ..replication.checks import Check, State, others_by_turn, owner_of
-from ..replication.commands import Report, Result
+from ..replication.commands import KEEP_LEVEL, Report, Result
 from ..replication.errors import NotLeader, RollcallError
 from ..replication.log import Log, Proposal, Reply
 from ..replication.records import Event, Instance, Key
-from .probes import Found, NotAsked, Reach, ask
-from .tally import Doubt, Tally
+from .names import NotAsked
+from .probes import Found, Whom
+from .reach import own_hosts
+from .shares import Shares
+from .tally import Damper, Doubt, Tally
 
 logger = logging.getLogger(__name__)
 
-REPORT, SECOND, VIEWS = "report checks", "second opinion", "views of checks"
-"""Kinds of requests between nodes."""
+REPORT, SECOND, SECOND_OF, VIEWS = "report checks", "second opinion", "second opinion of", "views of checks"
+"""Kinds of requests between nodes. Only ``SECOND_OF`` says of whom; from ``KEEP_LEVEL`` on every node knows it."""
 
 FIRST_S = 1.0
 """A new check is asked for the first time within so long."""
@@ -52,19 +57,20 @@ WHOLE_S = 60.0
 
 REPORT_S = 5.0
 VIEWS_S = 1.0
-NAMES_MAX = 64
-"""Host names looked up at a time."""
-
 UNABLE_S = 10.0
 """Between two complaints that this node cannot ask."""
 
 RESULTS_MAX = 500
 """Results reported at a time. One takes at most 2.5 KB, so that is under the 2 MiB of a command."""
-ASKED_MAX = 2_000
-"""Questions under way at a time."""
 
 OPINIONS_MAX = 64
 """Second opinions waited for at a time: of a target that is silent, each takes its whole timeout."""
+
+TURN_S = 60.0
+"""Waited for one's turn among them."""
+
+AGAIN_S = 5.0
+"""What could not be asked is asked again after so long, if its interval is longer."""
 
 NONE: Mapping[str, Check] = {}
 _Name = tuple[Key, str]
@@ -87,19 +93,34 @@ class _Reported(Struct, frozen=True, array_like=True):
 
 _reported = msgspec.msgpack.Decoder(_Reported)
 _check = msgspec.msgpack.Decoder(Check)
+_opinion = msgspec.msgpack.Decoder(tuple[Check, Whom])
 _found = msgspec.msgpack.Decoder(Found)
 _key = msgspec.msgpack.Decoder(Key)
 _views = msgspec.msgpack.Decoder(dict[str, CheckView])
 
 
+class Asker(Protocol):
+    """Asks the questions: ``probes.Prober``."""
+
+    async def ask(self, check: Check, whom: Whom) -> Found:
+        """Raises ``NotAsked``."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class _Asked:
     """One check that this node asks."""
 
-    __slots__ = ("check", "early_s", "key", "last", "placed", "reg_index", "tally", "task", "timer")
+    __slots__ = (
+        "check", "damper", "early_s", "key", "last", "placed", "reg_index", "tally", "task", "timer", "whom",
+    )  # fmt: skip
 
-    def __init__(self, key: Key, check: Check, reg_index: int, state: State) -> None:
+    def __init__(self, key: Key, check: Check, whom: Whom, reg_index: int, state: State) -> None:
         self.key: Key = key
         self.check: Check = check
+        self.whom: Whom = whom
+        self.damper: Damper = Damper()
         self.reg_index: int = reg_index
         self.tally: Tally = Tally(state)
         self.placed: bool = state != "pending"
@@ -119,9 +140,9 @@ class _Asked:
 class Checker:
     """Asks, from ``start`` to ``stop``. Made once by ``__main__``."""
 
-    def __init__(self, log: Log, reach: Reach, *, chance: random.Random | None = None) -> None:
+    def __init__(self, log: Log, asker: Asker, *, chance: random.Random | None = None) -> None:
         self._log: Log = log
-        self._reach: Reach = reach
+        self._asker: Asker = asker
         self._chance: random.Random = chance or random.Random()
         self._asked: dict[Key, dict[str, _Asked]] = {}
         self._count: int = 0
@@ -134,14 +155,15 @@ class Checker:
         """What was found so far, question by question."""
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._gate: asyncio.Semaphore | None = None
         # Apart: what is known for certain does not wait for what is doubted.
         self._reports = ThreadPoolExecutor(1, thread_name_prefix="checks-report")
         self._opinions = ThreadPoolExecutor(OPINIONS_MAX, thread_name_prefix="checks-second")
+        self._turns: Shares = Shares(OPINIONS_MAX)
         self._thread = threading.Thread(target=self._run, name="checks", daemon=True)
         log.listen(self._applied)
         log.serve(REPORT, self._take_report)
         log.serve(SECOND, self._take_question)
+        log.serve(SECOND_OF, self._take_question_of)
         log.serve(VIEWS, self._take_look)
 
     def start(self) -> None:
@@ -154,6 +176,7 @@ class Checker:
             self._thread.join(timeout=5.0)
         for pool in (self._reports, self._opinions):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._asker.close()
 
     def views(self, key: Key) -> dict[str, CheckView]:
         """The last answers to an instance's checks that this node asks, by the check's name."""
@@ -189,10 +212,7 @@ class Checker:
         asyncio.run(self._main())
 
     async def _main(self) -> None:
-        self._stopping, self._gate = asyncio.Event(), asyncio.Semaphore(ASKED_MAX)
-        self._loop = asyncio.get_running_loop()
-        # Names are looked up in threads: many may be slow at once.
-        self._loop.set_default_executor(ThreadPoolExecutor(NAMES_MAX, thread_name_prefix="checks-names"))
+        self._stopping, self._loop = asyncio.Event(), asyncio.get_running_loop()
         while not self._stopping.is_set():
             try:
                 self._look()
@@ -255,13 +275,14 @@ class Checker:
         if not checks:
             return
         asked = self._asked.setdefault(instance.key, {})
+        whom = Whom((instance.env, instance.service), own_hosts(instance))
         for state in instance.check_states:
             check = checks.get(state.name)
             if check is None:
                 continue
             known = asked.get(check.name)
             if known is None:
-                asked[check.name] = self._begin(_Asked(instance.key, check, instance.reg_index, state.state))
+                asked[check.name] = self._begin(_Asked(instance.key, check, whom, instance.reg_index, state.state))
                 continue
             if state.state == "pending" and known.reg_index != instance.reg_index:
                 known.tally, known.placed, known.early_s = Tally("pending"), False, EARLY_S
@@ -269,7 +290,7 @@ class Checker:
             elif known.tally.state == "pending" and state.state != "pending":
                 # Found before this node knew, by the owner before or before its own restart: it goes on from there.
                 known.tally = Tally(state.state)
-            known.reg_index = instance.reg_index
+            known.reg_index, known.whom = instance.reg_index, whom
 
     def _begin(self, asked: _Asked) -> _Asked:
         self._count += 1
@@ -305,13 +326,18 @@ class Checker:
             asked.task = self._loop.create_task(self._ask(asked))
 
     async def _ask(self, asked: _Asked) -> None:
+        interval_s = asked.check.interval_s
         try:
             await self._question(asked)
+        except NotAsked as error:
+            self._unable(error)
+            if interval_s > AGAIN_S:
+                self._later(asked, self._chance.uniform(AGAIN_S / 2, AGAIN_S))
+                return
         except Exception:
             logger.exception("the check %s of %s met a failure that it does not know", asked.check.name, asked.key.id)
         if asked.placed:
             return
-        interval_s = asked.check.interval_s
         if asked.tally.state not in ("passing", "warning") and asked.early_s < interval_s:
             # It is just starting, perhaps: nobody has to wait a whole interval for that.
             self._later(asked, asked.early_s)
@@ -321,13 +347,8 @@ class Checker:
             self._later(asked, self._chance.uniform(0, interval_s))
 
     async def _question(self, asked: _Asked) -> None:
-        assert self._gate is not None
-        async with self._gate:
-            try:
-                found = await ask(asked.check, self._reach)
-            except NotAsked as error:
-                self._unable(error)
-                return
+        """Asks, and counts the answer. Raises ``NotAsked``."""
+        found = await self._asker.ask(asked.check, asked.whom)
         asked.last = CheckView(found.state, found.output, found.latency_s, time.time())
         before = asked.tally.state
         after = asked.tally.add(found.state, asked.check)
@@ -349,8 +370,12 @@ class Checker:
             logger.error("a health check could not be made here: %s", error)
 
     def _note(self, asked: _Asked, state: State) -> None:
-        name = (asked.key, asked.check.name)
-        if state == "pending" or self._stands(asked.key, asked.check.name) == state:
+        """Has ``state`` reported, if the log says otherwise and it is not held back."""
+        name, stands = (asked.key, asked.check.name), self._stands(asked.key, asked.check.name)
+        wanted = self._wanted.get(name)
+        if wanted is not None and wanted.state == state and wanted.reg_index == asked.reg_index:
+            return
+        if state == "pending" or stands == state or asked.damper.holds(stands, state, time.monotonic()):
             self._wanted.pop(name, None)
         else:
             self._wanted[name] = Result(asked.key, asked.reg_index, asked.check.name, state)
@@ -366,12 +391,16 @@ class Checker:
         """Whether another node finds it critical too. Without another node, this one's word must do."""
         nodes = self._log.registry.assignment.nodes
         others = others_by_turn(asked.key.service, asked.key.id, nodes)
-        payload, left_s = msgspec.msgpack.encode(asked.check), asked.check.timeout_s + 1.0
+        kind, question = SECOND, msgspec.msgpack.encode(asked.check)
+        if self._log.registry.level >= KEEP_LEVEL:
+            kind, question = SECOND_OF, msgspec.msgpack.encode((asked.check, asked.whom))
+        left_s = asked.check.timeout_s + 1.0
         for node in others:
             try:
-                answer = await self._hop(self._opinions, node, SECOND, payload, left_s)
+                async with self._turns.place(asked.whom.service, within_s=TURN_S):
+                    answer = await self._hop(self._opinions, node, kind, question, left_s)
                 found = _found.decode(answer)
-            except (RollcallError, msgspec.DecodeError) as error:
+            except (RollcallError, TimeoutError, msgspec.DecodeError) as error:
                 logger.info("%s gave no second opinion: %s", node, error)
                 continue
             if found.state != "critical":
@@ -380,18 +409,27 @@ class Checker:
         return not others
 
     def _take_question(self, peer: str, payload: bytes, reply: Reply) -> None:
-        """On the log's thread: asks on the loop, and answers from there."""
+        """On the log's thread, of a node of an older release, which does not say of whom it asks."""
         try:
             check = _check.decode(payload)
         except msgspec.DecodeError:
             reply(b"")
             return
-        self._post(self._ask_for, check, reply)
+        self._post(self._ask_for, check, Whom(("", "")), reply)
 
-    def _ask_for(self, check: Check, reply: Reply) -> None:
+    def _take_question_of(self, peer: str, payload: bytes, reply: Reply) -> None:
+        """On the log's thread: asks on the loop, and answers from there."""
+        try:
+            check, whom = _opinion.decode(payload)
+        except msgspec.DecodeError:
+            reply(b"")
+            return
+        self._post(self._ask_for, check, whom, reply)
+
+    def _ask_for(self, check: Check, whom: Whom, reply: Reply) -> None:
         async def answer() -> None:
             try:
-                reply(msgspec.msgpack.encode(await ask(check, self._reach)))
+                reply(msgspec.msgpack.encode(await self._asker.ask(check, whom)))
             except NotAsked as error:
                 self._unable(error)
                 reply(b"")

@@ -2,38 +2,46 @@
 
 Runs on an event loop of its own, so that a thousand slow targets wait side by side and
 delay nobody. An answer is a state, a text of at most 4 KiB for people, and how long it
-took. Where a question may go is the operator's to say (``Reach``): every address that a
-name stands for is looked at, and the one that was looked at is the one that is asked.
+took. Where a question may go is the operator's to say (``reach``): every address that a
+name stands for is looked at, and those that were looked at are the ones that are asked, in turn.
+
+The time of a question begins when its addresses are known (``names``) and there is a
+place for it (``shares``). A wait for either is this node's, and says nothing of whom it
+would have asked: ``NotAsked``. HTTP is read by h11, which knows where an answer ends.
 """
 
 import asyncio
+import base64
 import contextlib
-import errno
 import ipaddress
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
+import h11
 from msgspec import Struct
 
 from ..replication.checks import Check, State
-from ..replication.errors import Invalid
+from ..replication.targets import Url, of_place, of_url
+from .names import OWN_TROUBLE, Names, NotAsked, NotFound
+from .reach import Reach
+from .shares import Shares
 
 OUTPUT_BYTES_MAX = 4 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 64 * 1024
 """Of a body in which a text is looked for; without one, only what is shown is read."""
 
-REFUSED = ("0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/128", "fe80::/10", "fd00:ec2::254/128", "ff00::/8")
-"""Link-local addresses, those of the clouds' metadata services among them, and what is no host's address."""
+ANSWER_BYTES_MAX = 4 * (HEAD_BYTES_MAX + BODY_BYTES_MAX)
+"""Of all that is read, the pieces that a body comes in and what comes before the answer included."""
 
-OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EADDRNOTAVAIL})
-"""This node has no file, memory, process or port to ask with: that says nothing of whom it would have asked."""
+ASKED_MAX = 2_000
+"""Questions under way at a time: each is a connection, or a process."""
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+PLACE_S = 60.0
+"""A question waits no longer than that for its place, and no longer than its interval."""
 
 
 class Found(Struct, frozen=True):
@@ -44,139 +52,172 @@ class Found(Struct, frozen=True):
     latency_s: float
 
 
+class Whom(Struct, frozen=True, array_like=True):
+    """Of whom a check is: its service, with whose other checks it shares places, and the hosts at which the instance
+    says that it is. None: an older release asks, which does not say; what the check names counts as its own."""
+
+    service: tuple[str, str]
+    hosts: tuple[str, ...] | None = None
+
+
 LATE_S = 0.25
 """A timeout that is noticed so late means that this process stood still, not that there was no answer."""
-
-
-class NotAsked(Exception):
-    """This node could not ask, for reasons of its own."""
 
 
 class _Failed(Exception):
     """It is not well, and this says why."""
 
 
-class Reach(Struct, frozen=True):
-    """Which addresses may be asked: those of ``networks``, or all if there are none; never those of ``REFUSED``
-    unless a network names them. ``scripts``: whether command lines may be run on this node."""
+class _Target(Struct, frozen=True):
+    """Who is to be asked. ``place``: what it has in common with other questions to the same."""
 
-    networks: tuple[str, ...] = ()
-    scripts: bool = False
-
-    def allows(self, address: str) -> bool:
-        return _allows(self.networks, address)
+    place: Hashable
+    addresses: tuple[str, ...] = ()
+    port: int = 0
+    url: Url | None = None
 
 
-@lru_cache(maxsize=65_536)
-def _allows(networks: tuple[str, ...], address: str) -> bool:
-    ip: Any = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    if networks:
-        return any(ip in network for network in _networks(networks) if network.version == ip.version)
-    return not any(ip in network for network in _networks(REFUSED) if network.version == ip.version)
+class Prober:
+    """Asks, as far as ``reach`` allows. Of one event loop at a time; ``close`` ends its threads."""
 
+    def __init__(self, reach: Reach, *, names: Names | None = None, places: int = ASKED_MAX) -> None:
+        self._reach: Reach = reach
+        self._names: Names = names or Names()
+        self._places: Shares = Shares(places)
 
-@lru_cache(maxsize=64)
-def _networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
-    try:
-        return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
-    except ValueError as error:
-        raise Invalid(f"checks_networks: {error}", field="checks_networks") from None
+    async def ask(self, check: Check, whom: Whom) -> Found:
+        """Asks once, for at most ``check.timeout_s``. Raises ``NotAsked``."""
+        try:
+            target = await self._target(check, whom)
+        except _Failed as error:
+            return Found("critical", _shown(str(error)), 0.0)
+        try:
+            async with self._places.place(whom.service, target.place, within_s=min(check.interval_s, PLACE_S)):
+                return await self._question(check, target)
+        except TimeoutError:
+            raise NotAsked("too many questions to that service or place are under way") from None
 
+    def close(self) -> None:
+        self._names.close()
 
-def networks_from(text: str) -> tuple[str, ...]:
-    """The networks that ``text`` names, with commas between them, or ``Invalid``."""
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
-    _networks(found)
-    return found
+    async def _question(self, check: Check, target: _Target) -> Found:
+        began = time.monotonic()
+        state: State = "critical"
+        try:
+            async with asyncio.timeout(check.timeout_s):
+                match check.kind:
+                    case "http":
+                        output = await _http(check, target)
+                        state = "passing"
+                    case "tcp":
+                        output = await _tcp(check, target)
+                        state = "passing"
+                    case "grpc":
+                        output = await _grpc(check, target)
+                        state = "passing"
+                    case "script":
+                        state, output = await _script(check, self._reach)
+                    case "ttl":
+                        raise _Failed("nobody asks this one: the service says how it is")
+        except TimeoutError:
+            if time.monotonic() - began > check.timeout_s + LATE_S:
+                raise NotAsked("this node stood still, and does not know whether there was an answer") from None
+            output = f"no answer within {check.timeout_s:g} s"
+        except _Failed as error:
+            output = str(error)
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in OWN_TROUBLE:
+                raise NotAsked(str(error)) from error
+            output = _first_line(error)
+        return Found(state, _shown(output), time.monotonic() - began)
 
+    # -- where it goes
 
-async def ask(check: Check, reach: Reach) -> Found:
-    """Asks once, for at most ``check.timeout_s``. Raises ``NotAsked``."""
-    began = time.monotonic()
-    state: State = "critical"
-    try:
-        async with asyncio.timeout(check.timeout_s):
+    async def _target(self, check: Check, whom: Whom) -> _Target:
+        url: Url | None = None
+        try:
             match check.kind:
                 case "http":
-                    output = await _http(check, reach)
-                    state = "passing"
+                    url = of_url(check.http)
+                    host, port = url.host, url.port
                 case "tcp":
-                    output = await _tcp(check.tcp, reach)
-                    state = "passing"
+                    host, port = of_place(check.tcp)
                 case "grpc":
-                    output = await _grpc(check, reach)
-                    state = "passing"
-                case "script":
-                    state, output = await _script(check, reach)
-                case "ttl":
-                    raise _Failed("nobody asks this one: the service says how it is")
-    except TimeoutError:
-        if time.monotonic() - began > check.timeout_s + LATE_S:
-            raise NotAsked("this node stood still, and does not know whether there was an answer") from None
-        output = f"no answer within {check.timeout_s:g} s"
-    except _Failed as error:
-        output = str(error)
-    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in OWN_TROUBLE:
-            raise NotAsked(str(error)) from error
-        output = _first_line(error)
-    return Found(state, _shown(output), time.monotonic() - began)
+                    host, port = of_place(check.grpc.partition("/")[0])
+                case _:
+                    return _Target(check.kind)
+        except ValueError as error:
+            raise _Failed(f"this check cannot be asked: {error}") from None
+        addresses = await self._addresses(host, whom)
+        return _Target((addresses[0], port), addresses, port, url)
 
-
-# -- where it goes
-
-
-async def _address(host: str, port: int, reach: Reach) -> str:
-    """One address of ``host`` that may be asked."""
-    try:
-        found = [str(ipaddress.ip_address(host.strip("[]")))]
-    except ValueError:
+    async def _addresses(self, host: str, whom: Whom) -> tuple[str, ...]:
+        """Those addresses of ``host`` that may be asked, of which there is at least one."""
         try:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=1)
+            found = await self._look_up(host, whom)
+        except NotFound as error:
+            raise _Failed(f"{host} cannot be found: {error}") from None
+        own: tuple[str, ...] = ()
+        if whom.hosts is None or host.lower() in whom.hosts:
+            own = found
+        elif self._reach.own and not any(map(self._reach.allows, found)):
+            own = await self._own(whom)
+        allowed = tuple(address for address in found if self._reach.allows(address, own))
+        if not allowed:
+            raise _Failed(
+                f"checks may not be made of {found[0]}: it is not the instance's own address, or none that the nodes' "
+                "checks_networks name"
+            )
+        return allowed
+
+    async def _own(self, whom: Whom) -> tuple[str, ...]:
+        """The addresses of the instance itself, as far as they are known."""
+        found: list[str] = []
+        for host in whom.hosts or ():
+            with contextlib.suppress(NotFound):
+                found += await self._look_up(host, whom)
+        return tuple(found)
+
+    async def _look_up(self, host: str, whom: Whom) -> tuple[str, ...]:
+        try:
+            return (str(ipaddress.ip_address(host)),)
+        except ValueError:
+            return await self._names.addresses(host, whom.service)
+
+
+async def _connect(target: _Target, timeout_s: float, **tls: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first of the addresses that takes one, each in its share of the time that is left."""
+    until = time.monotonic() + timeout_s
+    *others, last = target.addresses
+    for number, address in enumerate(others):
+        try:
+            async with asyncio.timeout((until - time.monotonic()) / (len(target.addresses) - number)):
+                return await asyncio.open_connection(address, target.port, **tls)
         except OSError as error:
-            raise _Failed(f"{host} cannot be found: {error.strerror}") from None
-        found = [str(info[4][0]) for info in infos]
-    for address in found:
-        if reach.allows(address):
-            return address
-    raise _Failed(
-        f"checks may not be made of {found[0] if found else host}: the nodes' checks_networks do not allow it"
-    )
-
-
-def _place(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    return host, int(port)
+            if error.errno in OWN_TROUBLE:
+                raise
+    return await asyncio.open_connection(last, target.port, **tls)
 
 
 # -- kinds
 
 
-async def _tcp(place: str, reach: Reach) -> str:
-    host, port = _place(place)
-    address = await _address(host, port, reach)
-    _, writer = await asyncio.open_connection(address, port)
+async def _tcp(check: Check, target: _Target) -> str:
+    _, writer = await _connect(target, check.timeout_s)
     await _close(writer)
-    return f"{place} takes connections"
+    return f"{check.tcp} takes connections"
 
 
-async def _http(check: Check, reach: Reach) -> str:
-    parts = urlsplit(check.http)
-    host, secure = parts.hostname or "", parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    address = await _address(host, port, reach)
-    context = _tls(check.tls_verify) if secure else None
-    reader, writer = await asyncio.open_connection(
-        address, port, limit=HEAD_BYTES_MAX, ssl=context, server_hostname=host if secure else None
-    )
+async def _http(check: Check, target: _Target) -> str:
+    assert target.url is not None
+    tls = {"ssl": _tls(check.tls_verify), "server_hostname": target.url.host} if target.url.secure else {}
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+    request = _request(check, target.url, connection)
+    reader, writer = await _connect(target, check.timeout_s, limit=HEAD_BYTES_MAX, **tls)
     try:
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        writer.write(_request(check, target, parts.netloc.rpartition("@")[2]))
+        writer.write(request)
         await writer.drain()
-        status, headers = await _head(reader)
-        wanted = BODY_BYTES_MAX if check.expect_body else OUTPUT_BYTES_MAX
-        body = b"" if check.method == "HEAD" else await _body(reader, headers, wanted)
+        status, body = await _answer(connection, reader, BODY_BYTES_MAX if check.expect_body else OUTPUT_BYTES_MAX)
     finally:
         await _close(writer)
     text = body.decode("utf-8", "replace")
@@ -188,81 +229,74 @@ async def _http(check: Check, reach: Reach) -> str:
     return said
 
 
-def _request(check: Check, target: str, host: str) -> bytes:
+def _request(check: Check, url: Url, connection: h11.Connection) -> bytes:
+    headers = {"Host": url.authority, "User-Agent": "rollcall-check", "Accept": "*/*"}
+    if url.login is not None:
+        headers["Authorization"] = "Basic " + base64.b64encode(url.login.encode()).decode()
     given = {name.lower() for name in check.headers}
-    headers = {"Host": host, "User-Agent": "rollcall-check", "Accept": "*/*"}
     headers = {name: value for name, value in headers.items() if name.lower() not in given} | check.headers
-    lines = [f"{check.method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     if check.method in ("POST", "PUT"):
-        lines.append("Content-Length: 0")
-    if any("\r" in line or "\n" in line for line in lines):
-        raise _Failed("a header of this check holds a line break")
-    return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1", "replace")
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+        headers["Content-Length"] = "0"
+    headers["Connection"] = "close"
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        while head.split(b" ", 2)[1].startswith(b"1"):
-            head = await reader.readuntil(b"\r\n\r\n")  # 100 Continue and the like come before the answer
-        first, *lines = head.decode("latin-1").split("\r\n")
-        return int(first.split(" ", 2)[1]), {
-            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)
-        }
-    except (IndexError, ValueError, asyncio.LimitOverrunError):
-        raise _Failed("the answer is not HTTP") from None
-    except asyncio.IncompleteReadError:
-        raise _Failed("the connection was closed without an answer") from None
+        lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        request = h11.Request(method=check.method, target=url.path, headers=lines)
+        return (connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b"")
+    except (h11.LocalProtocolError, UnicodeEncodeError):
+        # Its words would quote the header, which may be a secret.
+        raise _Failed("a header of this check cannot be sent: it holds a line break, or is no header") from None
 
 
-async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str], wanted: int) -> bytes:
-    if "chunked" in headers.get("transfer-encoding", "").lower():
-        return await _chunks(reader, wanted)
-    length = headers.get("content-length", "")
-    if length.isascii() and length.isdigit():
-        wanted = min(wanted, int(length))
-    return await _up_to(reader, wanted)
-
-
-async def _chunks(reader: asyncio.StreamReader, wanted: int) -> bytes:
-    parts: list[bytes] = []
-    while wanted > 0:
-        size = int((await reader.readline()).partition(b";")[0].strip() or b"0", 16)
-        if size == 0:
-            break
-        part = await _up_to(reader, min(size, wanted))
-        parts.append(part)
-        wanted -= len(part)
-        if len(part) == size:
-            await reader.readline()
-    return b"".join(parts)
-
-
-async def _up_to(reader: asyncio.StreamReader, wanted: int) -> bytes:
+async def _answer(connection: h11.Connection, reader: asyncio.StreamReader, wanted: int) -> tuple[int, bytes]:
+    """The status of the answer, and the first ``wanted`` bytes of its body, as far as they came."""
+    status, body, left = 0, bytearray(), ANSWER_BYTES_MAX
     try:
-        return await reader.readexactly(wanted)
-    except asyncio.IncompleteReadError as error:
-        return error.partial
+        while len(body) < wanted:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                data = await reader.read(min(HEAD_BYTES_MAX, left))
+                left -= len(data)
+                if not data and not status:
+                    raise _Failed("the connection was closed without an answer" if left else "the answer is too long")
+                connection.receive_data(data)
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif not isinstance(event, h11.InformationalResponse):
+                break
+    except h11.RemoteProtocolError:
+        if not status:
+            raise _Failed("the answer is not HTTP") from None
+        # It broke off in its body: its status counts, and what came of the body is what there is.
+    if not status:
+        raise _Failed("the answer is not HTTP")
+    return status, bytes(body[:wanted])
 
 
-async def _grpc(check: Check, reach: Reach) -> str:
+async def _grpc(check: Check, target: _Target) -> str:
     """The health protocol of gRPC: ``grpc.health.v1.Health/Check``, whose two messages are a name and a number."""
     try:
         import grpc  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
         import grpc.aio  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
     except ImportError:
         raise _Failed("this node cannot speak gRPC: pip install 'rollcall-registry[grpc]' there") from None
-    place, _, service = check.grpc.partition("/")
-    host, port = _place(place)
-    address = await _address(host, port, reach)
+    service = check.grpc.partition("/")[2]
     request = _grpc_text(service.encode()) if service else b""
-    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    async with grpc.aio.insecure_channel(shown, options=_GRPC_OPTIONS) as channel:
-        call = channel.unary_unary("/grpc.health.v1.Health/Check")
-        try:
-            answer = bytes(await call(request, timeout=check.timeout_s))
-        except grpc.RpcError as error:
-            raise _Failed(f"gRPC {error.code().name}: {error.details()}") from None
+    until = time.monotonic() + check.timeout_s
+    answer = b""
+    for number, address in enumerate(target.addresses, 1):
+        turn_s = (until - time.monotonic()) / (len(target.addresses) - number + 1)
+        shown = f"[{address}]:{target.port}" if ":" in address else f"{address}:{target.port}"
+        async with grpc.aio.insecure_channel(shown, options=_GRPC_OPTIONS) as channel:
+            call = channel.unary_unary("/grpc.health.v1.Health/Check")
+            try:
+                answer = bytes(await call(request, timeout=turn_s))
+                break
+            except grpc.RpcError as error:
+                unreached = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                if not unreached or number == len(target.addresses):
+                    raise _Failed(f"gRPC {error.code().name}: {error.details()}") from None
     if answer[:2] == b"\x08\x01":
         return "SERVING"
     raise _Failed(f"not SERVING (status {answer[1] if len(answer) > 1 else 0})")
@@ -304,6 +338,13 @@ async def _script(check: Check, reach: Reach) -> tuple[State, str]:
 
 
 # -- small things
+
+
+async def _up_to(reader: asyncio.StreamReader, wanted: int) -> bytes:
+    try:
+        return await reader.readexactly(wanted)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
 
 
 @lru_cache(maxsize=2)

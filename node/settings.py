@@ -179,10 +179,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         about(
             "checks",
-            "networks that health checks may ask, with commas between them; empty: all but link-local ones",
-            example="10.0.0.0/8, fd00::/8",
+            "where health checks may go, with commas between them: networks, and own for an instance's own address",
         ),
-    ] = ""
+    ] = "own"
     checks_scripts: Annotated[
         bool, about("checks", "run the command lines of script checks on this node, as this process' user")
     ] = False

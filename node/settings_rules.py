@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from ..replication.commands import COMMAND_BYTES_MAX
 from ..replication.errors import Invalid
-from .probes import networks_from
+from .reach import Reach
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -25,7 +25,7 @@ def check(settings: "Settings") -> None:
     _check_addresses(settings)
     _check_members(settings)
     _check_dns(settings)
-    networks_from(settings.checks_networks)
+    Reach.of(settings.checks_networks)
     _check_relations(settings)
 
 

@@ -1,8 +1,9 @@
 """What answers add up to. Pure: ``now`` is given in.
 
-``Tally``: how many in a row it takes to call an instance well or ill. ``Doubt``:
-whether this node's own network is more likely to be ill than what it asks, because
-too many turned critical at once; then another node is asked for its word.
+``Tally``: how many in a row it takes to call an instance well or ill. ``Damper``: whether
+a change is held back, because the target changes too often. ``Doubt``: whether this
+node's own network is more likely to be ill than what it asks, because too many turned
+critical at once; then another node is asked for its word.
 """
 
 from collections import deque
@@ -11,6 +12,10 @@ from ..replication.checks import Check, State
 
 DOUBT_SHARE = 0.15
 DOUBT_SPAN_S = 60.0
+
+CHANGES_FREE = 10.0
+CHANGE_S = 30.0
+"""A target may change that often for ever; what changes less is never held back."""
 
 
 class Tally:
@@ -34,6 +39,33 @@ class Tally:
             if self.state not in ("critical", "pending") or self.successes >= check.success_before_passing:
                 self.state = found
         return self.state
+
+
+class Damper:
+    """How often one check may change in the log, where every change costs a write of all nodes.
+
+    After ``CHANGES_FREE`` changes at will, there is one more every ``CHANGE_S``. Without one left a
+    target that got well is held back: it stays as it is, ill, until there is. That somebody is ill is
+    never held back: callers would be sent there. (Routers damp routes that flap likewise: RFC 2439.)
+    """
+
+    __slots__ = ("_at", "_left")
+
+    def __init__(self) -> None:
+        self._left: float = CHANGES_FREE
+        self._at: float | None = None
+
+    def holds(self, before: State | None, after: State, now: float) -> bool:
+        """Whether a change is to wait. One that may be reported is counted; each is asked about once."""
+        if self._at is not None:
+            self._left = min(CHANGES_FREE, self._left + (now - self._at) / CHANGE_S)
+        self._at = now
+        if before == "pending":
+            return False
+        if self._left < 1.0 and after != "critical":
+            return True
+        self._left = max(0.0, self._left - 1.0)
+        return False
 
 
 class Doubt:

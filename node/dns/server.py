@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from .answers import failure
 
@@ -279,13 +279,28 @@ class Server:
 
 
 def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
-    """A listener and a socket for datagrams on one port, or an ``OSError`` in the operator's words."""
+    """A listener and a socket for datagrams on one port, or an ``OSError`` in the operator's words.
+
+    Of a name with several addresses, the first one that this machine has.
+    """
     try:
-        family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise OSError(f"cannot serve DNS on {host}:{port}: {error.strerror}") from None
+    places = [(family, address) for family, *_, address in found]
+    while True:
+        family, address = places.pop(0)
+        try:
+            return _bind_both(family, address, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(error.errno, f"address {host}:{port} is in use; choose another dns_port") from None
+            if not places:
+                raise OSError(error.errno, f"cannot serve DNS on {host}:{port}: {error.strerror}") from None
+
+
+def _bind_both(family: int, address: Any, port: int) -> tuple[socket.socket, socket.socket]:
+    """Both sockets on one port; of any, tried again while its datagrams are somebody else's."""
     for tries_left in reversed(range(1 if port else SAME_PORT_TRIES)):
         listener = socket.socket(family, socket.SOCK_STREAM)
         datagrams = socket.socket(family, socket.SOCK_DGRAM)
@@ -297,10 +312,8 @@ def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         except OSError as error:
             listener.close()
             datagrams.close()
-            if error.errno != errno.EADDRINUSE:
-                raise OSError(error.errno, f"cannot serve DNS on {host}:{port}: {error.strerror}") from None
-            if not tries_left:
-                raise OSError(error.errno, f"address {host}:{port} is in use; choose another dns_port") from None
+            if error.errno != errno.EADDRINUSE or not tries_left:
+                raise
         else:
             return listener, datagrams
     raise AssertionError("unreachable: the last try returns or raises")

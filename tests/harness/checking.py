@@ -2,15 +2,19 @@
 
 import threading
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from rollcall.node.checker import Checker
-from rollcall.node.probes import Reach
+from rollcall.node.names import Names
+from rollcall.node.probes import Found, Prober, Whom
+from rollcall.node.reach import Reach
 from rollcall.replication.checks import Check
-from rollcall.replication.commands import Assign, Deregister, Register, Report
+from rollcall.replication.commands import KEEP_LEVEL, Assign, Deregister, Register, Report
 from rollcall.replication.errors import NotDone
 from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
 from rollcall.replication.records import Instance, Key, Registration
+from rollcall.replication.state import State
 
 
 class NodeLog(LocalLog):
@@ -67,14 +71,45 @@ class NodeLog(LocalLog):
         return answer[0]
 
 
-class Checkers:
-    """The nodes n1 (which leads), n2, …, each with its share of the checks."""
+class Answers:
+    """Asks nobody: every answer is what a function makes of the check."""
 
-    def __init__(self, nodes: int = 3) -> None:
+    def __init__(self, answer: Callable[[Check], Awaitable[Found]]) -> None:
+        self._answer: Callable[[Check], Awaitable[Found]] = answer
+
+    async def ask(self, check: Check, whom: Whom) -> Found:
+        return await self._answer(check)
+
+    def close(self) -> None:
+        pass
+
+
+class Checkers:
+    """The nodes n1 (which leads), n2, …, each with its share of the checks, at that feature level.
+
+    ``answer`` takes the place of questions, ``resolve`` of the resolver that names are looked up with.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        level: int = KEEP_LEVEL,
+        answer: Callable[[Check], Awaitable[Found]] | None = None,
+        resolve: Callable[[str], Sequence[str]] | None = None,
+        places: int = 2_000,
+    ) -> None:
         leader = NodeLog("n1")
         self.logs: list[NodeLog] = [leader, *(NodeLog(f"n{number}", leader) for number in range(2, nodes + 1))]
         self.leader: NodeLog = leader
-        self.checkers: list[Checker] = [Checker(log, Reach()) for log in self.logs]
+        leader.registry.replace(State.empty(level=level, history="0" * 16))
+
+        def asker() -> Answers | Prober:
+            if answer is not None:
+                return Answers(answer)
+            return Prober(Reach(), names=Names(resolve), places=places)
+
+        self.checkers: list[Checker] = [Checker(log, asker()) for log in self.logs]
         self.assign(*(log.node_id for log in self.logs))
         for checker in self.checkers:
             checker.start()
@@ -82,20 +117,20 @@ class Checkers:
     def assign(self, *nodes: str) -> None:
         self.leader.propose(Assign(nodes, 1), time_ns=time.time_ns())
 
-    def register(self, id: str, *checks: Check, port: int = 80) -> None:
-        registration = Registration(service="web", id=id, address="127.0.0.1", port=port, checks=checks)
+    def register(self, id: str, *checks: Check, port: int = 80, service: str = "web") -> None:
+        registration = Registration(service=service, id=id, address="127.0.0.1", port=port, checks=checks)
         self.leader.propose(Register(registration), time_ns=time.time_ns())
 
     def deregister(self, id: str) -> None:
         self.leader.propose(Deregister(Key("default", "web", id)), time_ns=time.time_ns())
 
-    def instance(self, id: str) -> Instance:
-        found = self.leader.registry.instance(Key("default", "web", id))
+    def instance(self, id: str, service: str = "web") -> Instance:
+        found = self.leader.registry.instance(Key("default", service, id))
         assert found is not None
         return found
 
-    def health(self, id: str) -> str:
-        return self.instance(id).health
+    def health(self, id: str, service: str = "web") -> str:
+        return self.instance(id, service).health
 
     def asked_by(self) -> list[int]:
         """How many checks each node asks."""

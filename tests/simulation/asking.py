@@ -13,7 +13,7 @@ from typing import Any
 from harness.raft import MemoryTransport
 from rollcall.node import checker as checker_module
 from rollcall.node.checker import REPORT, Checker
-from rollcall.node.probes import Found
+from rollcall.node.probes import Found, Whom
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import Report, Result
 from rollcall.replication.engine import Engine
@@ -135,22 +135,20 @@ def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None)
         future.set_result(result)
 
 
-class _Reach:
-    """In place of what the operator allows: the way to a target's answer."""
+class _Asker:
+    """In place of the sockets: the way to a target's answer."""
 
     def __init__(self, answer: Callable[[Check], State], chance: random.Random) -> None:
         self._answer: Callable[[Check], State] = answer
         self._chance: random.Random = chance
 
-    async def ask(self, check: Check) -> Found:
+    async def ask(self, check: Check, whom: Whom) -> Found:
         latency_s = self._chance.choice(LATENCIES_S)
         await asyncio.sleep(latency_s)
         return Found(self._answer(check), "as the world has it", latency_s)
 
-
-async def ask(check: Check, reach: _Reach) -> Found:
-    """In place of ``probes.ask``."""
-    return await reach.ask(check)
+    def close(self) -> None:
+        pass
 
 
 class _Complaints(logging.Handler):
@@ -183,8 +181,7 @@ class Asking:
     ) -> None:
         self._loop: _Loop = _Loop(clock)
         log: Any = _Log(engine, transport, self._loop, reported)
-        reach: Any = _Reach(answer, chance)
-        self.checker: Checker = Checker(log, reach, chance=chance)
+        self.checker: Checker = Checker(log, _Asker(answer, chance), chance=chance)
         self._main: asyncio.Task[None] = self._loop.create_task(self.checker._main())
 
     @property

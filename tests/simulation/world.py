@@ -46,7 +46,7 @@ from rollcall.replication.journal import Journal
 from rollcall.replication.log import Proposal
 
 from simulation import faults
-from simulation.asking import ask, complaints
+from simulation.asking import complaints
 from simulation.clock import Clock, Hasty
 from simulation.judge import Judge, Violation
 from simulation.network import NEVER, SimNetwork, Surroundings
@@ -185,7 +185,6 @@ class World:
             (duties_module, "Condition", Hasty),
             (condition_module, "GONE_S", 0.5),
             (condition_module, "BACK_S", 0.8),
-            (checker_module, "ask", ask),
         )
         for module, name, value in sizes:
             setattr(module, name, value)

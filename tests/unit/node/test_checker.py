@@ -1,20 +1,28 @@
 """The nodes' shares of the health checks: who asks, what is reported, and when one node's word is not enough."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from harness.checking import Checkers
 from harness.served import Served
 from harness.waiting import wait_for
-from rollcall.node import checker
-from rollcall.node.probes import Found, Reach
-from rollcall.node.tally import Doubt, Tally
+from hypothesis import given
+from hypothesis import strategies as st
+from rollcall.node import checker, names, tally
+from rollcall.node.names import NotAsked
+from rollcall.node.probes import Found
+from rollcall.node.reach import Reach
+from rollcall.node.tally import CHANGE_S, CHANGES_FREE, Damper, Doubt, Tally
 from rollcall.replication.checks import Check, owner_of
+from rollcall.replication.commands import KEEP_LEVEL
+from rollcall.replication.records import Key
 
 SOON_S = 10.0
 
@@ -88,18 +96,23 @@ def test_one_node_asks_each_check_and_only_changes_are_reported(three, serve):
     assert sum(len(report.results) for report in three.leader.reports) == reports
 
 
-def test_checks_registered_at_once_are_not_asked_in_step(three, monkeypatch):
+def test_checks_registered_at_once_are_not_asked_in_step(monkeypatch):
     asked: dict[str, list[float]] = defaultdict(list)
 
-    async def well(check: Check, reach: Reach) -> Found:
+    async def well(check: Check) -> Found:
         asked[check.tcp].append(time.monotonic())
         return Found("passing", "", 0.0)
 
-    monkeypatch.setattr(checker, "ask", well)
     monkeypatch.setattr(checker, "FIRST_S", 0.05)
-    for number in range(200):
-        three.register(f"i{number}", Check(name="up", tcp=f"i{number}:1", interval_s=1.0, timeout_s=0.5))
-    wait_for(lambda: len(asked) == 200 and all(len(times) > 3 for times in asked.values()), "4 questions each", SOON_S)
+    three = Checkers(answer=well)
+    try:
+        for number in range(200):
+            three.register(f"i{number}", Check(name="up", tcp=f"i{number}:1", interval_s=1.0, timeout_s=0.5))
+        wait_for(
+            lambda: len(asked) == 200 and all(len(times) > 3 for times in asked.values()), "4 questions each", SOON_S
+        )
+    finally:
+        three.close()
 
     begun = max(times[0] for times in asked.values()) + 1.0
     times = sorted(at for each in asked.values() for at in each if begun <= at <= begun + 1.0)
@@ -166,16 +179,25 @@ def test_a_node_whose_own_network_broke_condemns_nobody(three, serve, monkeypatc
     for id in mine:
         three.register(id, http(served.port))
     wait_for(lambda: all(three.health(id) == "passing" for id in mine), "all to pass", SOON_S)
-    three.checkers[1]._reach = type(three.checkers[1]._reach)(networks=("10.0.0.0/8",))
+    three.checkers[1]._asker._reach = Reach.of("10.0.0.0/8")
     time.sleep(3.0)
 
     fallen = [id for id in mine if three.health(id) != "passing"]
     assert len(fallen) <= 1, "one in ten is not yet a doubt"
-    assert "second opinion" in three.logs[1].asked
+    assert "second opinion of" in three.logs[1].asked
 
 
-def test_many_that_really_die_are_confirmed_by_another_node(three, serve):
-    served = serve()
+@pytest.mark.parametrize("level", [KEEP_LEVEL - 1, KEEP_LEVEL])
+def test_many_that_really_die_are_confirmed_by_another_node(serve, level):
+    """Of any release: an older one is asked, and asks, as before."""
+    served, three = serve(), Checkers(level=level)
+    try:
+        _many_die(three, served, "second opinion" if level < KEEP_LEVEL else "second opinion of")
+    finally:
+        three.close()
+
+
+def _many_die(three: Checkers, served: Served, kind: str) -> None:
     ids = [f"i{n}" for n in range(12)]
     for id in ids:
         three.register(id, http(served.port))
@@ -183,7 +205,7 @@ def test_many_that_really_die_are_confirmed_by_another_node(three, serve):
     served.status = 500
 
     wait_for(lambda: all(three.health(id) == "critical" for id in ids), "all to be critical", SOON_S)
-    assert any("second opinion" in log.asked for log in three.logs)
+    assert any(kind in log.asked for log in three.logs)
 
 
 def test_what_is_certain_is_reported_while_second_opinions_are_waited_for(three, serve, monkeypatch):
@@ -191,7 +213,7 @@ def test_what_is_certain_is_reported_while_second_opinions_are_waited_for(three,
     for log in three.logs:
 
         def held(peer: str, kind: str, *rest: Any, request: Callable[..., bytes] = log.request) -> bytes:
-            if kind == checker.SECOND:
+            if kind == checker.SECOND_OF:
                 over.wait(2 * SOON_S)
             return request(peer, kind, *rest)
 
@@ -212,14 +234,13 @@ def test_what_is_certain_is_reported_while_second_opinions_are_waited_for(three,
 
 
 def test_a_second_opinion_that_must_wait_its_turn_has_its_whole_time(monkeypatch, caplog):
-    async def silent(check: Check, reach: Reach) -> Found:
+    async def silent(check: Check) -> Found:
         await asyncio.sleep(check.timeout_s)
         return Found("critical", "no answer", check.timeout_s)
 
-    monkeypatch.setattr(checker, "ask", silent)
-    monkeypatch.setattr(checker, "OPINIONS_MAX", 1)
+    monkeypatch.setattr(checker, "OPINIONS_MAX", 2)
     caplog.set_level("INFO", checker.__name__)
-    three = Checkers()
+    three = Checkers(answer=silent)
     try:
         for number in range(12):
             three.register(f"i{number}", http(1))
@@ -227,6 +248,124 @@ def test_a_second_opinion_that_must_wait_its_turn_has_its_whole_time(monkeypatch
     finally:
         three.close()
     assert "no second opinion" not in caplog.text
+
+
+# -- others' trouble
+
+
+def test_one_services_slow_names_take_nobody_elses_instances_away(serve, monkeypatch):
+    """The resolver is silent for the names of one service. Twenty instances of another are checked by name too."""
+    monkeypatch.setattr(names, "FRESH_S", 0.3)
+    monkeypatch.setattr(names, "WAIT_S", 0.5)
+    served, over, hung = serve(), threading.Event(), set[str]()
+
+    def resolve(host: str) -> list[str]:
+        if host.endswith(".slow"):
+            hung.add(host)
+            over.wait(60)
+        return ["127.0.0.1"]
+
+    three = Checkers(resolve=resolve)
+    try:
+        well = [f"i{number}" for number in range(20)]
+        for id in well:
+            check = Check(name="up", http=f"http://well.test:{served.port}/", interval_s=1.0, timeout_s=0.5)
+            three.register(id, check)
+        for id in well:
+            wait_health(three, id, "passing")
+        for number in range(300):
+            check = Check(name="up", http=f"http://{number}.slow:{served.port}/", interval_s=1.0, timeout_s=0.5)
+            three.register(f"s{number}", check, service="slow")
+        wait_for(lambda: len(hung) >= 90, lambda: f"{len(hung)} look-ups to hang", 2 * SOON_S)
+        calls = served.calls
+        wait_for(lambda: served.calls > calls + 100, lambda: f"questions: {served.calls - calls}", 2 * SOON_S)
+
+        told = [result for report in three.leader.reports for result in report.results]
+        assert {result.state for result in told} == {"passing"}
+        assert all(three.health(id) == "passing" for id in well)
+        assert three.health("s0", "slow") == "pending", "nobody knows how it is"
+    finally:
+        over.set()
+        three.close()
+
+
+def test_checks_that_hang_stop_nobody_elses(serve):
+    """Several services' checks of a server that never answers, each waiting for a minute."""
+    served = serve()
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as silent:
+        port, one = silent.getsockname()[1], Checkers(1, places=30)
+        try:
+            for number in range(120):
+                checks = [
+                    Check(name=f"c{n}", http=f"http://127.0.0.1:{port}/{n}", interval_s=60.0, timeout_s=60.0)
+                    for n in range(8)
+                ]
+                one.register(f"h{number}", *checks, service=f"hangs-{number % 5}")
+            places = one.checkers[0]._asker._places  # pyright: ignore[reportAttributeAccessIssue]
+            wait_for(lambda: places.held(("127.0.0.1", port)) >= 15, lambda: f"{places.taken} places taken", SOON_S)
+            for number in range(10):
+                one.register(f"i{number}", http(served.port))
+            for status, state in ((200, "passing"), (500, "critical"), (200, "passing")):
+                served.status = status
+                for number in range(10):
+                    wait_health(one, f"i{number}", state)
+
+            assert places.held(("127.0.0.1", port)) <= 15, "half of all places are the most that one address gets"
+        finally:
+            one.close()
+
+
+def test_what_could_not_be_asked_changes_nothing_and_is_asked_again_soon(monkeypatch):
+    monkeypatch.setattr(checker, "AGAIN_S", 0.2)
+    asked = 0
+
+    async def sometimes(check: Check) -> Found:
+        nonlocal asked
+        asked += 1
+        if asked < 6:
+            raise NotAsked("no file is left")
+        return Found("passing", "", 0.0)
+
+    one = Checkers(1, answer=sometimes)
+    try:
+        one.register("a", http(1, interval_s=3600.0))
+        wait_for(lambda: asked >= 5, lambda: str(asked), SOON_S)
+        assert one.health("a") == "pending"
+        wait_health(one, "a", "passing")
+        assert all(result.state == "passing" for report in one.leader.reports for result in report.results)
+    finally:
+        one.close()
+
+
+def test_a_target_that_flaps_writes_a_few_changes_and_is_then_ill_until_it_stays_well(monkeypatch):
+    monkeypatch.setattr(checker, "EARLY_S", 3600.0)
+    answers = 0
+
+    async def flaps(check: Check) -> Found:
+        nonlocal answers
+        answers += 1
+        return Found("critical" if answers % 2 else "passing", "", 0.0)
+
+    one = Checkers(1, answer=flaps)
+    try:
+        one.register("a", http(1))
+        asked = one.checkers[0]._asked
+
+        def again() -> None:
+            for each in asked[Key("default", "web", "a")].values():
+                one.checkers[0]._due(each)
+
+        def enough() -> bool:
+            one.checkers[0]._post(again)
+            return answers > 60
+
+        wait_for(lambda: one.health("a") != "pending", "the first answer", SOON_S)
+        wait_for(enough, lambda: str(answers), 60.0)
+        told = [result.state for report in one.leader.reports for result in report.results]
+        assert len(told) <= tally.CHANGES_FREE + 4
+        assert one.health("a") == "critical"
+    finally:
+        one.close()
 
 
 def test_the_last_answer_is_shown_by_the_node_that_asks(three, serve):
@@ -259,6 +398,34 @@ def test_it_takes_as_many_in_a_row_as_was_said():
         "warning",
         "passing",
     ]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["passing", "critical", "warning"]), st.floats(0.0, 5.0)), max_size=300))
+def test_who_flaps_is_held_back_when_it_gets_well_and_never_when_it_falls_ill(answers):
+    damper, logged, now, changes = Damper(), "critical", 0.0, 0
+    for state, passed_s in answers:
+        now += passed_s
+        if state == logged:
+            continue
+        held = damper.holds(logged, state, now)
+        assert not (held and state == "critical")
+        if not held:
+            logged, changes = state, changes + 1
+
+    assert changes <= 2 * (CHANGES_FREE + now / CHANGE_S) + 1
+
+
+def test_who_changes_seldom_is_never_held_back_and_who_is_pending_neither():
+    damper, now = Damper(), 0.0
+    states: list[Any] = ["passing", "critical"] * 50
+    for before, after in pairwise(states):
+        now += CHANGE_S
+        assert not damper.holds(before, after, now)
+    for _ in range(50):
+        damper.holds("passing", "critical", now)
+    assert damper.holds("critical", "passing", now)
+    assert not damper.holds("pending", "passing", now)
+    assert not damper.holds("critical", "passing", now + CHANGE_S)
 
 
 def test_doubt_begins_with_more_than_a_share_and_ends_with_time():

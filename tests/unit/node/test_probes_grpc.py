@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from rollcall.node.probes import Reach, ask
+from rollcall.node.probes import Prober, Whom
+from rollcall.node.reach import Reach
 from rollcall.replication.checks import Check
 
 STATUS = {"": 1, "cart": 1, "billing": 2, "x" * 200: 1}
@@ -43,7 +44,8 @@ def place() -> Iterator[str]:
 
 
 def asked(target: str, reach: Reach = Reach(), timeout_s: float = 5.0) -> tuple[str, str]:  # noqa: B008
-    found = asyncio.run(ask(Check(name="c", grpc=target, timeout_s=timeout_s), reach))
+    whom = Whom(("default", "web"), ("127.0.0.1",))
+    found = asyncio.run(Prober(reach).ask(Check(name="c", grpc=target, timeout_s=timeout_s), whom))
     return found.state, found.output
 
 
@@ -81,7 +83,7 @@ def test_a_server_that_does_not_answer_is_given_up_in_time():
 
 
 def test_it_goes_where_the_operator_allows_and_nowhere_else(place: str):
-    state, output = asked(place, Reach(("10.0.0.0/8",)))
+    state, output = asked(place, Reach.of("10.0.0.0/8"))
 
     assert state == "critical"
     assert "checks_networks" in output

@@ -10,8 +10,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from ..replication.changes import Changes
@@ -60,6 +61,7 @@ from .forward import (
     said,
     submission,
 )
+from .masking import is_masked, restored
 from .position import Position, reach
 from .values import CheckShown, LeaseView, Member, Renewal, Renewed
 
@@ -129,7 +131,8 @@ class Service:
             raise Draining(f"{self.node_id} is shutting down: use another node")
         self._check(command)
         if self.registry.level < KEEP_LEVEL:
-            command = self._judged_here(command)
+            # The leader may run a release that knows no masks: this node's copy must do.
+            command = self._judged_here(self._unmasked(command))
         deadline = time.monotonic() + self._settings.write_timeout_s
         while True:
             seen = self._log.wait_leadership(None, 0.0)
@@ -179,7 +182,29 @@ class Service:
                     field="dirty_timestamp",
                     limit=latest_ns,
                 )
-        return self._log.propose(command, time_ns=now_ns, request_id=request_id)
+        return self._log.propose(self._unmasked(command), time_ns=now_ns, request_id=request_id)
+
+    def _unmasked(self, command: Command) -> Any:
+        """``command`` with the secrets that this node holds where a client sent back the mask that it read."""
+        if not any(map(is_masked, _registrations(command))):
+            return command
+        if isinstance(command, Register):
+            return self._unmasked_one(command)
+        assert isinstance(command, Batch)
+        operations: list[Operation] = []
+        for number, operation in enumerate(command.operations):
+            try:
+                operations.append(self._unmasked_one(operation) if isinstance(operation, Register) else operation)
+            except Invalid as error:
+                field = f"operations[{number}].{error.field}"
+                raise Invalid(f"operations[{number}].{error.message}", field=field) from None
+        return Batch(tuple(operations))
+
+    def _unmasked_one(self, command: Register) -> Register:
+        sent = command.registration
+        if not is_masked(sent):
+            return command
+        return msgspec.structs.replace(command, registration=restored(sent, self.registry.instance(sent.key)))
 
     def _check(self, command: Submittable) -> None:
         for registration in _registrations(command):

@@ -4,9 +4,11 @@ Reads are of this node's copy and say at which index; ``?min_index`` waits for
 one, ``?consistency=linearizable`` asks the leader first.
 """
 
+import ipaddress
 from typing import Any
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, g
+from flask import Blueprint, Response, g, request
 
 from ...replication.commands import Deregister, Register, SetStatus
 from ...replication.errors import Invalid, NotFound, StaleDirtyTimestamp
@@ -157,12 +159,15 @@ class Native:
     def list_instances(self, service: str) -> Response:
         query = Query.of_request()
         env, wanted, freshness = query.env(), Wanted.from_query(query), self._freshness(query)
+        secrets = query.flag("secrets")
         query.done()
         checked_name(service, "service")
+        if secrets:
+            _check_is_here()
         self._context.freshen(freshness)
         g.listed = True
-        if wanted.with_leases:
-            return self._list_with_leases(env, service, wanted)
+        if wanted.with_leases or secrets:
+            return self._list_with_leases(env, service, wanted, secrets=secrets)
         g.index, body = self._context.listings.instances(env, service, wanted)
         return Response(body, content_type="application/json")
 
@@ -229,10 +234,11 @@ class Native:
             raise _unknown(key)
         return instance
 
-    def _list_with_leases(self, env: str, service: str, wanted: Wanted) -> Response:
+    def _list_with_leases(self, env: str, service: str, wanted: Wanted, *, secrets: bool) -> Response:
         g.index = self._service.registry.applied_index
         view = self._service.registry.service(env, service)
-        instances = [] if view is None else [self._leased(instance) for instance in wanted.pick(view.instances)]
+        picked = [] if view is None else wanted.pick(view.instances)
+        instances = [leased_record(each, self._service.lease(each.key), secrets=secrets) for each in picked]
         return json_answer({"service": service, "env": env, "index": g.index, "instances": instances})
 
     def _leased(self, instance: Instance) -> dict[str, Any]:
@@ -296,6 +302,27 @@ def _heartbeat_keys(sent: dict[str, Any], env: str) -> list[Key]:
         except Invalid as error:
             raise placed(error, f"instances[{number}]") from None
     return keys
+
+
+def _check_is_here() -> None:
+    """Secrets are shown on the node's own machine alone, where whoever may read its files has them anyway.
+
+    A proxy on it is no reader here, and neither is a browser that was lured to the node's address.
+    """
+    host = urlsplit(f"//{request.host}").hostname or ""
+    passed_on = {"X-Forwarded-For", "Forwarded", "Via", "Origin", "Sec-Fetch-Site"} & set(request.headers.keys())
+    if passed_on or not (_is_loopback(request.remote_addr or "") and (host == "localhost" or _is_loopback(host))):
+        raise Invalid(
+            "secrets: Expected a call from the node's own machine to its loopback address, by no proxy and no browser",
+            field="secrets",
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _unknown(key: Key) -> NotFound:

@@ -15,12 +15,12 @@ from msgspec import Struct
 
 from ...replication.records import Event, Health, Instance, Status
 from ...replication.registry import Registry, ServiceView
+from ..masking import masked
 from ..values import LeaseView
 from .query import Query
 
 CACHE_BYTES_MAX = 32 * 1024 * 1024
 HEALTHS: tuple[str, ...] = ("passing", "warning", "pending", "critical")
-MASKED = "***"
 STATUSES: tuple[str, ...] = ("up", "down", "starting", "draining", "out_of_service")
 
 _FIELDS = Instance.__struct_fields__
@@ -29,19 +29,18 @@ encode_json = msgspec.json.Encoder().encode
 
 
 def record(instance: Instance) -> dict[str, Any]:
-    """The record as nodes agree on it, every field shown; but of the headers that checks send, only the names."""
+    """The record as nodes agree on it, every field shown; but no secrets of its checks (``masking``)."""
     shown: dict[str, Any] = {field: getattr(instance, field) for field in _FIELDS}
     if instance.checks:
-        shown["checks"] = tuple(
-            msgspec.structs.replace(check, headers=dict.fromkeys(check.headers, MASKED)) if check.headers else check
-            for check in instance.checks
-        )
+        shown["checks"] = tuple(map(masked, instance.checks))
     return shown
 
 
-def leased_record(instance: Instance, lease: LeaseView | None) -> dict[str, Any]:
-    """The record with the lease beside it, as it stands while the answer is made."""
+def leased_record(instance: Instance, lease: LeaseView | None, *, secrets: bool = False) -> dict[str, Any]:
+    """The record with its lease beside it, as it stands while the answer is made; ``secrets``: of its checks."""
     shown = record(instance)
+    if secrets:
+        shown["checks"] = instance.checks
     shown["lease"] = None if instance.ttl_s is None else lease
     return shown
 

@@ -83,7 +83,7 @@ _problem = msgspec.json.Decoder(dict[str, Any])
 
 def body(place: Place, value: str) -> dict[str, Any]:
     """A registration that carries ``value``, by which it is known again."""
-    said = {"address": "10.0.0.1", "port": 80, "version": value, "ttl_s": place.ttl_s}
+    said = {"address": "127.0.0.1", "port": 80, "version": value, "ttl_s": place.ttl_s}
     if not place.check:
         return said
     check = {"name": "alive", "http": place.check, "interval_s": 1, "timeout_s": 1}

@@ -96,6 +96,23 @@ class TestRegistering:
         assert "secret" not in api.get(f"{ORDERS}?health=any").text
         assert api.get(ORDERS).json["instances"] == []
 
+    def test_secrets_of_checks_are_shown_on_the_nodes_own_machine_to_who_asks_for_them(self, api: Api) -> None:
+        check = {"name": "c", "http": "http://ada:pass@10.0.0.1/", "headers": {"X-Api-Key": "secret"}}
+        shown = api.put(f"{ORDERS}/o1", {"checks": [check]}).json["checks"][0]
+        assert (shown["http"], shown["headers"]) == ("http://***@10.0.0.1/", {"X-Api-Key": "***"})
+        events = api.get("/api/v1/watch?index=0&wait=0s").text
+        everything = events + api.get(f"{ORDERS}?health=any").text + api.get(f"{ORDERS}/o1").text
+        assert "secret" not in everything
+        assert "pass@" not in everything
+
+        path = f"{ORDERS}?health=any&secrets=true"
+        here = {"REMOTE_ADDR": "127.0.0.1"}
+        assert api.get(path, environ_base=here).json["instances"][0]["checks"] == [check]
+        for headers in ({"X-Forwarded-For": "10.0.0.9"}, {"Origin": "http://evil"}, {"Host": "evil.example"}):
+            problem(api.get(path, headers=headers, environ_base=here), 400, "Invalid", field="secrets")
+        problem(api.get(path, environ_base={"REMOTE_ADDR": "10.0.0.9"}), 400, "Invalid", field="secrets")
+        assert "secret" not in api.get(f"{ORDERS}?health=any").text, "and nothing of it is kept for others"
+
     def test_a_quick_check_needs_no_timeout(self, api: Api) -> None:
         checks = [{"tcp": "x:1", "interval_s": 1}, {"tcp": "x:2", "interval_s": 60}, {"tcp": "x:3", "interval_s": 1.5}]
         shown = api.put(f"{ORDERS}/o1", {"checks": checks}).json["checks"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 MADE_ANEW = (
     "reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp",
-    "create_index", "reg_index", "modify_index", "lease", "changed_at", "check_states",
+    "create_index", "reg_index", "modify_index", "lease", "changed_at", "check_states", "health",
 )  # fmt: skip
 
 
@@ -55,6 +55,8 @@ def fill(cluster: Cluster) -> None:
     )
     assert answer.status == 200
     cluster.register(0, "cart", "cart-3", checks=[{"name": "own", "ttl_s": 3600}], ttl_s=None)
+    secret = {"name": "up", "http": "http://a:b@127.0.0.1:1/", "headers": {"X-Api-Key": "secret"}, "interval_s": 3600}
+    cluster.register(0, "cart", "cart-4", checks=[secret], ttl_s=None)
     policy = {"service": "cart", "percent": 5, "match": {"version": "2"}, "author": "ada", "reason": 'a "try"'}
     assert cluster.ask(0, "PUT", "/api/v1/policies/canary", policy).status == 200
     mail = {"op": "register", "env": "prod", "service": "mail", "id": "m1", "address": "10.0.1.1", "port": 25}
@@ -72,7 +74,8 @@ def test_what_was_exported_can_be_imported_into_another_cluster(start_cluster: S
 
     shell(importing, new.url(0), str(saved))
 
-    assert len(records(exported)) == 705
+    assert len(records(exported)) == 706
+    assert b"X-Api-Key" in exported and b'"secret"' in exported
     assert records(shell(exporting, new.url(0))) == records(exported)
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from harness.pair import Pair
 from harness.waiting import wait_for
+from msgspec.structs import replace
 from rollcall.node.forward import BARRIER, RENEW, SUBMIT
+from rollcall.node.masking import masked
 from rollcall.node.position import Position
 from rollcall.node.values import Renewal
+from rollcall.replication.checks import Check
 from rollcall.replication.commands import Batch, Command, Deregister, Register, SetStatus, level_of
 from rollcall.replication.errors import (
     AlreadyRegistered,
@@ -30,10 +33,52 @@ from rollcall.replication.log import Proposal
 from rollcall.replication.records import Key, Registration
 
 CART = Key("default", "cart", "c1")
+SECRET = Check(name="c", http="http://ada:pass@10.0.0.1/", headers={"X-Api-Key": "secret"})
 
 
 def registration(**more: object) -> Registration:
     return Registration(service="cart", id="c1", ttl_s=30, **more)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_who_sends_back_what_reads_show_keeps_the_secrets_of_checks(pair: Pair, where: str) -> None:
+    node = getattr(pair, where)
+    node.submit(Register(registration(checks=(SECRET,))))
+    shown = masked(SECRET)
+    node.submit(Register(registration(checks=(shown,), version="2")))
+    node.submit(Batch((Register(registration(checks=(shown,), version="3")),)))
+
+    stored = pair.leader.registry.instance(CART)
+    assert stored is not None
+    assert (stored.version, stored.checks) == ("3", (SECRET,))
+    another = replace(SECRET, headers={"X-Api-Key": "newer"}, http="http://10.0.0.1/")
+    node.submit(Register(registration(checks=(another,))))
+    assert pair.leader.registry.instance(CART).checks == (another,)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"http": "http://***@evil.example/"},
+        {"http": "http://***@10.0.0.1/echo"},
+        {"method": "POST"},
+        {"tls_verify": False},
+        {"name": "other"},
+        {"headers": {"X-Api-Key": "***", "X-Other": "***"}},
+    ],
+)
+def test_a_mask_is_no_secret_and_brings_none_to_another_place(pair: Pair, where: str, changed: dict[str, Any]) -> None:
+    node = getattr(pair, where)
+    node.submit(Register(registration(checks=(SECRET,))))
+    sent = registration(checks=(replace(masked(SECRET), **changed),))
+    with pytest.raises(Invalid, match=r"checks\[0\].*stands for a secret") as refused:
+        node.submit(Register(sent))
+    assert "pass" not in refused.value.message
+    with pytest.raises(Invalid, match=r"operations\[0\]\.checks\[0\]"):
+        node.submit(Batch((Register(sent),)))
+
+    assert pair.leader.registry.instance(CART).checks == (SECRET,)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @pytest.fixture

@@ -36,7 +36,17 @@ from msgspec import Struct, structs
 from requests.adapters import HTTPAdapter
 
 from ..replication.checks import State
-from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, NotFound, RollcallError, Superseded, Unknown
+from ..replication.errors import (
+    Gone,
+    Invalid,
+    NotCaughtUp,
+    NotDone,
+    NotFound,
+    Overloaded,
+    RollcallError,
+    Superseded,
+    Unknown,
+)
 from ..replication.policies import Policy, PolicyChange, PolicyRecord
 from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
 from . import forks
@@ -98,10 +108,12 @@ class ServiceSummary(Struct, frozen=True, kw_only=True):
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
-    """The answer to a heartbeat: the lease's length (None: no lease) and when to send the next."""
+    """The answer to a heartbeat: the lease's length (None: no lease), when to send the next, and how far the
+    node that answered was."""
 
     ttl_s: float | None = None
     next_heartbeat_ms: int | None = None
+    index: int = 0
 
 
 class CheckView(Struct, frozen=True, kw_only=True):
@@ -309,7 +321,7 @@ class Client:
             attempt_s=WRITE_ATTEMPT_S,
             timeout_s=timeout_s,
         )
-        return msgspec.convert(answer.body or {}, Renewal)
+        return msgspec.convert({**(answer.body or {}), "index": answer.index}, Renewal)
 
     def report(
         self, service: str, id: str, check: str, status: Word, *, note: str = "", env: str | None = None
@@ -470,6 +482,22 @@ class Client:
         events = msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...])
         return Changes(index=max(index, answer.index), events=events, history=answer.history)
 
+    def own_changes(self, service: str, id: str, *, index: int, wait_s: float, env: str | None = None) -> Changes:
+        """What happened to one instance after ``index``, for that instance itself: it has its heartbeats to
+        fall back on, so one node is asked, once, and may send it home early. Raises whatever went wrong."""
+        # A node that hangs must not hold up the next heartbeat: the wait there is shorter than the one here.
+        named = {"service": service, "id": id, "env": env or self.env}
+        answer = self._call(
+            "GET",
+            "/watch",
+            params={"index": index, "wait": f"{round(wait_s * 900)}ms", **named},
+            attempt_s=wait_s,
+            timeout_s=wait_s,
+            once=True,
+        )
+        events = msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...])
+        return Changes(index=max(index, answer.index), events=events)
+
     def _snapshot(self, services: Sequence[str], env: str, timeout_s: float) -> tuple[Snapshot, dict[str, int]]:
         """What is there, and up to which index each service was read: later ones are news."""
         names: Sequence[str] = services
@@ -598,6 +626,7 @@ class Client:
         fits: Callable[[Any], bool] | None = None,
         gone_is_done: bool = False,
         wait_s: float | None = None,
+        once: bool = False,
     ) -> Answer:
         """The first answer that settles the matter, asking one node after the other until the deadline.
 
@@ -606,7 +635,7 @@ class Client:
         asked; ``wait_s`` is how long it may wait itself, within that. ``NotCaughtUp`` as soon as all were
         asked for a ``min_index`` and the best that any could say is that it is behind.
         ``gone_is_done``: a ``NotFound`` after an attempt that perhaps
-        succeeded is that attempt's success.
+        succeeded is that attempt's success. ``once``: one node is asked, and that is that.
         """
         forks.notice()
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
@@ -617,6 +646,7 @@ class Client:
         while True:
             with self._lock:
                 turn = self._members.order(time.monotonic())
+            turn = turn[:1] if once else turn
             behind: NotCaughtUp | None = None
             for place, url in enumerate(turn):
                 left_s = deadline - time.monotonic()
@@ -638,12 +668,16 @@ class Client:
                         fits=fits,
                     )
                 except (NotDone, Unknown) as error:
+                    if once and isinstance(error, Overloaded):
+                        raise  # it has no place for this, but does all else
                     failure = error
                     if catching_up and isinstance(error, NotCaughtUp):
                         behind = error
                     perhaps_done = error if isinstance(error, Unknown) else perhaps_done
                     with self._lock:
                         self._members.failed(url, time.monotonic())
+                    if once:
+                        raise
                 except RollcallError as error:
                     with self._lock:
                         self._members.answered(url)

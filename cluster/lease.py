@@ -9,27 +9,38 @@ knows the instance (it was wiped, or the instance was away for longer than its
 lease), the thread registers it again. If no node answers it goes on trying, and the
 host program goes on too: nothing is ever raised into it from the background.
 The end of the ``with``, of the interpreter, or SIGTERM where that is asked for,
-takes the instance out of the registry.
+takes the instance out of the registry: the registration that this host's processes made,
+never one that somebody else made since. Between heartbeats the lease watches its own
+instance, so that who is removed by somebody else is back at once.
 """
 
 import asyncio
 import atexit
 import contextlib
 import logging
+import math
 import os
 import random
 import signal
 import socket
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..replication.errors import Invalid, NotFound, RollcallError, Superseded
+from msgspec import Struct
+
+from ..replication.errors import Gone, Invalid, NotFound, Overloaded, RollcallError, Superseded
 from ..replication.records import DEFAULT_ENV, Registration, build
-from .client import Client, Word
+from . import forks
+from .client import Client, Renewal, Word
+from .http import Interrupted, Interruptible
 from .members import DEFAULT_NODES, urls_from
+from .sharing import Share
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +55,21 @@ CLOSE_S = 2.0
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
+
+CALM_S = 60.0
+"""Who is removed twice within so long waits before it registers again."""
+
+WATCH_S_MIN = 0.1
+NO_PLACE_S = 300.0
+"""So long a node that has no place for a lease's watch, or knows none, is not asked for one."""
+
+LISTENING_S_MIN = 0.05
+LISTENING_S = 60.0
+"""So long a process that imported an app is looked at, whether it listens."""
+
+DRAIN_S = 1.0
+"""From the removal to telling the server: callers that follow changes have gone elsewhere by then."""
+
 UNPACED_S = 30.0
 """Between heartbeats where the registry sets no pace: the instance has no lease, but may be gone all the same."""
 
@@ -59,7 +85,9 @@ class Lease:
     of this lease. ``at_sigterm``: SIGTERM first takes the instance out and then does what it did
     before; it must be asked for in the main thread. Raises ``Invalid`` for what no registry takes.
 
-    After a fork the lease stays with the parent: the child neither renews nor ends it.
+    Processes of one host that hold a lease of one instance share it: the last one takes it out
+    (``sharing``). After a fork a lease that was started stays with the parent: the child neither renews
+    nor ends it, and may start it for itself.
     """
 
     def __init__(
@@ -93,17 +121,29 @@ class Lease:
         self._start_s: float = start_s
         self._on_change: Callable[[State], None] | None = on_change
         self._at_sigterm: bool = at_sigterm
+        self._begin()
+        forks.begins_anew(self)
+
+    def begin_in_child(self) -> None:
+        """After a fork: what was started stays the parent's; a child may start one of its own."""
+        atexit.unregister(self.close)
+        self._begin()
+
+    def _begin(self) -> None:
         self._state: State = "new"
-        self._pid: int = os.getpid()
         self._stop = threading.Event()
         self._settled = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._threadless: bool = False
+        self._line: Interruptible | None = None
         self._before: Any = None
-        self._reg_index: int = 0
+        self._share: Share | None = None
+        self._cluster: str = ""
 
     @property
     def state(self) -> State:
+        """In this process: ``new`` in a forked child, whatever became of the parent's."""
         return self._state
 
     @property
@@ -113,26 +153,22 @@ class Lease:
 
     def report(self, check: str, status: Word, note: str = "") -> None:
         """This instance's own word on its check of that name with ``ttl_s``. Raises as ``Client.report`` does."""
-        self._client.report(self.service, self.id, check, status, note=note)
+        self._client.report(self.service, self.id, check, status, note=note, env=self.env)
 
     def start(self) -> "Lease":
         """Registers and begins to renew. Returns when that is done, or after ``start_s`` all the same."""
-        with self._lock:
-            if self._thread is not None or self._stop.is_set():
-                return self
-            self._thread = threading.Thread(target=self._run, name=f"lease {self.id}", daemon=True)
-            self._thread.start()
-        atexit.register(self.close)
-        if self._at_sigterm:
-            self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
-        self._settled.wait(self._start_s)
+        self._ensure()
+        if self._thread is not None:
+            self._settled.wait(self._start_s)
         return self
 
     def close(self) -> None:
-        """Takes the instance out of the registry and ends the renewals. May be called more than once."""
-        if os.getpid() != self._pid:
-            return
+        """Ends the renewals, and takes the instance out of the registry if no other process of this host serves
+        it. May be called more than once."""
+        forks.notice()
         self._stop.set()
+        if self._line is not None:
+            self._line.interrupt()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_S + 1.0)
@@ -148,26 +184,63 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _ensure(self) -> None:
+        """Begins in the background if this process has not begun yet. Waits for nothing."""
+        forks.notice()
+        if self._thread is not None or self._stop.is_set() or self._threadless:
+            return
+        with self._lock:
+            if self._thread is not None or self._stop.is_set():
+                return
+            self._threadless = not threads_run()
+            if self._threadless:
+                logger.error(
+                    "%s is not registered: threads do not run in this process. Start uWSGI with enable-threads", self.id
+                )
+                return
+            self._line = Interruptible()
+            self._thread = threading.Thread(target=self._run, name=f"lease {self.id}", daemon=True)
+            self._thread.start()
+        atexit.register(self.close)
+        if self._at_sigterm:
+            self._take_sigterm()
+
+    def _take_sigterm(self) -> None:
+        if self._before is not None:
+            return
+        try:
+            before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        except ValueError:
+            logger.warning(
+                "%s: at_sigterm has no effect here: Python allows it in the main thread only. Start the lease there "
+                "(a hook of the server); without that it ends with the program",
+                self.id,
+            )
+        else:
+            self._before = before if before is not None else signal.SIG_DFL
+
     # -- the thread ----------------------------------------------------------------
 
     def _run(self) -> None:
         retry_s = RETRY_S_MIN
         wait_s = 0.0
         known = False
-        while not self._stop.wait(wait_s):
+        returns = Returns()
+        watched = Watched()
+        while not self._waited(wait_s, watched if known else None):
             try:
                 if not known:
-                    self._register()
+                    watched.index = self._register()
                     known = True
                     self._turn("registered")
-                    self._learn()
-                wait_s = self._renew()
+                renewal = self._renew()
+                watched.index = watched.index or renewal.index
+                wait_s = _pace_s(renewal)
                 retry_s = RETRY_S_MIN
                 self._turn("registered")
             except NotFound:
                 logger.info("%s is not in the registry any more: registering it again", self.id)
-                known, wait_s = False, random.uniform(0, retry_s)
-                retry_s = min(RETRY_S_MAX, retry_s * 2)
+                known, wait_s = False, returns.pause_s(time.monotonic())
             except RollcallError as error:
                 if self._state != "unreachable":
                     logger.warning("%s could not be %s: %s", self.id, "renewed" if known else "registered", error)
@@ -180,23 +253,73 @@ class Lease:
                 wait_s = RETRY_S_MAX
         self._leave()
 
-    def _register(self) -> None:
-        self._reg_index = self._client.register(self.service, id=self.id, **self._fields).reg_index
+    def _waited(self, wait_s: float, watched: "Watched | None") -> bool:
+        """Waits so long, or until the instance was removed; whether this is the end."""
+        until = time.monotonic() + wait_s
+        while watched is not None and not self._stop.is_set():
+            left_s = until - time.monotonic()
+            if left_s < WATCH_S_MIN or not watched.index or time.monotonic() < watched.again_at:
+                break
+            try:
+                page = self._watcher().own_changes(
+                    self.service, self.id, index=watched.index, wait_s=left_s, env=self.env
+                )
+                watched.index = page.index
+                if page.events and page.events[-1].kind in ("DEREGISTER", "EVICT"):
+                    return self._stop.is_set()  # the heartbeat finds out, and whoever comes back is paced there
+                if not page.events:
+                    break
+            except Interrupted:
+                break
+            except Gone:
+                watched.index = 0
+                return self._stop.is_set()  # nobody knows what was missed: a heartbeat tells
+            except (Overloaded, Invalid) as error:
+                # No place for this, or a release that does not know it. Heartbeats do without.
+                logger.debug("%s hears of its removal with its heartbeats: %s", self.id, error)
+                watched.again_at = time.monotonic() + NO_PLACE_S * random.uniform(0.5, 1.5)
+            except RollcallError as error:
+                logger.debug("%s: the watch was broken off: %s", self.id, error)
+                break
+        return self._stop.wait(max(0.0, until - time.monotonic()))
 
-    def _learn(self) -> None:
-        """Who the nodes are, for when those that were named are gone."""
-        with contextlib.suppress(RollcallError):
-            self._client.cluster(timeout_s=START_S)
+    def _watcher(self) -> Client:
+        assert self._line is not None
+        return self._client.over(self._line)
 
-    def _renew(self) -> float:
-        """Seconds until the next heartbeat."""
-        next_ms = self._client.heartbeat(self.service, self.id).next_heartbeat_ms
-        return UNPACED_S * random.uniform(0.9, 1.1) if next_ms is None else next_ms / 1000
+    def _register(self) -> int:
+        """The index from which on to watch."""
+        self._join()
+        made = self._client.register(self.service, id=self.id, env=self.env, **self._fields)
+        assert self._share is not None
+        self._share.registered(made.reg_index)
+        return made.reg_index
+
+    def _join(self) -> None:
+        """Takes part in this instance, together with other processes of this host, before it is registered: so
+        none of them takes it out in between. Learns who the nodes are, too, for when those that were named are gone."""
+        try:
+            view = self._client.cluster(timeout_s=START_S)
+        except NotFound:
+            cluster = self._cluster
+        else:
+            # An index means something in one history of one registry only.
+            cluster = view.history or view.cluster
+        if self._share is None or cluster != self._cluster:
+            share = Share(cluster, self.env, self.service, self.id)
+            share.join()
+            if self._share is not None:
+                self._share.leave()
+            self._share, self._cluster = share, cluster
+
+    def _renew(self) -> Renewal:
+        return self._client.heartbeat(self.service, self.id, env=self.env)
 
     def _leave(self) -> None:
+        reg_index = 0 if self._share is None else self._share.leave()
         try:
-            if self._reg_index:
-                self._client.deregister(self.service, self.id, registration=self._reg_index, timeout_s=CLOSE_S)
+            if reg_index:
+                self._client.deregister(self.service, self.id, registration=reg_index, env=self.env, timeout_s=CLOSE_S)
         except NotFound:
             pass  # evicted already, or taken out by an operator
         except Superseded:
@@ -205,6 +328,8 @@ class Lease:
             logger.warning("%s could not be taken out of the registry, its lease will run out: %s", self.id, error)
         finally:
             self._client.close()
+            if self._line is not None:
+                self._line.close()
             self._turn("closed")
 
     def _turn(self, state: State) -> None:
@@ -233,31 +358,157 @@ class Lease:
             os.kill(os.getpid(), number)
 
 
+class Watched(Struct):
+    """How far a lease has followed its own instance (0: not known), and when to try again after a refusal."""
+
+    index: int = 0
+    again_at: float = 0.0
+
+
+class Returns:
+    """How long to wait before an instance that was removed is registered again: not at all, but longer each
+    time where somebody removes it again and again."""
+
+    def __init__(self) -> None:
+        self._last: float = -math.inf
+        self._pause_s: float = 0.0
+
+    def pause_s(self, now: float) -> float:
+        fought = now - self._last < CALM_S
+        self._last = now
+        self._pause_s = min(RETRY_S_MAX, max(RETRY_S_MIN, self._pause_s * 2)) if fought else 0.0
+        return random.uniform(self._pause_s / 2, self._pause_s)
+
+
+def _pace_s(renewal: Renewal) -> float:
+    """Seconds until the next heartbeat."""
+    next_ms = renewal.next_heartbeat_ms
+    return UNPACED_S * random.uniform(0.9, 1.1) if next_ms is None else next_ms / 1000
+
+
 # -- for web frameworks ------------------------------------------------------------------
 
 
 def wsgi(app: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
-    """``app``, registered from now until the interpreter ends.
+    """``app``, registered while a process serves it: from when that listens on the lease's port, or its first
+    request, until it ends.
 
     For Flask ``app.wsgi_app = wsgi(app.wsgi_app, lease)``, for Django
-    ``application = wsgi(get_wsgi_application(), lease)``.
+    ``application = wsgi(get_wsgi_application(), lease)``. A program that imports the app and
+    serves nothing (``flask routes``, a migration) does not register. No request waits for the
+    registry. Where the port is another program's (a proxy on this host), and callers come through
+    the registry only, there is no first request: have the server start the lease (docs/servers.md).
     """
-    lease.start()
-    return app
+
+    def registered(environ: Any, start_response: Any) -> Any:
+        lease._ensure()
+        return app(environ, start_response)
+
+    if not _starts_if_serving(lease) and threads_run():
+        threading.Thread(target=_start_when_serving, args=(lease,), name=f"listening {lease.id}", daemon=True).start()
+    return registered
 
 
-def lifespan(lease: Lease) -> Callable[[Any], contextlib.AbstractAsyncContextManager[None]]:
-    """For ASGI frameworks: ``FastAPI(lifespan=lifespan(lease))``, or Starlette's. Registered while the app runs."""
+def _starts_if_serving(lease: Lease) -> bool:
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None and not uwsgi.worker_id():
+        return False  # its master, which forks without telling Python and serves nothing itself
+    if not listens(int(lease._fields["port"])):
+        return False
+    lease._ensure()
+    return True
+
+
+def _start_when_serving(lease: Lease) -> None:
+    """Servers listen soon after they have imported the app, or never: then the first request tells."""
+    pause_s = LISTENING_S_MIN
+    until = time.monotonic() + LISTENING_S
+    while time.monotonic() < until and lease.state == "new" and not _starts_if_serving(lease):
+        time.sleep(pause_s)
+        pause_s = min(1.0, pause_s * 1.5)
+
+
+def listens(port: int) -> bool:
+    """Whether this process has a socket that listens on that port, of its own or of its parent's."""
+    inodes: set[str] = set()
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # LISTEN
+                    inodes.add(f"socket:[{fields[9]}]")
+    if not inodes:
+        return False
+    with contextlib.suppress(OSError):
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if str(descriptor.readlink()) in inodes:
+                    return True
+    return False
+
+
+def lifespan(
+    lease: Lease, *, drain_s: float = DRAIN_S
+) -> Callable[[Any], contextlib.AbstractAsyncContextManager[None]]:
+    """For ASGI frameworks: ``FastAPI(lifespan=lifespan(lease))``, or Starlette's. Registered while the app runs.
+
+    A server tells the app of its end when it has stopped listening. So SIGTERM is taken first where the
+    server handles it in Python (uvicorn): the instance goes out of the registry, callers have ``drain_s`` to
+    hear of it, and then the server is told. Elsewhere it goes out when the app is told.
+    """
 
     @contextlib.asynccontextmanager
     async def running(app: Any) -> AsyncIterator[None]:
-        await asyncio.to_thread(lease.start)
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(lease.close)
+        with _before_the_server(lease, drain_s):
+            await asyncio.to_thread(lease.start)
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(lease.close)
 
     return running
+
+
+@contextlib.contextmanager
+def _before_the_server(lease: Lease, drain_s: float) -> Iterator[None]:
+    server = signal.getsignal(signal.SIGTERM)
+    at_main = threading.current_thread() is threading.main_thread()
+    if not at_main or not callable(server) or server is getattr(asyncio.unix_events, "_sighandler_noop", None):
+        yield
+        return
+    told = threading.Event()
+
+    def leave() -> None:
+        lease.close()
+        told.wait(drain_s)
+        server(signal.SIGTERM, None)
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        if told.is_set():
+            server(number, frame)
+            return
+        # Not here, where the event loop would stand still; a second SIGTERM does not wait for the callers.
+        if leaving.ident is None:
+            leaving.start()
+        else:
+            told.set()
+
+    leaving = threading.Thread(target=leave, name="lease drain", daemon=True)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is on_sigterm:
+            signal.signal(signal.SIGTERM, server)
+
+
+def threads_run() -> bool:
+    """Whether threads of Python run in this process: uWSGI's do only where it was told so."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return True
+    options = getattr(uwsgi, "opt", {})
+    return any(name in options for name in ("enable-threads", b"enable-threads", "threads", b"threads"))
 
 
 def check_from(check: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,11 @@ always find a thread.
 
 Watchers wait longest and there are most of them. They may not take the last
 eighth: a node full of parked polls still renews leases and takes writes.
+
+Instances that watch themselves (a ``Lease`` that wants to hear if it is removed) have
+their heartbeats to fall back on. So they are lent an eighth of the places, while less
+than half of all are taken; nobody else is refused for them, and they are sent home within
+a second when three quarters are taken.
 """
 
 import threading
@@ -16,7 +21,7 @@ from typing import Literal, get_args
 
 from ..replication.errors import Overloaded
 
-Kind = Literal["watch", "write", "renewal", "read"]
+Kind = Literal["watch", "own", "write", "renewal", "read"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -28,6 +33,7 @@ class Budget:
             raise ValueError(f"a budget needs at least 1 place, got {total}")
         self.total: int = total
         self.watch_max: int = max(1, total - total // 8) if watch_max is None else min(watch_max, total)
+        self.own_max: int = max(1, total // 8)
         self._lock = threading.Lock()
         self._held: dict[Kind, int] = dict.fromkeys(KINDS, 0)
 
@@ -35,6 +41,11 @@ class Budget:
     def in_use(self) -> int:
         """Places taken now."""
         return sum(self.by_kind().values())
+
+    @property
+    def scarce(self) -> bool:
+        """Whether instances that watch themselves should go home."""
+        return self.in_use > self.total * 3 // 4
 
     def by_kind(self) -> Mapping[Kind, int]:
         """Places taken now, by what they wait for."""
@@ -44,7 +55,11 @@ class Budget:
     def take(self, kind: Kind) -> None:
         """Takes a place, to be given back by ``give``. Raises ``Overloaded`` if none is free."""
         with self._lock:
-            if sum(self._held.values()) >= self.total:
+            in_use, own = sum(self._held.values()), self._held["own"]
+            if kind == "own":
+                if own >= self.own_max or in_use >= max(1, self.total // 2):
+                    raise _overloaded("instances that watch themselves", self.own_max)
+            elif in_use - own >= self.total:
                 raise _overloaded("requests that wait", self.total)
             if kind == "watch" and self._held[kind] >= self.watch_max:
                 raise _overloaded("watchers", self.watch_max)

@@ -38,6 +38,8 @@ class Interest(Struct, frozen=True):
 
     env: str | None = None
     services: frozenset[str] | None = None
+    id: str | None = None
+    """One instance of them only."""
 
     def wants(self, env: str, service: str) -> bool:
         return (self.env is None or self.env == env) and (self.services is None or service in self.services)
@@ -267,4 +269,8 @@ def _of_interest(group: _Group, interest: Interest) -> tuple[Event, ...]:
         return group.events
     if not any(interest.wants(env, service) for env, service in group.names):
         return ()
-    return tuple(e for e in group.events if interest.wants(e.instance.env, e.instance.service))
+    return tuple(
+        e
+        for e in group.events
+        if interest.wants(e.instance.env, e.instance.service) and interest.id in (None, e.instance.id)
+    )

@@ -11,6 +11,9 @@ An index that this node has not reached is asked of the leader (``position``):
 what it does not have either is 410. A watcher is never told its own index back,
 nor kept waiting for one that does not come.
 
+A poll for one instance (``?service=S&id=I``) is an instance's of itself, and has places of
+its own (``budget``): it may be sent home early.
+
 A watcher holds a place of the budget while it is parked, and gives it back
 within about a second of its client leaving.
 """
@@ -24,12 +27,12 @@ from msgspec import Struct
 from werkzeug.exceptions import MethodNotAllowed
 
 from ...replication.changes import Interest, Page
-from ...replication.errors import Draining, Gone
+from ...replication.errors import Draining, Gone, Invalid
 from ..budget import Budget
 from ..position import Position
 from .context import Context, client_left, json_answer
 from .problem import problem_of
-from .query import Query, checked_name, position, position_shown
+from .query import Query, checked_id, checked_name, position, position_shown
 from .verbs import Verbs
 from .views import encode_json, event
 
@@ -68,24 +71,30 @@ class Watch:
     def _asked(self) -> _Asked:
         query, settings = Query.of_request(), self._context.settings
         index, history, env = query.number("index"), query.history(), query.envs()
-        services = query.every("service")
+        services, id = query.every("service"), query.one("id")
         wait_s = query.seconds("wait", default=settings.watch_wait_s_default, most=settings.watch_wait_s_max)
         query.done()
         for name in services:
             checked_name(name, "service")
+        if id is not None and len(services) != 1:
+            raise Invalid("id: Expected one service beside it", field="id")
         # A browser that lost its stream asks at the same address again, and says where it was.
         resumed = request.headers.get("Last-Event-ID")
         if resumed:
             begin = position(resumed, "Last-Event-ID")
         else:
             begin = Position(self._service.registry.applied_index if index is None else index, history)
-        return _Asked(begin, Interest(env, frozenset(services) or None), wait_s)
+        interest = Interest(env, frozenset(services) or None, None if id is None else checked_id(id))
+        return _Asked(begin, interest, wait_s)
 
     def _poll(self, asked: _Asked) -> Response:
         deadline = time.monotonic() + asked.wait_s
-        with self._service.budget.slot("watch"):
-            self._service.catch_up(asked.position, deadline, client_left())
-            page = self._service.changes.wait(asked.position.index, asked.interest, deadline, client_left())
+        budget, left = self._service.budget, client_left()
+        own = asked.interest.id is not None
+        with budget.slot("own" if own else "watch"):
+            gone = (lambda: left() or budget.scarce) if own else left
+            self._service.catch_up(asked.position, deadline, gone)
+            page = self._service.changes.wait(asked.position.index, asked.interest, deadline, gone)
         g.index = page.examined
         if not page.events_by_index:
             return Response(status=304)

@@ -388,3 +388,38 @@ class TestStream:
         assert next(pieces, None) is None
         assert time.monotonic() - began < 2
         pieces.close()
+
+
+class TestOneInstance:
+    def test_it_hears_of_itself_alone(self, api: Api) -> None:
+        for id in ("o1", "o2", "o1"):
+            api.register(id=id)
+
+        page = api.get("/api/v1/watch?index=0&wait=0&service=orders&id=o1").json
+        assert [event["instance"]["id"] for event in page["events"]] == ["o1", "o1"]
+
+    def test_it_has_places_of_its_own_and_is_sent_home_when_places_are_scarce(
+        self, api: Api, service: FakeService
+    ) -> None:
+        index = int(api.register(id="o1").headers["X-Rollcall-Index"])
+        for _ in range(7):
+            service.budget.take("read")
+        polls = [
+            threading.Thread(
+                target=lambda: api.get(f"/api/v1/watch?index={index}&wait=30s&service=orders&id=o1"), daemon=True
+            )
+        ]
+        polls[0].start()
+        wait_for(lambda: service.budget.by_kind()["own"] == 1, "the poll to be parked")
+        problem(api.get(f"/api/v1/watch?index={index}&wait=5s&service=orders&id=o1"), 503, "Overloaded")
+
+        for _ in range(6):
+            service.budget.take("watch")
+        polls[0].join(10)
+        assert not polls[0].is_alive()
+        assert service.budget.by_kind()["own"] == 0
+
+    def test_an_instance_is_one_of_one_service(self, api: Api) -> None:
+        problem(api.get("/api/v1/watch?index=0&wait=0&id=o1"), 400, "Invalid", field="id")
+        problem(api.get("/api/v1/watch?index=0&wait=0&service=a&service=b&id=o1"), 400, "Invalid", field="id")
+        problem(api.get("/api/v1/watch?index=0&wait=0&service=a&id="), 400, "Invalid", field="id")

@@ -4,11 +4,15 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,10 +22,43 @@ from harness.fakes import FakeSession, problem, response
 from harness.waiting import wait_for
 from rollcall.cluster import lease as lease_module
 from rollcall.cluster.client import Client
+from rollcall.cluster.http import Interrupted
 from rollcall.cluster.lease import Lease, State, lifespan, wsgi
-from rollcall.replication.errors import Invalid, NoLeader, NotFound, Superseded
+from rollcall.replication.errors import Invalid, NoLeader, NotFound, Overloaded, Superseded
 
 SEEN_S = 5.0
+
+
+class Line:
+    """The connection on which a lease watches its instance."""
+
+    def __init__(self, registry: "Registry") -> None:
+        self._registry = registry
+        self._wanted = False
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        registry, index = self._registry, options["params"]["index"]
+        registry.asked.append("WATCH")
+        if registry.refuses_watchers is not None:
+            return problem(registry.refuses_watchers)
+        with registry.happened:
+            news = lambda: [event for event in registry.events if event["index"] > index]  # noqa: E731
+            wait_s = int(options["params"]["wait"].removesuffix("ms")) / 1000
+            registry.happened.wait_for(lambda: news() or self._wanted, wait_s)
+            if self._wanted:
+                raise Interrupted
+            found = news()
+        if not found:
+            return response(304, X_Rollcall_Index=index)
+        return response(200, {"index": found[-1]["index"], "events": found}, X_Rollcall_Index=found[-1]["index"])
+
+    def interrupt(self) -> None:
+        with self._registry.happened:
+            self._wanted = True
+            self._registry.happened.notify_all()
+
+    def close(self) -> None:
+        pass
 
 
 class Registry:
@@ -35,6 +72,10 @@ class Registry:
         self.down: bool = False
         self.heartbeat_ms: int | None = 20
         self.session = FakeSession(self._answer)
+        self.events: list[dict[str, Any]] = []
+        self.refuses_watchers: Exception | None = None
+        self.happened = threading.Condition()
+        lease_module.Interruptible = lambda: Line(self)  # type: ignore[misc, assignment]
 
     def _answer(self, method: str, url: str, options: dict[str, Any]) -> Any:
         if url.endswith("/cluster"):
@@ -51,7 +92,7 @@ class Registry:
         if call == "DELETE":
             if options["params"]["registration"] not in (None, self.there[id]):
                 return problem(Superseded("registered again since"))
-            del self.there[id]
+            self.remove(id, "DEREGISTER")
             return response(200, {"id": id}, X_Rollcall_Index=self.index)
         return response(200, {"ttl_s": 30.0, "next_heartbeat_ms": self.heartbeat_ms})
 
@@ -59,6 +100,12 @@ class Registry:
         self.index += 1
         self.there[id] = self.index
         return self.index
+
+    def remove(self, id: str, kind: str) -> None:
+        with self.happened:
+            self.index += 1
+            self.events.append({"kind": kind, "index": self.index, "instance": _record(id, self.there.pop(id))})
+            self.happened.notify_all()
 
     def count(self, call: str) -> int:
         return self.asked.count(call)
@@ -79,8 +126,10 @@ def _record(id: str, index: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Registry:
     monkeypatch.setattr(lease_module, "RETRY_S_MIN", 0.01)
+    monkeypatch.setattr(lease_module, "Interruptible", lease_module.Interruptible)  # put back afterwards
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return Registry()
 
 
@@ -232,8 +281,31 @@ def test_a_wsgi_app_is_registered_and_is_the_app_that_it_was(registry, made):
 
     made.append(lease_of(registry))
 
-    assert wsgi(app, made[0])({}, None) == [b"hello"]
-    assert made[0].registered
+    wrapped = wsgi(app, made[0])
+    assert made[0].state == "new"
+    assert registry.asked == [], "who imports an app serves nobody yet"
+
+    assert wrapped({}, None) == [b"hello"]
+    wait_for(lambda: made[0].registered, lambda: made[0].state, SEEN_S)
+
+
+def test_a_wsgi_app_is_registered_as_soon_as_its_process_listens_without_a_request(registry, made):
+    """Who is found through the registry only would never get a first request."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        made.append(lease_of(registry, port=port))
+        wsgi(lambda *_: [], made[0])
+        wait_for(lambda: made[0].registered, lambda: made[0].state, SEEN_S)
+
+
+def test_so_it_is_when_it_begins_to_listen_later(registry, made):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    made.append(lease_of(registry, port=port))
+    wsgi(lambda *_: [], made[0])
+    assert made[0].state == "new"
+    with socket.create_server(("127.0.0.1", port)):
+        wait_for(lambda: made[0].registered, lambda: made[0].state, SEEN_S)
 
 
 def test_an_asgi_app_is_registered_while_it_runs(registry):
@@ -247,6 +319,99 @@ def test_an_asgi_app_is_registered_while_it_runs(registry):
     assert not registry.there
 
 
+@pytest.mark.parametrize("kind", ["DEREGISTER", "EVICT"])
+def test_who_is_removed_by_somebody_else_hears_of_it_and_is_back_at_once(registry, kind):
+    """And not with the next heartbeat, which is an hour away."""
+    registry.heartbeat_ms = 3_600_000
+    with lease_of(registry) as lease:
+        wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked), SEEN_S)
+        registry.remove(lease.id, kind)
+        wait_for(lambda: registry.there, lambda: str(registry.asked), SEEN_S)
+
+    assert registry.count("PUT") == 2
+
+
+def test_a_newer_registration_of_the_same_id_is_left_alone(registry):
+    registry.heartbeat_ms = 3_600_000
+    with lease_of(registry) as lease:
+        wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked), SEEN_S)
+        with registry.happened:
+            index = registry.register(lease.id)
+            registry.events.append({"kind": "UPDATE", "index": index, "instance": _record(lease.id, index)})
+            registry.happened.notify_all()
+        wait_for(lambda: registry.count("WATCH") >= 2, lambda: str(registry.asked), SEEN_S)
+
+    assert registry.count("PUT") == 1
+    assert list(registry.there) == [lease.id]
+
+
+def test_a_node_without_a_place_for_its_watch_is_not_asked_again_soon_and_heartbeats_go_on(registry):
+    registry.refuses_watchers = Overloaded("all 1 places are taken")
+    registry.heartbeat_ms = 150
+    with lease_of(registry):
+        wait_for(lambda: registry.count("HEARTBEAT") >= 4, lambda: str(registry.asked), SEEN_S)
+        assert registry.count("WATCH") == 1
+
+
+def test_two_who_remove_each_other_do_not_do_so_as_fast_as_they_can():
+    returns = lease_module.Returns()
+    pauses = [returns.pause_s(now) for now in range(10)]
+
+    assert pauses[0] == 0.0
+    assert pauses[1:] == sorted(pauses[1:]) or max(pauses) > 2.0
+    assert 5.0 <= pauses[9] <= 10.0
+    assert returns.pause_s(1000.0) == 0.0
+
+
+def test_the_end_does_not_wait_for_the_watch(registry):
+    registry.heartbeat_ms = 3_600_000
+    lease = lease_of(registry).start()
+    wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked), SEEN_S)
+    began = time.monotonic()
+    lease.close()
+
+    assert lease.state == "closed"
+    assert time.monotonic() - began < lease_module.CLOSE_S
+    assert not registry.there
+
+
+def test_of_two_that_hold_one_instance_the_last_one_takes_it_out(registry):
+    first, second = lease_of(registry).start(), lease_of(registry).start()
+    first.close()
+    assert list(registry.there) == [first.id]
+
+    second.close()
+    assert not registry.there
+
+
+def test_the_last_one_takes_it_out_also_where_another_registered_it_last(registry):
+    first, second = lease_of(registry).start(), lease_of(registry).start()
+    second.close()
+    first.close()
+
+    assert not registry.there
+
+
+def test_sigterm_cannot_be_asked_for_in_another_thread_and_the_app_runs_all_the_same(registry, made, caplog):
+    made.append(lease_of(registry, at_sigterm=True))
+    with caplog.at_level(logging.WARNING, "rollcall"):
+        asyncio.run(asyncio.to_thread(made[0].start))
+
+    assert made[0].registered
+    assert "main thread" in caplog.text
+
+
+def test_without_threads_nothing_is_begun_and_it_is_said_once(registry, made, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uwsgi", type("uwsgi", (), {"opt": {"http": b":80"}}))
+    made.append(lease_of(registry))
+    with caplog.at_level(logging.WARNING, "rollcall"):
+        made[0].start()
+        made[0].start()
+
+    assert registry.asked == []
+    assert caplog.text.count("enable-threads") == 1
+
+
 # -- processes
 
 PROGRAM = """
@@ -254,6 +419,8 @@ import os, signal, sys, threading, time
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
 from test_lease import Registry, lease_of
+import tempfile
+tempfile.tempdir = tempfile.mkdtemp()
 registry = Registry()
 def ended(state):
     if state == "closed":
@@ -334,4 +501,20 @@ def test_a_forked_child_leaves_the_lease_to_its_parent():
         print("parent", lease.state, flush=True)
         """
 
-    assert ran(body) == (0, ["child registered 1", "parent registered", "closed 0"])
+    assert ran(body) == (0, ["child new 1", "parent registered", "closed 0"])
+
+
+def test_a_child_that_starts_the_same_lease_shares_the_instance_with_its_parent():
+    body = """
+        lease = lease_of(registry).start()
+        child = os.fork()
+        if child == 0:
+            print("child", lease.state, lease.start().state, flush=True)
+            lease.close()
+            print("child", lease.state, len(registry.there), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        print("parent", lease.state, len(registry.there), flush=True)
+        """
+
+    assert ran(body) == (0, ["child new registered", "child closed 1", "parent registered 1"])

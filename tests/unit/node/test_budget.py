@@ -26,7 +26,7 @@ def test_watchers_leave_room_for_heartbeats_and_writes() -> None:
     with pytest.raises(Overloaded, match="14 places for watchers"):
         budget.take("watch")
     with budget.slot("renewal"), budget.slot("write"):
-        assert budget.by_kind() == {"watch": 14, "write": 1, "renewal": 1, "read": 0}
+        assert budget.by_kind() == {"watch": 14, "own": 0, "write": 1, "renewal": 1, "read": 0}
 
 
 def test_watchers_may_be_limited_otherwise() -> None:
@@ -59,9 +59,40 @@ def test_never_more_places_are_held_than_there_are(total: int, steps: list) -> N
                 budget.take(kind)
                 held[kind] += 1
             except Overloaded:
-                assert sum(held.values()) == total or (kind == "watch" and held["watch"] == budget.watch_max)
+                if kind == "own":
+                    assert held["own"] == budget.own_max or sum(held.values()) >= max(1, total // 2)
+                else:
+                    others = sum(held.values()) - held["own"]
+                    assert others == total or (kind == "watch" and held["watch"] == budget.watch_max)
         elif held[kind]:
             budget.give(kind)
             held[kind] -= 1
         assert budget.by_kind() == held
-        assert budget.in_use <= total
+        assert budget.in_use - held["own"] <= total
+
+
+def test_instances_that_watch_themselves_are_lent_an_eighth_and_nobody_else_is_refused_for_them() -> None:
+    budget = Budget(16)
+    budget.take("own"), budget.take("own")
+    with pytest.raises(Overloaded, match="2 places for instances that watch themselves"):
+        budget.take("own")
+
+    for _ in range(10):
+        budget.take("watch")
+    assert not budget.scarce
+    budget.take("watch")
+    assert budget.scarce, "they go home now"
+    for _ in range(3):
+        budget.take("watch")
+    budget.take("write"), budget.take("renewal")
+    with pytest.raises(Overloaded):
+        budget.take("write")
+
+
+def test_where_half_of_all_places_are_taken_none_is_lent() -> None:
+    budget = Budget(16)
+    for _ in range(8):
+        budget.take("read")
+
+    with pytest.raises(Overloaded):
+        budget.take("own")

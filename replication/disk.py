@@ -23,7 +23,7 @@ CHOICES = (
 
 def remedy(error: OSError) -> str:
     """What an operator can do about a file that cannot be read or written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if no_room(error):
         return "free some room there, or allow the node more"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "make it readable and writable for the user that runs the node"
@@ -82,6 +82,24 @@ class Disk:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def rewrite(disk: Disk, path: Path, data: bytes) -> None:
+    """``data`` in place of the file, durably: a crash leaves the old file or the new one. Raises ``OSError``."""
+    partial = path.with_suffix(".tmp")
+    disk.unlink(partial)
+    descriptor = disk.open(partial)
+    try:
+        disk.write(descriptor, data, 0)
+        disk.sync(descriptor)
+    finally:
+        disk.close(descriptor)
+    disk.replace(partial, path)
+
+
+def no_room(error: OSError) -> bool:
+    """Whether a file could not be written for want of room, which may come back."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _make(directory: Path) -> None:

@@ -75,11 +75,13 @@ from .errors import (
 from .install import Incoming, Outgoing
 from .journal import NO_OP, REGULAR, Cut, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
+from .peers import Peers
 from .records import Event
 from .registry import Outcome, Registry, State
 from .saving import Saving
 from .snapshot import SnapshotHeader, Snapshots
 from .standing import Standing
+from .starts import Claims, Position
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -130,6 +132,9 @@ COMPARE_S = 60.0
 PRE_VOTE_LEVEL = 2
 """Feature level from which nodes ask before they stand for election, and probe before they read."""
 SAME_FAILURES_MAX = 3
+_STOP_ALL = (
+    "Stop all nodes before anything is overwritten; docs/operations.md (an older copy of a directory) says how to go on"
+)
 TERM_LEAP_MAX = 2**32
 """A peer may be ahead by so many terms. One election a millisecond takes seven weeks for that, and the highest
 term that can be written is 2**31 such leaps away: nobody makes a term that no election can outdo."""
@@ -339,6 +344,15 @@ class Engine(SyncObj):
                 rejoin=config.rejoin,
                 accept_members=config.accept_members,
             )
+            self._peers: Peers = Peers(
+                config.directory,
+                self._disk,
+                [node.id for node in transport.nodes()],
+                node=node_id,
+                at=self._position(),
+                counted=self._standing.counted,
+            )
+            self._standing.count()
             self._introduce()
             self._poller: Poller = _GatedPoller(self._poller, self._flush)
             self._poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
@@ -349,6 +363,7 @@ class Engine(SyncObj):
                 on_connected=self._SyncObj__onNodeConnected,
                 on_disconnected=self._SyncObj__onNodeDisconnected,
                 on_greeted=self._on_greeted,
+                on_refused=self._on_refused,
             )
             self._opened: contextlib.ExitStack = opened.pop_all()
 
@@ -432,6 +447,7 @@ class Engine(SyncObj):
         self._continue_install()
         self._continue_election(now)
         self._note_leadership()
+        self._peers.save(now, self._snapshots.run)
         self.doTick(self._pause_s(now))
 
     def _note_leadership(self) -> None:
@@ -583,6 +599,11 @@ class Engine(SyncObj):
     def drain(self) -> None:
         """Tells the peers that this node is about to stop."""
         self._wire.post(self._wire.set_draining)
+        self._wire.post(self._save_words)
+
+    def _save_words(self) -> None:
+        """What the peers gave their word for, on disk soon: this node may be about to forget it."""
+        self._peers.save(time.monotonic(), self._snapshots.run, at_once=True)
 
     # -- names for the library's private state -------------------------------------
 
@@ -883,6 +904,7 @@ class Engine(SyncObj):
 
     def _on_grant_vote(self, node: Node, message: wire.GrantVote) -> None:
         """The library counts messages; a vote counts once a voter."""
+        self._peers.hear(node.id, Position(message.term))
         if message.term != self._term or self._role != CANDIDATE or node.id in self._votes:
             return
         self._votes.add(node.id)
@@ -920,13 +942,14 @@ class Engine(SyncObj):
         held = self._journal.term_at(previous)
         if held != previous_term:
             if held is not None and previous <= self._commit_index:
-                raise Fatal(f"{node.id} has term {previous_term} at {previous}, where {held} is committed here")
+                what = f"{node.id}, the leader of term {message.term}, has term {previous_term} at entry {previous}"
+                raise self._contradiction(node, f"{what}, which is committed with term {held} on {self.node_id}")
             self._verified = (message.term, node.id, verified)
             self._answer(node, next_index=verified + 1, reset=True)
             return
         self._check_entries(node, message, previous, entries)
         try:
-            self._store(entries)
+            self._store(node, entries)
         except DiskUnavailable as error:
             self._disk_failed(error)
             self._answer(node, alive=True)
@@ -938,6 +961,7 @@ class Engine(SyncObj):
         if commit > self._commit_index:
             self._SyncObj__raftCommitIndex = commit
             self._journal.setRaftCommitIndex(commit)
+            self._peers.hear(node.id, Position(message.term, self._journal.term_at(commit) or 0, commit))
         self._answer(node, next_index=verified + 1)
 
     def _hear_leader(self, node: Node, term: int) -> bool:
@@ -967,7 +991,7 @@ class Engine(SyncObj):
                 raise Invalid(f"{node.id} sent entries out of order")
             expected, term = expected + 1, entry_term
 
-    def _store(self, entries: tuple[Entry, ...]) -> None:
+    def _store(self, node: Node, entries: tuple[Entry, ...]) -> None:
         """Rules 3 and 4 of AppendEntries: skip what is held, cut only a conflict, append the rest."""
         journal = self._journal
         for position, (_, index, term) in enumerate(entries):
@@ -976,7 +1000,8 @@ class Engine(SyncObj):
                 continue
             if held is not None:
                 if index <= self._commit_index:
-                    raise Fatal(f"entry {index} of term {term} contradicts a committed one of term {held}")
+                    what = f"entry {index} of term {term} from {node.id} contradicts a committed one of term {held}"
+                    raise self._contradiction(node, f"{what} on {self.node_id}")
                 journal.deleteEntriesFrom(index - journal.base_index)
             rest = entries[position:]
             journal.check_room(sum(len(command) + 64 for command, _, _ in rest))
@@ -1000,8 +1025,11 @@ class Engine(SyncObj):
         if message.term < self._term or self._role != LEADER:
             return
         if message.next_index > self._journal.last_index + 1:
-            self._wire.drop(node, f"acknowledged entry {message.next_index - 1}, which does not exist")
-            return
+            # Leader Completeness: whoever leads has all that was agreed on, and in its own term its log only grows.
+            what = f"{node.id} holds what was agreed on up to entry {message.next_index - 1}"
+            ends = f"the log of {self.node_id}, the leader of term {self._term}, ends at entry"
+            last = f"{self._journal.last_index} of term {self._journal[-1][2]}"
+            raise self._contradiction(node, f"{what}, and {ends} {last}")
         follower = self._followers.setdefault(node, _Follower())
         follower.votes = message.voting
         follower.at = message.at
@@ -1016,6 +1044,9 @@ class Engine(SyncObj):
             follower.held = max(follower.held, message.next_index - 1)
             if message.voting:
                 self._match[node] = follower.held
+                entry_term = self._journal.term_at(message.next_index - 1)
+                if entry_term is not None:
+                    self._peers.hear(node.id, Position(self._term, entry_term, message.next_index - 1))
             if follower.probing or self._next[node] <= follower.held:
                 self._next[node] = follower.held + 1
             follower.probing = False
@@ -1217,8 +1248,11 @@ class Engine(SyncObj):
             case Compare():
                 self._compare(index, command)
             case Readmit():
-                if command.node == self.node_id and self._standing.admitted(command.disk):
+                if command.node == self.node_id and self._standing.admitted(command.disk, index):
                     self._admit()
+                if command.node != self.node_id and index > self._known_index:
+                    # What was committed before this process began was noted when it was, or nobody knew how to.
+                    self._peers.readmit(command.node, command.disk, index)
             case _:
                 self._changed_index = index
 
@@ -1274,7 +1308,14 @@ class Engine(SyncObj):
             disk=self._standing.disk,
             standing=self._standing.kind,
             met=self._standing.met,
+            claims=self._claims,
         )
+
+    def _position(self) -> Position:
+        return Position(self._term, self._journal[-1][2], self._journal.last_index)
+
+    def _claims(self) -> Claims:
+        return self._peers.claims(self._standing.admission, self._position())
 
     def _on_greeted(self, node: Node, hello: wire.Hello) -> str:
         """What a peer says of itself. Answers why it must be refused, or nothing."""
@@ -1283,6 +1324,9 @@ class Engine(SyncObj):
                 f"it understands feature level {hello.level}, and the cluster uses {self.registry.level}: "
                 "start it with the release that the others run"
             )
+        older = self._compare_directories(node, hello)
+        if older:
+            return older
         self._levels[node.id] = hello.level
         self._disks[node.id] = (hello.standing, hello.disk)
         before = self._standing.announced
@@ -1295,6 +1339,36 @@ class Engine(SyncObj):
             soon = random.uniform(0, self._config.election_timeout_s_min)
             self._due = time.monotonic() + soon
         return ""
+
+    def _compare_directories(self, node: Node, hello: wire.Hello) -> str:
+        """Why the peer's directory is older than what this node saw of it, or nothing. Raises ``Fatal`` if this
+        one's is, or if both have gone on without each other (``starts.py``)."""
+        claims = hello.starts
+        known = claims.known.get(self.node_id) if claims is not None else None
+        term = max(claims.now.term if claims is not None else 0, known.word.term if known is not None else 0)
+        if term - self._term > TERM_LEAP_MAX:
+            return f"it speaks of term {term}, and this node is in {self._term}"
+        self._peers.meet(node.id, known, self._claims(), self._standing.disk, votes=self._standing.votes)
+        why = self._peers.greet(node.id, hello.disk, claims, votes=hello.standing == "member")
+        if why and claims is not None and claims.now.term > self._term and self._standing.votes:
+            raise Fatal(
+                f"the data directory of {node.id} is older than what {self.node_id} saw of it: {why}. Since then "
+                f"{node.id} took part in term {claims.now.term}, and {self.node_id} has seen none after {self._term}: "
+                f"without it the others may have agreed on something else than what it holds, up to entry "
+                f"{self._journal.last_index}. {_STOP_ALL}"
+            )
+        return f"its data directory is older than what this node saw of it: {why}" if why else ""
+
+    def _contradiction(self, node: Node, what: str) -> Fatal:
+        """Two histories were agreed on. Tells the other side, which must stop as this node does: the error to raise."""
+        found = f"{what}. Both were agreed on, which cannot be unless a member forgot what it had given its word for: "
+        found += f"most likely an older copy of a data directory took part. {_STOP_ALL}"
+        self._wire.refuse(node, found)
+        return Fatal(found)
+
+    def _on_refused(self, node: Node, reason: str) -> None:
+        """A peer found that the two cannot both be right, and stops."""
+        raise Fatal(f"{node.id} stops, and so does this node: {reason}")
 
     def _admit(self) -> None:
         """The vote of this term, and of those before, may have been given by the lost disk."""
@@ -1334,6 +1408,7 @@ class Engine(SyncObj):
         # A candidate counts its term up right after this call.
         logger.info("%s in term %d (was %s)", _ROLES[new], self._term + (new == CANDIDATE), _ROLES[old])
         if old == LEADER:
+            self._save_words()
             self._leader_heard_at = time.monotonic()
             # The library leaves a deposed leader's timer where it was, long past.
             self._due = time.monotonic() + self._SyncObj__generateRaftTimeout()

@@ -39,8 +39,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, structs
 
-from .disk import Disk
+from .disk import Disk, rewrite
 from .errors import Damaged, Fatal, WrongDirectory
+from .starts import UNKNOWN_ADMISSION
 
 Kind = Literal["new", "rejoining", "member"]
 
@@ -53,6 +54,10 @@ class _Record(Struct, frozen=True):
     standing: Kind
     met: dict[str, str]
     members: tuple[str, ...] = ()
+    admitted: int = UNKNOWN_ADMISSION
+    """The entry at which the cluster agreed on this disk, if it was not there at the birth."""
+    counted: bool = False
+    """The starts of this directory are counted (``peers.py``): their file was here."""
 
 
 class Standing:
@@ -139,12 +144,28 @@ class Standing:
             )
         return False
 
-    def admitted(self, disk: str) -> bool:
-        """The cluster agreed on this disk. True if that made this node a member."""
+    @property
+    def admission(self) -> int:
+        """The entry at which the cluster agreed on this disk; of two disks of a node the later has the greater."""
+        born = self.votes and self._record.met
+        return 0 if born else self._record.admitted
+
+    def admitted(self, disk: str, index: int = UNKNOWN_ADMISSION) -> bool:
+        """The cluster agreed on this disk at that entry. True if that made this node a member."""
         if self.kind != "rejoining" or disk != self.disk:
             return False
-        self._become("member", {})
+        self._become("member", {}, admitted=index)
         return True
+
+    @property
+    def counted(self) -> bool:
+        """Whether the starts of this directory were counted before."""
+        return self._record.counted
+
+    def count(self) -> None:
+        """From now on there is a file that counts them: a directory without it lost it."""
+        if not self.counted:
+            self._record = self._write(structs.replace(self._record, counted=True))
 
     def _read(self, *, empty: bool, rejoin: bool) -> _Record:
         try:
@@ -176,20 +197,12 @@ class Standing:
             )
         self._record = self._write(structs.replace(self._record, members=self._members))
 
-    def _become(self, kind: Kind, met: dict[str, str]) -> None:
-        self._record = self._write(structs.replace(self._record, standing=kind, met=dict(met)))
+    def _become(self, kind: Kind, met: dict[str, str], *, admitted: int = UNKNOWN_ADMISSION) -> None:
+        self._record = self._write(structs.replace(self._record, standing=kind, met=dict(met), admitted=admitted))
 
     def _write(self, record: _Record) -> _Record:
         """Durably, before anybody can rely on it."""
-        partial = self._path.with_suffix(".tmp")
-        self._file.unlink(partial)
-        descriptor = self._file.open(partial)
-        try:
-            self._file.write(descriptor, msgspec.json.encode(record), 0)
-            self._file.sync(descriptor)
-        finally:
-            self._file.close(descriptor)
-        self._file.replace(partial, self._path)
+        rewrite(self._file, self._path, msgspec.json.encode(record))
         return record
 
 

@@ -43,6 +43,7 @@ from pysyncobj.poller import POLL_EVENT_TYPE, Poller
 
 from .errors import Fatal, Invalid, NotDone, Overloaded, Unknown
 from .log import Handler, PeerStatus
+from .starts import Claims
 from .tls import Channel, Credentials, TlsError, is_tls, uri_of
 from .wire import (
     FRAME_BYTES_MAX,
@@ -183,6 +184,8 @@ class Transport:
         self._on_connected: Callable[[Node], None] = lambda node: None
         self._on_disconnected: Callable[[Node], None] = lambda node: None
         self._on_greeted: Callable[[Node, Hello], str] = lambda node, hello: ""
+        self._on_refused: Callable[[Node, str], None] = lambda node, reason: None
+        self._claims: Callable[[], Claims | None] = lambda: None
         self._connections: dict[int, _Connection] = {}
         self._handlers: dict[str, Handler] = {}
         self._posted: deque[Callable[[], None]] = deque()
@@ -233,12 +236,14 @@ class Transport:
         on_connected: Callable[[Node], None],
         on_disconnected: Callable[[Node], None],
         on_greeted: Callable[[Node, Hello], str],
+        on_refused: Callable[[Node, str], None],
     ) -> None:
         """Starts listening in ``poller``. Called once, before the first tick.
 
         ``wake`` is called, from any thread, when the tick thread should look at
         what was posted; the others on the tick thread. ``on_greeted`` sees each
-        peer's hello first, and answers why the peer must be refused, or nothing.
+        peer's hello first, and answers why the peer must be refused, or nothing;
+        ``on_refused`` is told that a peer stops, and why this node must, too.
         """
         self._poller = poller
         self._wake = wake
@@ -246,14 +251,28 @@ class Transport:
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._on_greeted = on_greeted
+        self._on_refused = on_refused
         self._resume_accepting()
 
-    def introduce(self, *, level: int, disk: str, standing: str, met: Mapping[str, str]) -> None:
-        """What this node says of itself in every hello from now on, and at once to who is connected."""
+    def introduce(
+        self, *, level: int, disk: str, standing: str, met: Mapping[str, str], claims: Callable[[], Claims]
+    ) -> None:
+        """What this node says of itself in every hello from now on, and at once to who is connected.
+
+        ``claims`` is asked for each hello anew: what is older than an acknowledgement must not be claimed.
+        """
         self._hello = structs.replace(self._hello, level=level, disk=disk, standing=standing, met=dict(met))
+        self._claims = claims
         for peer in self._peers.values():
             if peer.connection is not None:
-                self._write(peer.connection, encode(self._hello))
+                self._say_hello(peer.connection)
+
+    def refuse(self, node: Node, why: str) -> None:
+        """Tells a peer that this node stops, and that it must, too."""
+        connection = self._peers[node.id].connection
+        if connection is not None:
+            self._write(connection, encode(Refused(why, final=True)))
+            self._close(connection, "", quiet=True)
 
     @property
     def address(self) -> Endpoint:
@@ -435,7 +454,7 @@ class Transport:
     def _adopt(self, connection: _Connection) -> None:
         self._connections[connection.descriptor] = connection
         if not connection.connecting and self._credentials is None:
-            self._write(connection, encode(self._hello))
+            self._say_hello(connection)
         self._subscribe(connection)
 
     def _dial(self, peer: _Peer, now: float) -> None:
@@ -499,7 +518,7 @@ class Transport:
                 connection.connecting = False
                 connection.heard_at = time.monotonic()
                 if self._credentials is None:
-                    self._write(connection, encode(self._hello))
+                    self._say_hello(connection)
                 else:
                     connection.channel = self._credentials.channel(accepted=False)
                     self._send(connection, connection.channel.outgoing())
@@ -569,7 +588,7 @@ class Transport:
             # After an error too: then it is the alert that tells the peer.
             self._send(connection, channel.outgoing())
             if channel.secured and not before:
-                self._write(connection, encode(self._hello))
+                self._say_hello(connection)
 
     def _hung_up(self, connection: _Connection, why: str) -> None:
         # A stranger that hangs up before its hello is usually a peer's probe.
@@ -596,6 +615,8 @@ class Transport:
         elif isinstance(message, Refused):
             # This node found nothing wrong with the other's hello; the other did with this node's.
             why = f"it refuses this node: {_shown(message.reason, 300)}"
+            if message.final:
+                self._on_refused(peer.node, _shown(message.reason, 1000))
             self._refuse(connection, "by the other end", why, calls_itself=connection.peer)
         elif isinstance(message, Hello):
             if (message.node, message.incarnation) != (connection.peer, connection.incarnation):
@@ -635,18 +656,22 @@ class Transport:
         peer.draining = False
         self._compare(message)
         if self._hello != said:
-            self._write(connection, encode(self._hello))
+            self._say_hello(connection)
         if self._draining:
             self._write(connection, encode(Ping(draining=True)))
         logger.info("connected to %s%s", message.node, " over TLS" if connection.channel is not None else "")
         self._on_connected(peer.node)
 
     def _refuse(self, connection: _Connection, kind: str, why: str, *, calls_itself: str = "") -> None:
-        """Closes a connection that cannot be ours, and says so: once in a while for each kind of mistake."""
+        """Closes a connection that cannot be ours, and says so: once in a while for each kind of mistake.
+
+        What is wrong with a member's data or release is no mistake of an address, and an error.
+        """
         name = connection.dialed or calls_itself
         known = name if name in self._peers else connection.host if self._is_near(connection) else "a stranger"
         who = f"{_shown(name)!r} at {connection.host}" if name else f"a connection from {connection.host}"
-        self._say(f"refuse {known}: {kind}", f"refused {who}: {why}")
+        level = logging.ERROR if kind == "standing" else logging.WARNING
+        self._say(f"refuse {known}: {kind}", f"refused {who}: {why}", level)
         self._close(connection, "", quiet=True)
 
     def _objection(self, connection: _Connection, hello: Hello) -> tuple[str, str]:
@@ -702,6 +727,9 @@ class Transport:
             self._close(connection, f"nothing was heard for {SILENCE_S} s")
         elif now - connection.sent_at > PING_S:
             self._write(connection, encode(Ping(self._draining)))
+
+    def _say_hello(self, connection: _Connection) -> None:
+        self._write(connection, encode(structs.replace(self._hello, starts=self._claims())))
 
     def _write(self, connection: _Connection, frame: bytes) -> None:
         """Sends a frame, sealed if the connection is."""
@@ -788,7 +816,7 @@ class Transport:
                     _fail(pending, _lost())
             self._on_disconnected(peer.node)
 
-    def _say(self, topic: str, what: str) -> None:
+    def _say(self, topic: str, what: str, level: int = logging.WARNING) -> None:
         """A warning, at most one a topic in five seconds: strangers must not fill the disk.
 
         So no word of a stranger is part of a topic, and no sentence is longer than a line or two.
@@ -796,7 +824,7 @@ class Transport:
         now = time.monotonic()
         if now >= self._quiet_until.get(topic, 0.0):
             self._quiet_until[topic] = now + 5.0
-            logger.warning("%s", what)
+            logger.log(level, "%s", what)
 
     # -- requests ------------------------------------------------------------------
 

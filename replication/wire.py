@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import Invalid
+from .starts import Claims
 
 VERSION = 1
 FRAME_BYTES_MAX = 8 * 1024 * 1024
@@ -30,8 +31,9 @@ class Hello(Struct, frozen=True, tag=0, array_like=True):
     ``members`` is a digest of the member list, ``incarnation`` a random number
     of the process, ``agreement`` the settings that should be equal everywhere,
     ``level`` the highest feature level that the node understands. ``disk``,
-    ``standing`` and ``met`` say whether it may vote (``standing.py``). Fields
-    that came later have a default: an older node neither sends nor reads them.
+    ``standing`` and ``met`` say whether it may vote (``standing.py``), ``starts``
+    that its directory is no older copy (``starts.py``). Fields that came later have
+    a default: an older node neither sends nor reads them.
     """
 
     version: int
@@ -44,12 +46,15 @@ class Hello(Struct, frozen=True, tag=0, array_like=True):
     disk: str = ""
     standing: str = "member"
     met: dict[str, str] = {}
+    starts: Claims | None = None
 
 
 class Refused(Struct, frozen=True, tag=1, array_like=True):
-    """Why the other end closes the connection."""
+    """Why the other end closes the connection. ``final``: and stops, as the receiver must, for the two of
+    them hold what cannot both be true."""
 
     reason: str
+    final: bool = False
 
 
 class Ping(Struct, frozen=True, tag=2, array_like=True):

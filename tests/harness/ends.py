@@ -84,6 +84,8 @@ class OurEnds(Ends):
         self.clock = clock
         self.heard = {"a": [], "b": []}
         self.pollers: dict[str, FakePoller] = {}
+        self.refused: list[tuple[str, str]] = []
+        """Peers that said that they stop, and why."""
         self.transports: dict[str, Transport] = {}
         self.credentials: dict[str, Credentials] = {}
         """What a node proves itself with, by its name; the others speak plain TCP."""
@@ -100,6 +102,7 @@ class OurEnds(Ends):
                 on_connected=lambda node: None,
                 on_disconnected=lambda node: None,
                 on_greeted=lambda node, hello: "",
+                on_refused=lambda node, reason: self.refused.append((node.id, reason)),
             )
             self.transports[name], self.pollers[name] = transport, poller
 

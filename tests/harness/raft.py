@@ -28,6 +28,7 @@ from rollcall.replication.errors import Invalid, NotDone, Unknown
 from rollcall.replication.journal import REGULAR
 from rollcall.replication.log import Handler, PeerStatus, Proposal
 from rollcall.replication.records import Registration
+from rollcall.replication.starts import Claims
 
 from harness.sim_disk import PowerCut, SimDisk
 
@@ -231,6 +232,8 @@ class MemoryTransport:
     def __init__(self, network: Network, node: str, members: Iterable[str]) -> None:
         self.id: str = node
         self.hello: wire.Hello = hello_of(node)
+        self.counts: bool = True
+        """False: of a release that says nothing of its starts."""
         self._said: dict[str, wire.Hello] = {}
         self._network: Network = network
         self._others: list[Node] = [Node(member) for member in members if member != node]
@@ -249,16 +252,23 @@ class MemoryTransport:
         self._on_connected: Callable[[Node], None] = callbacks["on_connected"]
         self._on_disconnected: Callable[[Node], None] = callbacks["on_disconnected"]
         self.on_greeted: Callable[[Node, wire.Hello], str] = callbacks["on_greeted"]
+        self._on_refused: Callable[[Node, str], None] = callbacks["on_refused"]
 
-    def introduce(self, *, level: int, disk: str, standing: str, met: Mapping[str, str]) -> None:
+    def introduce(
+        self, *, level: int, disk: str, standing: str, met: Mapping[str, str], claims: Callable[[], Claims]
+    ) -> None:
         self.hello = structs.replace(self.hello, level=level, disk=disk, standing=standing, met=dict(met))
+        self._claims: Callable[[], Claims] = claims
         for other in self._others:
-            self._network.send(self.id, other.id, wire.encode(self.hello))
+            self._network.send(self.id, other.id, wire.encode(self._hello_now()))
 
     def hello_for(self, peer: str) -> wire.Hello:
         """What this node says of itself to ``peer``, at the start of a connection."""
         self._said[peer] = self.hello
-        return self.hello
+        return self._hello_now()
+
+    def _hello_now(self) -> wire.Hello:
+        return structs.replace(self.hello, starts=self._claims()) if self.counts else self.hello
 
     def greeted(self, hello: wire.Hello) -> str:
         """Why this node refuses the peer that says ``hello``, or nothing."""
@@ -268,7 +278,7 @@ class MemoryTransport:
         self._draining.discard(node.id)
         if self._said.get(node.id, self.hello) != self.hello:
             # The peer's own hello changed what this node says of itself.
-            self.send(node, self.hello)
+            self.send(node, self._hello_now())
         self._on_connected(node)
 
     def on_disconnected(self, node: Node) -> None:
@@ -290,6 +300,8 @@ class MemoryTransport:
                 why = self.on_greeted(self._nodes[source], message)
                 if why:
                     self.drop(self._nodes[source], why)
+            elif isinstance(message, wire.Refused):
+                self._on_refused(self._nodes[source], message.reason)
             elif isinstance(message, wire.Request) and message.kind in self._handlers:
                 self._take_request(source, message)
             elif isinstance(message, wire.Answer):
@@ -325,6 +337,9 @@ class MemoryTransport:
     def drop(self, node: Node, why: str) -> None:
         logger.info("%s drops %s, which %s", self.id, node.id, why)
         self._network.disconnect(self.id, node.id)
+
+    def refuse(self, node: Node, why: str) -> None:
+        self.send(node, wire.Refused(why, final=True))
 
     def abandon(self, peer_id: str, silent_s: float) -> None:
         if self._network.silent_s(self.id, peer_id) >= silent_s:

@@ -153,6 +153,12 @@ ROWS: dict[str, Row] = {
     "state, all of them gone": Row(
         lose("snapshot", "snapshot.previous"), "snapshot", None, "the state file for what came before is gone"
     ),
+    "starts, first byte": Row(flip("starts", 0.0), "starts", None, "its checksum does not fit"),
+    "starts, middle": Row(flip("starts", 0.5), "starts", None, "its checksum does not fit"),
+    "starts, last byte": Row(flip("starts", 0.99), "starts", None, "its checksum does not fit"),
+    "starts, cut": Row(cut("starts", 0.5), "starts", None, "its checksum does not fit"),
+    "starts, cut to nothing": Row(cut("starts", 0.0), "starts", None, "its checksum does not fit"),
+    "starts, gone": Row(lose("starts"), "starts", None, "is missing"),
     "state, the one before": Row(older_state, "snapshot", None, "it is not the newest state file"),
 }
 
@@ -189,7 +195,14 @@ HARMLESS: dict[str, Spoil] = {
     "leftovers of a crash": lambda directory: (
         [
             (directory / name).write_bytes(b"half")
-            for name in ("journal.new", "journal.cut", "snapshot.tmp", "snapshot-received.tmp")
+            for name in (
+                "journal.new",
+                "journal.cut",
+                "snapshot.tmp",
+                "snapshot-received.tmp",
+                "starts.tmp",
+                "words.tmp",
+            )
         ]
         and None
     ),
@@ -210,6 +223,7 @@ def test_what_only_helps_may_be_spoiled(directory: Path, clock: Clock, spoil: Sp
         "lock",
         "snapshot",
         "standing",
+        "starts",
     }
     bench.kill()
 

@@ -237,14 +237,29 @@ def test_two_leaders_in_one_term_stop_the_node(member):
         member.append("b", term, (1, 0))
 
 
-def test_an_acknowledgement_of_what_does_not_exist_counts_for_nothing(member):
+def test_an_acknowledgement_of_what_does_not_exist_stops_both_sides(member):
+    """Whoever leads has all that was agreed on: one of the two has forgotten something. Neither may go on as if not."""
     term = member.elect()
+    last = member.last_index
 
-    member.acknowledge("b", term, member.last_index + 2)
-    member.tick()
+    with pytest.raises(Refused) as caught:
+        member.acknowledge("b", term, last + 2)
 
-    assert not member.network.is_up("a", "b")
+    said = f"b holds what was agreed on up to entry {last + 1}, and the log of a, the leader of term {term}, ends at"
+    assert said in str(caught.value)
+    assert f"entry {last} of term {term}. " in str(caught.value)
+    assert "an older copy of a data directory took part. Stop all nodes" in str(caught.value)
+    assert [(told.final, told.reason) for told in member.take("b") if isinstance(told, wire.Refused)] == [
+        (True, str(caught.value))
+    ]
     assert member.commit_index == 1
+
+
+def test_a_node_that_is_told_that_a_peer_stops_for_it_stops(member):
+    member.append("b", 3, (1, 0), run(2, 5, 3))
+
+    with pytest.raises(Refused, match="b stops, and so does this node: they cannot both be right"):
+        member.receive("b", wire.Refused("they cannot both be right", final=True))
 
 
 def test_a_leader_commits_nothing_of_earlier_terms_by_counting(member):

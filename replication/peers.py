@@ -1,0 +1,244 @@
+"""What a node keeps on disk so that no older copy of a directory passes for it, or for a peer's.
+
+``starts.py`` says what it is for and decides. Here are the two files:
+
+- ``starts``: this directory's own starts, and the last start met of each peer. Written
+  before what it holds is relied on: a start before the first hello, a peer's start
+  before its greeting is answered.
+- ``words``: the highest word of each peer (what it acknowledged, voted for, led).
+  Words come with every message, so this one is written a second after they changed,
+  and by the background thread. A crash may lose the last of them: then less is known, and
+  nothing wrong.
+
+Both carry a checksum. Without ``starts``, or with one that cannot be read, a directory
+cannot say which starts it has had, so the node does not start on it; ``words`` that
+cannot be read are forgotten, with a warning. Without room on the disk a peer's start
+is remembered in memory, and written when there is room.
+"""
+
+import logging
+import secrets
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct, structs
+
+from .disk import CHOICES, Disk, no_room, remedy, rewrite
+from .errors import Damaged, DiskUnavailable, Fatal
+from .starts import Chain, Claims, Known, Position, met, objection, readmitted
+
+logger = logging.getLogger(__name__)
+
+WORDS_S = 1.0
+"""Words are written at most so often."""
+
+OLDER = (
+    "Put the right directory back; or, if the other nodes form a quorum without this one, empty the data directory "
+    "and start this node once with --rejoin (docs/operations.md: an older copy of a directory)"
+)
+"""What an operator can do about a directory that is older than what a peer saw of it."""
+
+T = TypeVar("T")
+
+
+class _Starts(Struct, frozen=True):
+    """The file ``starts``. ``refused_by``: the peer that refused the newest start as one of an older copy."""
+
+    own: Chain = Chain()
+    known: dict[str, Known] = {}
+    refused_by: str = ""
+
+
+class _Word(Struct, frozen=True):
+    """A peer's highest word, and the disk that it gave it on."""
+
+    disk: str
+    word: Position
+
+
+class Peers:
+    """The memory of one directory for starts, its own and its peers'. Belongs to the tick thread.
+
+    The constructor is a start: it is on disk when it returns. ``at``: where the directory is.
+    ``counted``: its starts were counted before. Raises ``Damaged`` or ``DiskUnavailable``.
+    """
+
+    def __init__(
+        self, directory: Path, disk: Disk, others: Iterable[str], *, node: str, at: Position, counted: bool
+    ) -> None:
+        self._directory: Path = directory
+        self._disk: Disk = disk
+        self._node: str = node
+        self._others: frozenset[str] = frozenset(others)
+        self._present: dict[str, str] = {}
+        """The disk of each peer that was greeted, if it votes."""
+        self._unsaved: bool = False
+        self._changed: bool = False
+        self._saving: Future[None] | None = None
+        self._save_at: float = 0.0
+        self._record: _Starts = self._read(counted=counted)
+        for peer, spoken in self._read_words().items():
+            known = self._record.known.get(peer)
+            if known is not None and known.disk == spoken.disk:
+                self._note(peer, structs.replace(known, word=max(known.word, spoken.word)))
+        self._begin(at)
+
+    def claims(self, admitted: int, now: Position) -> Claims:
+        """What this node says of its directory, and of its peers'."""
+        own = self._record.own
+        return Claims(admitted, own.first, own.starts, now, self._record.known)
+
+    def meet(self, peer: str, known: Known | None, ours: Claims, disk: str, *, votes: bool) -> None:
+        """``peer`` shows what is ``known`` there of this directory. Raises ``Fatal`` if this one is older than that.
+
+        ``ours`` and ``disk`` are what this node says of itself, ``votes`` whether it is a member.
+        """
+        if known is None:
+            return
+        why = objection(known, disk, member=votes, claims=ours)
+        if why:
+            self._save(structs.replace(self._record, refused_by=peer))
+            raise Fatal(
+                f"the data directory {self._directory} is older than what {peer} saw of {self._node}: {why}. "
+                f"This node does not go on with it, because it may have acknowledged what is lost there. {OLDER}"
+            )
+        record = self._record
+        if record.refused_by == peer:
+            self._save(structs.replace(record, refused_by=""))
+        if known.disk == disk and known.number:
+            # To be written with the next start: until then a longer chain is offered than needs be.
+            own = record.own.confirm(peer, known.number, self._others)
+            self._record = structs.replace(self._record, own=own)
+
+    def greet(self, peer: str, disk: str, claims: Claims | None, *, votes: bool) -> str:
+        """What ``peer`` says of its own directory. Why that is older than what is known of it, or nothing;
+        then its start is on disk here."""
+        if claims is not None:
+            why = objection(self._record.known.get(peer), disk, member=votes, claims=claims)
+            if why:
+                self._present.pop(peer, None)
+                return why
+            if votes:
+                self._remember(peer, met(self._record.known.get(peer), disk, claims))
+        self._present[peer] = disk if votes else ""
+        return ""
+
+    def hear(self, peer: str, word: Position) -> None:
+        """``peer`` said something that it had made durable that for."""
+        known = self._record.known.get(peer)
+        if known is None or not known.number or known.disk != self._present.get(peer) or word <= known.word:
+            return
+        self._note(peer, structs.replace(known, word=word))
+        self._changed = True
+
+    def readmit(self, peer: str, disk: str, index: int) -> None:
+        """The cluster agreed on another disk of ``peer``, at that entry."""
+        known = readmitted(self._record.known.get(peer), disk, index)
+        if known is not None:
+            self._remember(peer, known)
+
+    def save(self, now: float, run: Callable[[Callable[[], None]], "Future[None]"], *, at_once: bool = False) -> None:
+        """Has ``run`` write what was heard since, if it is time to."""
+        if self._saving is not None and self._saving.done():
+            saving, self._saving = self._saving, None
+            error = saving.exception()
+            if error is not None:
+                self._changed = True
+                if not (isinstance(error, OSError) and no_room(error)):
+                    logger.warning("could not note what the peers acknowledged: %s; trying again", error)
+        if self._saving is not None or not (self._changed or self._unsaved) or (now < self._save_at and not at_once):
+            return
+        self._save_at = now + WORDS_S
+        if self._unsaved:
+            # First: a word is compared with the starts after the one that it was given in.
+            self._save(self._record)
+            if self._unsaved:
+                return
+        self._changed = False
+        words = {peer: _Word(known.disk, known.word) for peer, known in self._record.known.items()}
+        data, path = _sealed(words), self._directory / "words"
+        self._saving = run(lambda: rewrite(self._disk, path, data))
+
+    # -- files ---------------------------------------------------------------------
+
+    def _begin(self, at: Position) -> None:
+        """One more start; or the last again, if that was refused."""
+        record = self._record
+        if not record.refused_by or not record.own.starts:
+            record = structs.replace(record, own=record.own.started(secrets.token_hex(8), at))
+        try:
+            self._disk.unlink(self._directory / "words.tmp")
+            rewrite(self._disk, self._directory / "starts", _sealed(record))
+        except OSError as error:
+            raise DiskUnavailable(
+                f"this start could not be noted in {self._directory}: {error.strerror}; {remedy(error)}"
+            ) from None
+        self._record = record
+
+    def _note(self, peer: str, known: Known) -> None:
+        self._record = structs.replace(self._record, known={**self._record.known, peer: known})
+
+    def _remember(self, peer: str, known: Known) -> None:
+        if known != self._record.known.get(peer):
+            self._note(peer, known)
+            self._save(self._record)
+
+    def _save(self, record: _Starts) -> None:
+        """Durably if there is room, and as soon as there is if not."""
+        self._record = record
+        try:
+            rewrite(self._disk, self._directory / "starts", _sealed(record))
+        except OSError as error:
+            if not no_room(error):
+                raise
+            if not self._unsaved:
+                logger.warning("no room to note which start of a peer was met; trying again")
+        else:
+            self._unsaved = False
+            return
+        self._unsaved = True
+
+    def _read(self, *, counted: bool) -> _Starts:
+        path = self._directory / "starts"
+        try:
+            return _opened(self._disk.read(path), _Starts)
+        except FileNotFoundError:
+            if not counted:
+                return _Starts()
+            what = "is missing"
+        except ValueError as error:
+            what = f"cannot be read ({error})"
+        raise Damaged(
+            f"{path} {what}. It says which starts this directory has had, and the other nodes ask for that. {CHOICES}",
+            file=str(path),
+        )
+
+    def _read_words(self) -> dict[str, _Word]:
+        path = self._directory / "words"
+        try:
+            return _opened(self._disk.read(path), dict[str, _Word])
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            logger.warning("%s cannot be read (%s): what the peers acknowledged before is forgotten", path, error)
+            return {}
+
+
+def _sealed(value: Any) -> bytes:
+    body = msgspec.json.encode(value)
+    return b"%s\n%08x\n" % (body, zlib.crc32(body))
+
+
+def _opened(data: bytes, kind: type[T]) -> T:
+    """What ``_sealed`` made. Raises ``ValueError`` where it did not."""
+    body, _, rest = data.partition(b"\n")
+    if rest != b"%08x\n" % zlib.crc32(body):
+        raise ValueError("its checksum does not fit")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from None

@@ -1428,6 +1428,7 @@ class Engine(SyncObj):
     def _SyncObj__onNodeDisconnected(self, node: Node) -> None:
         """What was on its way is lost: send again from what is known (D3: a state file from its start)."""
         super()._SyncObj__onNodeDisconnected(node)  # pyright: ignore[reportAttributeAccessIssue]
+        self._peers.leave(node.id)
         leader = self._SyncObj__raftLeader
         if leader == node:
             self._abort_receiving()

@@ -2,9 +2,10 @@
 
 ``starts.py`` says what it is for and decides. Here are the two files:
 
-- ``starts``: this directory's own starts, and the last start met of each peer. Written
-  before what it holds is relied on: a start before the first hello, a peer's start
-  before its greeting is answered.
+- ``starts``: this directory's own starts, written before the first hello; and the last
+  start of each peer that was met. A start counts as met once its node gave its word, or
+  stayed for ``STAYS_S``: one that another peer refused at once said nothing that matters,
+  and must not be held against the right directory when that comes back.
 - ``words``: the highest word of each peer (what it acknowledged, voted for, led).
   Words come with every message, so this one is written a second after they changed,
   and by the background thread. A crash may lose the last of them: then less is known, and
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 WORDS_S = 1.0
 """Words are written at most so often."""
+
+STAYS_S = 2.0
+"""A peer that was here for so long without being refused elsewhere has been met."""
 
 OLDER = (
     "Put the right directory back; or, if the other nodes form a quorum without this one, empty the data directory "
@@ -76,6 +80,8 @@ class Peers:
         self._others: frozenset[str] = frozenset(others)
         self._present: dict[str, str] = {}
         """The disk of each peer that was greeted, if it votes."""
+        self._arrived: dict[str, tuple[str, Claims, float | None]] = {}
+        """Peers whose start does not count as met yet: their disk, what they said, and since when they are here."""
         self._unsaved: bool = False
         self._changed: bool = False
         self._saving: Future[None] | None = None
@@ -115,20 +121,26 @@ class Peers:
             self._record = structs.replace(self._record, own=own)
 
     def greet(self, peer: str, disk: str, claims: Claims | None, *, votes: bool) -> str:
-        """What ``peer`` says of its own directory. Why that is older than what is known of it, or nothing;
-        then its start is on disk here."""
+        """What ``peer`` says of its own directory. Why that is older than what is known of it, or nothing."""
+        self._arrived.pop(peer, None)
         if claims is not None:
             why = objection(self._record.known.get(peer), disk, member=votes, claims=claims)
             if why:
                 self._present.pop(peer, None)
                 return why
             if votes:
-                self._remember(peer, met(self._record.known.get(peer), disk, claims))
+                self._arrived[peer] = (disk, claims, None)
         self._present[peer] = disk if votes else ""
         return ""
 
+    def leave(self, peer: str) -> None:
+        """The connection to ``peer`` ended."""
+        self._arrived.pop(peer, None)
+
     def hear(self, peer: str, word: Position) -> None:
         """``peer`` said something that it had made durable that for."""
+        if peer in self._arrived:
+            self._met(peer)
         known = self._record.known.get(peer)
         if known is None or not known.number or known.disk != self._present.get(peer) or word <= known.word:
             return
@@ -143,6 +155,11 @@ class Peers:
 
     def save(self, now: float, run: Callable[[Callable[[], None]], "Future[None]"], *, at_once: bool = False) -> None:
         """Has ``run`` write what was heard since, if it is time to."""
+        for peer, (disk, claims, since) in list(self._arrived.items()):
+            if since is None:
+                self._arrived[peer] = (disk, claims, now)
+            elif now - since >= STAYS_S:
+                self._met(peer)
         if self._saving is not None and self._saving.done():
             saving, self._saving = self._saving, None
             error = saving.exception()
@@ -178,6 +195,10 @@ class Peers:
                 f"this start could not be noted in {self._directory}: {error.strerror}; {remedy(error)}"
             ) from None
         self._record = record
+
+    def _met(self, peer: str) -> None:
+        disk, claims, _ = self._arrived.pop(peer)
+        self._remember(peer, met(self._record.known.get(peer), disk, claims))
 
     def _note(self, peer: str, known: Known) -> None:
         self._record = structs.replace(self._record, known={**self._record.known, peer: known})

@@ -27,6 +27,8 @@ was given, or now if there was none. Let the word be of term t and entry (e, i):
   not only the one at the greeting: a copy that went on through later terms had, when
   it began, the position that was copied.
 
+(When a start counts as met: ``peers.py``.)
+
 So a directory older than the last start, or the last word, that a peer keeps is refused
 by that peer, and one that never lost anything is refused by nobody: its starts are the
 ones that were met, and its positions only move on.

@@ -185,6 +185,8 @@ def test_damage_is_refused_with_its_file_its_place_and_what_to_do(directory: Pat
     assert written(directory) == before, "nothing is repaired by forgetting"
 
 
+TEMPORARY = ("snapshot", "snapshot-received", "starts", "words")
+
 HARMLESS: dict[str, Spoil] = {
     "untouched": lambda directory: None,
     "mark gone": lose("journal.synced"),

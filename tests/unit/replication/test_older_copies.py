@@ -12,7 +12,7 @@ from harness.sim_disk import SimDisk
 from rollcall.replication.commands import LEVEL
 from rollcall.replication.disk import Disk
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal
-from rollcall.replication.peers import WORDS_S, Peers
+from rollcall.replication.peers import STAYS_S, WORDS_S, Peers
 from rollcall.replication.starts import Claims, Known, Position, Start
 
 
@@ -161,7 +161,7 @@ def test_what_a_peer_acknowledged_outlives_a_crash_of_who_heard_it(cluster: Copi
 
 
 def test_when_who_knows_better_comes_later_both_stop_and_say_so(cluster: Copied) -> None:
-    """B is copied, starts again and acknowledges with A. A goes; B's copy and C agree on something else. A comes back."""
+    """B is copied, starts again and acknowledges with A. A goes; B's copy and C agree on something else. A is back."""
     a = cluster.wait_for_leader()
     b, c = others(cluster, a)
     cluster.kill(c)
@@ -200,8 +200,10 @@ def test_when_who_knows_better_comes_later_both_stop_and_say_so(cluster: Copied)
 
 # -- what is kept, and when
 
+NOWHERE = Position()
 
-def peers_of(directory: Path, *, disk: Disk | None = None, at: Position = Position(), counted: bool = False) -> Peers:
+
+def peers_of(directory: Path, *, disk: Disk | None = None, at: Position = NOWHERE, counted: bool = False) -> Peers:
     directory.mkdir(exist_ok=True)
     return Peers(directory, disk or SimDisk(), ("b", "c"), node="a", at=at, counted=counted)
 
@@ -220,15 +222,50 @@ def test_every_start_is_on_disk_before_a_word_is_said(tmp_path: Path) -> None:
     assert second.starts[1].token != first.starts[0].token
 
 
-def test_a_peers_start_is_on_disk_when_its_greeting_is_answered(tmp_path: Path) -> None:
+def no_job(job: Callable[[], None]) -> "Future[None]":
+    return Future()
+
+
+def greets(peers: Peers, *tokens: str) -> str:
+    """What is objected to "b" with its disk "b1", these starts, and a word that it gives."""
+    objected = peers.greet("b", "b1", said(*tokens), votes=True)
+    if not objected:
+        peers.hear("b", Position())
+    return objected
+
+
+def test_a_peers_start_is_on_disk_once_it_gave_its_word(tmp_path: Path) -> None:
     disk = SimDisk()
     peers = peers_of(tmp_path, disk=disk)
 
-    assert peers.greet("b", "b1", said("t1", "t2"), votes=True) == ""
+    assert greets(peers, "t1", "t2") == ""
     steps = disk.trace[-3:]
 
     assert [name for name, _ in steps] == ["sync", "rename", "sync directory"]
-    assert "start number 2 was met as t2" in peers_of(tmp_path).greet("b", "b1", said("t1", "x2"), votes=True)
+    assert "start number 2 was met as t2" in greets(peers_of(tmp_path), "t1", "x2")
+
+
+def test_a_peers_start_is_on_disk_once_it_has_stayed(tmp_path: Path) -> None:
+    peers = peers_of(tmp_path)
+    peers.greet("b", "b1", said("t1", "t2"), votes=True)
+
+    for now in (100.0, 100.0 + STAYS_S):
+        peers.save(now, no_job)
+
+    assert "start number 2 was met as t2" in greets(peers_of(tmp_path), "t1", "x2")
+
+
+def test_a_start_that_was_refused_elsewhere_at_once_is_not_held_against_the_right_directory(tmp_path: Path) -> None:
+    """A copy greets this peer, which knows no better, and goes because another does."""
+    peers = peers_of(tmp_path)
+    greets(peers, "t1")
+    assert peers.greet("b", "b1", said("t1", "of the copy"), votes=True) == ""
+    peers.save(100.0, no_job)
+    peers.leave("b")
+    peers.save(200.0, no_job)
+
+    assert greets(peers, "t1", "of the right one") == ""
+    assert "start number 2 was met as of the right one" in greets(peers, "t1", "of the copy")
 
 
 def test_who_does_not_vote_yet_is_not_kept(tmp_path: Path) -> None:
@@ -244,7 +281,7 @@ def test_who_does_not_vote_yet_is_not_kept(tmp_path: Path) -> None:
 
 def test_a_release_that_says_nothing_of_its_starts_is_neither_kept_nor_refused(tmp_path: Path) -> None:
     peers = peers_of(tmp_path)
-    peers.greet("b", "b1", said("t1", "t2"), votes=True)
+    greets(peers, "t1", "t2")
 
     assert peers.greet("b", "b1", None, votes=True) == ""
     assert peers.claims(0, Position()).known["b"].number == 2
@@ -281,7 +318,7 @@ def test_words_that_cannot_be_read_are_forgotten_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     peers = peers_of(tmp_path)
-    peers.greet("b", "b1", said("t1"), votes=True)
+    greets(peers, "t1")
     (tmp_path / "words").write_bytes(b'{"b":{"disk":"b1","word":[5,5,50]}}\n00000000\n')
     caplog.set_level(logging.WARNING)
 
@@ -325,13 +362,13 @@ def test_without_room_a_peer_is_let_in_and_its_start_noted_when_there_is_room(tm
     peers = peers_of(tmp_path, disk=disk)
     disk.full = True
 
-    assert peers.greet("b", "b1", said("t1", "t2"), votes=True) == ""
-    assert "start number 2" in peers.greet("b", "b1", said("t1", "x2"), votes=True)
+    assert greets(peers, "t1", "t2") == ""
+    assert "start number 2" in greets(peers, "t1", "x2")
     peers.save(100.0, lambda job: pytest.fail("nothing to write before there is room"))
     disk.full = False
     peers.save(102.0, lambda job: Future())
 
-    assert "start number 2" in peers_of(tmp_path).greet("b", "b1", said("t1", "x2"), votes=True)
+    assert "start number 2" in greets(peers_of(tmp_path), "t1", "x2")
 
 
 def test_a_start_that_cannot_be_noted_is_no_start(tmp_path: Path) -> None:

@@ -24,13 +24,14 @@ from rollcall.replication.starts import (
 )
 
 PEERS = frozenset({"b", "c", "d", "e"})
+NOWHERE = Position()
 
 
 def claims_of(chain: Chain, now: Position, admitted: int = 0) -> Claims:
     return Claims(admitted, chain.first, chain.starts, now)
 
 
-def chain_of(*tokens: str, first: int = 1, at: Position = Position()) -> Chain:
+def chain_of(*tokens: str, first: int = 1, at: Position = NOWHERE) -> Chain:
     return Chain(first, tuple(Start(token, at) for token in tokens))
 
 

@@ -352,7 +352,8 @@ class Engine(SyncObj):
                 at=self._position(),
                 counted=self._standing.counted,
             )
-            self._standing.count()
+            if self._claims() is not None:
+                self._standing.count()
             self._introduce()
             self._poller: Poller = _GatedPoller(self._poller, self._flush)
             self._poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
@@ -1314,7 +1315,7 @@ class Engine(SyncObj):
     def _position(self) -> Position:
         return Position(self._term, self._journal[-1][2], self._journal.last_index)
 
-    def _claims(self) -> Claims:
+    def _claims(self) -> Claims | None:
         return self._peers.claims(self._standing.admission, self._position())
 
     def _on_greeted(self, node: Node, hello: wire.Hello) -> str:

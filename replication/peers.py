@@ -13,8 +13,9 @@
 
 Both carry a checksum. Without ``starts``, or with one that cannot be read, a directory
 cannot say which starts it has had, so the node does not start on it; ``words`` that
-cannot be read are forgotten, with a warning. Without room on the disk a peer's start
-is remembered in memory, and written when there is room.
+cannot be read are forgotten, with a warning. Without room on the disk a node starts
+under its last start once more (under none if there was none: then it says nothing of
+them), and a peer's start is remembered in memory, and written when there is room.
 """
 
 import logging
@@ -67,7 +68,7 @@ class _Word(Struct, frozen=True):
 class Peers:
     """The memory of one directory for starts, its own and its peers'. Belongs to the tick thread.
 
-    The constructor is a start: it is on disk when it returns. ``at``: where the directory is.
+    The constructor is a start: it is on disk when it returns, if there is room. ``at``: where the directory is.
     ``counted``: its starts were counted before. Raises ``Damaged`` or ``DiskUnavailable``.
     """
 
@@ -93,17 +94,19 @@ class Peers:
                 self._note(peer, structs.replace(known, word=max(known.word, spoken.word)))
         self._begin(at)
 
-    def claims(self, admitted: int, now: Position) -> Claims:
-        """What this node says of its directory, and of its peers'."""
+    def claims(self, admitted: int, now: Position) -> Claims | None:
+        """What this node says of its directory, and of its peers'. None: there was never room to note a start."""
         own = self._record.own
+        if not own.starts:
+            return None
         return Claims(admitted, own.first, own.starts, now, self._record.known)
 
-    def meet(self, peer: str, known: Known | None, ours: Claims, disk: str, *, votes: bool) -> None:
+    def meet(self, peer: str, known: Known | None, ours: Claims | None, disk: str, *, votes: bool) -> None:
         """``peer`` shows what is ``known`` there of this directory. Raises ``Fatal`` if this one is older than that.
 
         ``ours`` and ``disk`` are what this node says of itself, ``votes`` whether it is a member.
         """
-        if known is None:
+        if known is None or ours is None:
             return
         why = objection(known, disk, member=votes, claims=ours)
         if why:
@@ -191,6 +194,9 @@ class Peers:
             self._disk.unlink(self._directory / "words.tmp")
             rewrite(self._disk, self._directory / "starts", _sealed(record))
         except OSError as error:
+            if no_room(error):
+                logger.warning("no room in %s to note this start: it goes for the one before", self._directory)
+                return
             raise DiskUnavailable(
                 f"this start could not be noted in {self._directory}: {error.strerror}; {remedy(error)}"
             ) from None

@@ -39,7 +39,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, structs
 
-from .disk import Disk, rewrite
+from .disk import Disk, no_room, rewrite
 from .errors import Damaged, Fatal, WrongDirectory
 from .starts import UNKNOWN_ADMISSION
 
@@ -165,7 +165,7 @@ class Standing:
     def count(self) -> None:
         """From now on there is a file that counts them: a directory without it lost it."""
         if not self.counted:
-            self._record = self._write(structs.replace(self._record, counted=True))
+            self._record = self._write_if_room(structs.replace(self._record, counted=True))
 
     def _read(self, *, empty: bool, rejoin: bool) -> _Record:
         try:
@@ -195,10 +195,19 @@ class Standing:
                 "was acknowledged among those. Set members to what they were; or, if this change is meant, make it as "
                 "docs/operations.md says, and start every node once with --accept-members"
             )
-        self._record = self._write(structs.replace(self._record, members=self._members))
+        self._record = self._write_if_room(structs.replace(self._record, members=self._members))
 
     def _become(self, kind: Kind, met: dict[str, str], *, admitted: int = UNKNOWN_ADMISSION) -> None:
         self._record = self._write(structs.replace(self._record, standing=kind, met=dict(met), admitted=admitted))
+
+    def _write_if_room(self, record: _Record) -> _Record:
+        """For what protects and is not relied on: it is no reason not to start on a full disk."""
+        try:
+            return self._write(record)
+        except OSError as error:
+            if not no_room(error):
+                raise
+            return record
 
     def _write(self, record: _Record) -> _Record:
         """Durably, before anybody can rely on it."""

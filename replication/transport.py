@@ -255,7 +255,7 @@ class Transport:
         self._resume_accepting()
 
     def introduce(
-        self, *, level: int, disk: str, standing: str, met: Mapping[str, str], claims: Callable[[], Claims]
+        self, *, level: int, disk: str, standing: str, met: Mapping[str, str], claims: Callable[[], Claims | None]
     ) -> None:
         """What this node says of itself in every hello from now on, and at once to who is connected.
 

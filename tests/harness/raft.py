@@ -255,10 +255,10 @@ class MemoryTransport:
         self._on_refused: Callable[[Node, str], None] = callbacks["on_refused"]
 
     def introduce(
-        self, *, level: int, disk: str, standing: str, met: Mapping[str, str], claims: Callable[[], Claims]
+        self, *, level: int, disk: str, standing: str, met: Mapping[str, str], claims: Callable[[], Claims | None]
     ) -> None:
         self.hello = structs.replace(self.hello, level=level, disk=disk, standing=standing, met=dict(met))
-        self._claims: Callable[[], Claims] = claims
+        self._claims: Callable[[], Claims | None] = claims
         for other in self._others:
             self._network.send(self.id, other.id, wire.encode(self._hello_now()))
 

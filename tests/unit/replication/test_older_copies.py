@@ -11,7 +11,7 @@ from harness.raft import Clock, Cluster
 from harness.sim_disk import SimDisk
 from rollcall.replication.commands import LEVEL
 from rollcall.replication.disk import Disk
-from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal
+from rollcall.replication.errors import Damaged, Fatal
 from rollcall.replication.peers import STAYS_S, WORDS_S, Peers
 from rollcall.replication.starts import Claims, Known, Position, Start
 
@@ -213,13 +213,19 @@ def said(*tokens: str, first: int = 1, known: dict[str, Known] | None = None) ->
 
 
 def test_every_start_is_on_disk_before_a_word_is_said(tmp_path: Path) -> None:
-    first = peers_of(tmp_path).claims(0, Position())
+    first = claims_of(peers_of(tmp_path))
     second = peers_of(tmp_path, at=Position(3, 2, 7)).claims(0, Position(3, 2, 7))
 
     assert [len(first.starts), len(second.starts)] == [1, 2]
     assert second.starts[0] == first.starts[0]
     assert second.starts[1].at == Position(3, 2, 7)
     assert second.starts[1].token != first.starts[0].token
+
+
+def claims_of(peers: Peers) -> Claims:
+    claims = peers.claims(0, NOWHERE)
+    assert claims is not None
+    return claims
 
 
 def no_job(job: Callable[[], None]) -> "Future[None]":
@@ -275,7 +281,7 @@ def test_who_does_not_vote_yet_is_not_kept(tmp_path: Path) -> None:
         assert peers.greet("b", "b1", said("t1", "t2"), votes=votes) == ""
     peers.hear("b", Position(5, 5, 50))
 
-    assert peers.claims(0, Position()).known == {}
+    assert claims_of(peers).known == {}
     assert peers.greet("b", "b2", said("t1"), votes=True) == ""
 
 
@@ -284,7 +290,7 @@ def test_a_release_that_says_nothing_of_its_starts_is_neither_kept_nor_refused(t
     greets(peers, "t1", "t2")
 
     assert peers.greet("b", "b1", None, votes=True) == ""
-    assert peers.claims(0, Position()).known["b"].number == 2
+    assert claims_of(peers).known["b"].number == 2
     # Upgraded again, its starts go on from where they were.
     assert peers.greet("b", "b1", said("t1", "t2", "t3"), votes=True) == ""
 
@@ -306,7 +312,7 @@ def test_words_are_written_a_second_later_and_not_by_the_thread_that_hears_them(
     job, done = jobs[0]
     job()
     done.set_result(None)
-    assert peers_of(tmp_path).claims(0, Position()).known["b"].word == Position(5, 5, 1000)
+    assert claims_of(peers_of(tmp_path)).known["b"].word == Position(5, 5, 1000)
     peers.save(101.1, run)
     assert len(jobs) == 2
     peers.hear("b", Position(5, 5, 1001))
@@ -324,7 +330,7 @@ def test_words_that_cannot_be_read_are_forgotten_and_that_is_said(
 
     again = peers_of(tmp_path)
 
-    assert again.claims(0, Position()).known["b"].word == Position()
+    assert claims_of(again).known["b"].word == Position()
     assert "words cannot be read (its checksum does not fit)" in caplog.text
 
 
@@ -334,7 +340,7 @@ def test_a_directory_whose_starts_were_counted_and_are_gone_is_refused(tmp_path:
 
     with pytest.raises(Damaged, match=r"starts is missing. It says which starts this directory has had"):
         peers_of(tmp_path, counted=True)
-    assert peers_of(tmp_path, counted=False).claims(0, Position()).last == 1
+    assert claims_of(peers_of(tmp_path, counted=False)).last == 1
 
 
 def test_a_refused_start_is_not_counted_so_that_a_copy_never_outgrows_what_is_known_of_it(tmp_path: Path) -> None:
@@ -343,7 +349,7 @@ def test_a_refused_start_is_not_counted_so_that_a_copy_never_outgrows_what_is_kn
     peers_of(tmp_path)
     for _ in range(5):
         peers = peers_of(tmp_path)
-        claims = peers.claims(0, Position())
+        claims = claims_of(peers)
         assert claims.last == 2
         tokens.add(claims.starts[-1].token)
         with pytest.raises(Fatal, match="older than what b saw of a: start number 2 was met as another"):
@@ -351,10 +357,10 @@ def test_a_refused_start_is_not_counted_so_that_a_copy_never_outgrows_what_is_kn
 
     assert len(tokens) == 1
     # Another peer's ignorance changes nothing; that one's own word does.
-    peers.meet("c", None, peers.claims(0, Position()), "d", votes=True)
-    assert peers_of(tmp_path).claims(0, Position()).last == 2
+    peers.meet("c", None, claims_of(peers), "d", votes=True)
+    assert claims_of(peers_of(tmp_path)).last == 2
     peers.meet("b", Known("d", 0, 1, claims.starts[0].token), claims, "d", votes=True)
-    assert peers_of(tmp_path).claims(0, Position()).last == 3
+    assert claims_of(peers_of(tmp_path)).last == 3
 
 
 def test_without_room_a_peer_is_let_in_and_its_start_noted_when_there_is_room(tmp_path: Path) -> None:
@@ -371,9 +377,15 @@ def test_without_room_a_peer_is_let_in_and_its_start_noted_when_there_is_room(tm
     assert "start number 2" in greets(peers_of(tmp_path), "t1", "x2")
 
 
-def test_a_start_that_cannot_be_noted_is_no_start(tmp_path: Path) -> None:
+def test_without_room_a_node_starts_under_its_last_start_once_more(tmp_path: Path) -> None:
+    """Other nodes may have met that, and would not know one that is on no disk."""
+    never = SimDisk()
+    never.full = True
+    assert peers_of(tmp_path / "never", disk=never).claims(0, NOWHERE) is None
+
+    last = claims_of(peers_of(tmp_path))
     disk = SimDisk()
     disk.full = True
 
-    with pytest.raises(DiskUnavailable, match="this start could not be noted in"):
-        peers_of(tmp_path, disk=disk)
+    assert claims_of(peers_of(tmp_path, disk=disk)) == last
+    assert claims_of(peers_of(tmp_path)).last == last.last + 1

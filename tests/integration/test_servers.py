@@ -23,7 +23,7 @@ from rollcall.cluster.local import free_port
 pytestmark = pytest.mark.integration
 
 DOCS = Path(__file__).parents[2] / "docs" / "servers.md"
-SEEN_S = 30.0
+SEEN_S = 60.0
 BIN = Path(sys.executable).parent
 
 
@@ -93,6 +93,13 @@ class Served:
 
     def wait_children(self, holds: Callable[[list[int]], Any], what: str) -> None:
         wait_for(lambda: holds(self.children()), lambda: f"{what}, not {self.children()}", SEEN_S)
+
+    def joined(self, pid: int) -> bool:
+        """Whether that worker holds its part of the instance: it is ready, then, and not still loading the app."""
+        shared = f"{self.directory}/rollcall-{os.geteuid()}/"
+        with contextlib.suppress(OSError):  # it has ended, or closed a file meanwhile: look again
+            return any(str(fd.readlink()).startswith(shared) for fd in Path(f"/proc/{pid}/fd").iterdir())
+        return False
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -210,7 +217,10 @@ def test_workers_that_each_hold_the_lease_leave_it_to_the_last_one(served: Serve
     with Calling(served) as calling:
         for number, workers in ((signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2), (signal.SIGTTOU, 1)):
             served.signal(number)
-            served.wait_children(lambda pids, workers=workers: len(pids) == workers, f"{workers} workers")
+            served.wait_children(
+                lambda pids, workers=workers: len(pids) == workers and all(map(served.joined, pids)),
+                f"{workers} workers",
+            )
         imported = [sys.executable, "-c", "import app; print(app.application)"]
         subprocess.run(imported, cwd=served.directory, check=True, timeout=SEEN_S, stdout=subprocess.DEVNULL)
     calling.check()
@@ -231,7 +241,7 @@ def test_when_all_are_killed_the_instance_goes_with_its_lease(served: Served) ->
 @needs("uvicorn")
 def test_uvicorns_workers_share_one_instance(served: Served) -> None:
     served.run(
-        "uvicorn", "asgi:app", "--workers", "3", "--port", str(served.port), "--timeout-worker-healthcheck", "30"
+        "uvicorn", "asgi:app", "--workers", "3", "--port", str(served.port), "--timeout-worker-healthcheck", "10"
     )
     served.wait_there()
 

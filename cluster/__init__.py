@@ -24,7 +24,7 @@ from .balancer import (
     Weighted,
     ZoneFirst,
 )
-from .client import Changes, Client, ClusterView, Listing, MemberView, Renewal, ServiceSummary, Snapshot
+from .client import Changes, Client, ClusterView, Listing, MemberView, OverrideView, Renewal, ServiceSummary, Snapshot
 from .discovery import AsyncDiscovery, Discovery
 from .lease import Lease, lifespan, wsgi
 from .members import DEFAULT_NODES, Members
@@ -48,6 +48,7 @@ __all__ = [
     "MemberView",
     "Members",
     "NoInstances",
+    "OverrideView",
     "PeakEwma",
     "Policy",
     "Pool",

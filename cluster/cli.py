@@ -24,7 +24,7 @@ from . import serving
 from .client import Snapshot
 from .lease import check_from
 from .members import DEFAULT_NODES
-from .terminal import Context, command, fail, pair, styled, table_of
+from .terminal import Context, Duration, command, fail, pair, styled, table_of
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -174,11 +174,35 @@ def heartbeat(context: Context, service: str, id: str) -> None:
 @click.argument("id")
 @click.argument("status", type=click.Choice([*get_args(Status), "none"]))
 @click.option("--reason", default="", help="Why; shown with the instance.")
+@click.option("--for", "for_s", type=Duration(), help="It ends by itself after so long: 90s, 30m, 2h, 7d.")
 @command
-def status(context: Context, service: str, id: str, status: Any, reason: str) -> None:
-    """Overrides the status of instance ID of SERVICE ("none": no longer)."""
-    made = context.client.set_status(service, id, None if status == "none" else status, reason=reason)
-    context.show(made, _instances((made,)))
+def status(context: Context, service: str, id: str, status: Any, reason: str, for_s: float | None) -> None:
+    """Overrides the status of instance ID of SERVICE ("none": no longer).
+
+    It holds for the id: also when the instance is deregistered, evicted or started
+    again, until it is removed or its time is up.
+    """
+    if status == "none" and for_s is not None:
+        raise click.UsageError('"none" takes no --for')
+    made = context.client.set_status(service, id, None if status == "none" else status, reason=reason, for_s=for_s)
+    if made is None and not context.as_json:
+        click.echo(f"{id} is not registered: {'no override is left' if status == 'none' else f'it will be {status}'}")
+        return
+    context.show(made, _instances(() if made is None else (made,)))
+
+
+@main.command()
+@command
+def overrides(context: Context) -> None:
+    """Lists what operators say of instances (--env '*': of all namespaces)."""
+    found = context.client.overrides()
+    table = table_of("id", "service", "status", "until", "set", "is", "why")
+    for each in found:
+        until = "removed" if each.until is None else _when(each.until)
+        there = "registered" if each.registered else Text("gone", style="yellow")
+        why = escape(each.reason)
+        table.add_row(escape(each.id), each.service, styled(each.status), until, _when(each.set_at), there, why)
+    context.show(found, table)
 
 
 @main.command()

@@ -130,6 +130,20 @@ class CheckView(Struct, frozen=True, kw_only=True):
     asked_at: int | None = None
 
 
+class OverrideView(Struct, frozen=True, kw_only=True):
+    """What an operator says of an instance, ``registered`` or not. ``until`` (ns) None: until it is removed."""
+
+    env: str
+    service: str
+    id: str
+    status: Status
+    reason: str = ""
+    until: int | None = None
+    set_at: int
+    registered: bool
+    index: int
+
+
 class MemberView(Struct, frozen=True, kw_only=True):
     """One node, as the node that was asked sees it."""
 
@@ -299,17 +313,33 @@ class Client:
             self.deregister(service, id, env=key.env, timeout_s=timeout_s)
 
     def set_status(
-        self, service: str, id: str, status: Status | None, *, reason: str = "", env: str | None = None
-    ) -> Instance:
-        """Sets the operator's override of an instance's status, or removes it (None)."""
+        self,
+        service: str,
+        id: str,
+        status: Status | None,
+        *,
+        reason: str = "",
+        for_s: float | None = None,
+        env: str | None = None,
+    ) -> Instance | None:
+        """Sets the operator's override of an instance's status, or removes it (``status`` None).
+
+        It holds for the id, whatever becomes of the registration: until it is removed, or for ``for_s`` seconds.
+        The instance as it is then; None where it is not registered. ``NotFound`` where it has no override either.
+        """
         key = Key(env or self.env, service, id)
         path = _instance_path(key) + "/status"
         if status is None:
-            answer = self._write("DELETE", path, params={"env": key.env}, fits=_about(key))
+            answer = self._write("DELETE", path, params={"env": key.env})
         else:
-            said = {"status": status, "reason": reason}
-            answer = self._write("PUT", path, params={"env": key.env}, body=said, fits=_about(key))
-        return _instance(answer)
+            body = {"status": status, "reason": reason} | ({"for_s": for_s} if for_s is not None else {})
+            answer = self._write("PUT", path, params={"env": key.env}, body=body)
+        return _instance(answer) if "reg_index" in answer.body else None
+
+    def overrides(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[OverrideView, ...]:
+        """What operators say of instances of an env, those that are not registered included; ``env="*"`` of all."""
+        answer = self._read("/overrides", params={"env": env or self.env}, timeout_s=timeout_s)
+        return msgspec.convert(answer.body["overrides"], tuple[OverrideView, ...])
 
     def heartbeat(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> Renewal:
         """Renews a lease. ``NotFound`` means: register again."""

@@ -1,8 +1,9 @@
 """How a command of ``rollcall`` is run: what it is given, how it prints, and which exit code an error means."""
 
 import functools
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -38,6 +39,19 @@ class Context:
             click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
         else:
             self.console.print(table)
+
+
+class Duration(click.ParamType):
+    """A time span in words, ``90s`` or ``2h``, as seconds; a bare number is seconds."""
+
+    name = "duration"
+    _units: Mapping[str, int] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no time span: 90s, 30m, 2h or 7d, say", param, ctx)
+        return float(found[1]) * self._units[found[2]]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

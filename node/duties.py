@@ -14,16 +14,27 @@ None: ask again shortly).
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
 
 from ..replication.checks import State
-from ..replication.commands import CHECKS_LEVEL, Assign, Condemn, Evict, Judgement, Report, Result
+from ..replication.commands import (
+    CHECKS_LEVEL,
+    KEEP_LEVEL,
+    Assign,
+    Condemn,
+    Evict,
+    Expired,
+    Judgement,
+    Lift,
+    Report,
+    Result,
+)
 from ..replication.errors import NotFound, NotLeader, RollcallError
 from ..replication.log import Leadership, Log, LogStatus, Proposal
-from ..replication.records import Event, Key
+from ..replication.records import Event, Key, Override
 from .condition import Condition, Sharing, ttl_check
 from .eviction import Pace, ProtectionView, allowed, choose, protection
 from .forward import PROTECTION
@@ -48,6 +59,9 @@ VIEW_S = 1.0
 CHECKED_MAX = 500
 """Results, or instances condemned, in one command."""
 
+LIFTED_MAX = 500
+"""Overrides that end in one command. A key takes at most 2.4 KB."""
+
 
 class DutySettings(Struct, frozen=True, kw_only=True):
     """Times in seconds, threshold a share."""
@@ -59,6 +73,12 @@ class DutySettings(Struct, frozen=True, kw_only=True):
 
 
 NOT_KNOWN = ProtectionView(active=False, leased=0, late=0, allowed_late=0, reason="the leader has not been asked yet")
+
+
+def expired(overrides: Mapping[Key, Override], now_ns: int) -> tuple[Expired, ...]:
+    """The overrides whose time is up at ``now_ns``, those first that ended first; at most ``LIFTED_MAX``."""
+    ended = [(each.until, key) for key, each in overrides.items() if each.until is not None and each.until <= now_ns]
+    return tuple(Expired(key, overrides[key].modify_index) for _, key in sorted(ended)[:LIFTED_MAX])
 
 
 class _Tenure:
@@ -295,6 +315,7 @@ class Duties:
         if now - tenure.viewed_at > VIEW_S:
             self._view_now(tenure, leases, now)
             self._judge_checks(tenure, now)
+            self._lift_overrides(tenure)
             tenure.viewed_at = now
         if now - tenure.swept_at > leases.sweep_interval_s():
             self._sweep(tenure, leases, now)
@@ -346,6 +367,18 @@ class Duties:
                 logger.info("removing %s: its check %s has failed for too long", judged.key.id, judged.check)
             command = Condemn(tuple(overdue), tenure.term)
             tenure.proposed["condemn"] = self._log.propose(command, time_ns=time.time_ns())
+
+    def _lift_overrides(self, tenure: _Tenure) -> None:
+        """Ends the overrides that were given a time, when it has passed."""
+        registry = self._log.registry
+        if registry.level < KEEP_LEVEL or not self._may_propose(tenure, "lift"):
+            return
+        # The log's own time may be ahead of this clock: then it is what the override's end was counted from.
+        ended = expired(registry.overrides, max(time.time_ns(), registry.last_time_ns))
+        if ended:
+            for each in ended:
+                logger.info("the override of %s/%s/%s has ended", each.key.env, each.key.service, each.key.id)
+            tenure.proposed["lift"] = self._log.propose(Lift(ended, tenure.term), time_ns=time.time_ns())
 
     def _may_propose(self, tenure: _Tenure, kind: str) -> bool:
         before = tenure.proposed.get(kind)

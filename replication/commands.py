@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from .checks import State
 from .errors import Fatal, TooLarge
 from .policies import Policy, check_policy
-from .records import Id, Key, Name, Registration, Status, Text, check_registration, invalid_from
+from .records import Id, Key, Name, Registration, Status, Text, TimeNs, check_registration, invalid_from
 
 FORMAT = 1
 """Format of the commands that every release knows."""
@@ -75,7 +75,8 @@ class Deregister(Struct, frozen=True, tag="deregister", omit_defaults=True, gc=F
 class SetStatus(Struct, frozen=True, tag="status", omit_defaults=True, gc=False):
     """Set the operator's override, or remove it (``status`` None).
 
-    ``for_s``: it ends by itself so long after the time of this command; None: when it is removed.
+    It ends by itself ``for_s`` after the time of this command, or at the time ``until`` (ns), and with
+    neither of them when it is removed.
     """
 
     env: Name
@@ -84,6 +85,7 @@ class SetStatus(Struct, frozen=True, tag="status", omit_defaults=True, gc=False)
     status: Status | None
     reason: Text = ""
     for_s: Annotated[float, Meta(ge=1, le=FOR_S_MAX)] | None = None
+    until: TimeNs | None = None
 
     @property
     def key(self) -> Key:
@@ -279,7 +281,7 @@ def level_of(command: Command) -> int:
         case Deregister():
             return KEEP_LEVEL if command.reg_index else FORMAT
         case SetStatus():
-            return KEEP_LEVEL if command.for_s is not None else FORMAT
+            return FORMAT if command.for_s is None and command.until is None else KEEP_LEVEL
         case Assign() | Report() | Condemn() | SetPolicy():
             return CHECKS_LEVEL
         case Raise() | Compare() | Readmit():

@@ -230,7 +230,9 @@ class _Draft:
         # Who is not registered may have an override all the same: it can be changed and removed.
         stored = self._find((command.env, command.service), command.id) if kept else self._get(command.key)
         reason = command.reason if command.status is not None else ""
-        until = self.now + round(command.for_s * 1e9) if command.status and command.for_s is not None else None
+        until = command.until if command.status else None
+        if command.status and command.for_s is not None:
+            until = self.now + round(command.for_s * 1e9)
         if kept is not None:
             before = (kept.status, kept.reason, kept.until)
         else:

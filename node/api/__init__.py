@@ -20,6 +20,7 @@ from .discovery import Discovery
 from .fast import Environ, Fast
 from .health import Health
 from .native import Native
+from .overrides import Overrides
 from .paths import NOT_UTF8, Segment, keep_segments
 from .policies import Policies
 from .problem import CONTENT_TYPE, problem_of
@@ -54,7 +55,7 @@ def _flask(context: Context) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder=None, root_path=here, instance_path=here)
     app.url_map.converters["segment"] = Segment
     app.url_map.merge_slashes = False  # an answer that redirects is one more thing for a client to get wrong
-    faces = (Native, Policies, Watch, Health, Simple, Discovery, Catalog)
+    faces = (Native, Policies, Overrides, Watch, Health, Simple, Discovery, Catalog)
     for face in (kind(context) for kind in faces):
         app.register_blueprint(face.blueprint())
     app.register_error_handler(Exception, _answer_error)

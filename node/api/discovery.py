@@ -21,7 +21,7 @@ from flask import Blueprint, Response, g
 from msgspec import Meta, Struct
 
 from ...replication.commands import Deregister, Register
-from ...replication.errors import Conflict, Invalid, NotFound, TooLarge
+from ...replication.errors import Conflict, Invalid, KeyReused, NotFound, TooLarge
 from ...replication.records import Instance, Key, Registration, TimeNs, build, invalid_from
 from ..values import Member, Renewal
 from .body import parsed, read
@@ -227,7 +227,7 @@ def answer_error(error: Exception) -> Response:
 def code_of(error: Exception) -> int:
     """The dialect's code for an error."""
     match error:
-        case Invalid() | TooLarge():
+        case Invalid() | TooLarge() | KeyReused():
             return PARAM_ERROR
         case NotFound():
             return NOT_FOUND

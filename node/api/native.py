@@ -17,6 +17,7 @@ from ...replication.registry import Outcome
 from ..values import Renewal
 from .body import json_object
 from .context import Context, Freshness, json_answer
+from .overrides import without_a_record
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
 from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
@@ -79,7 +80,7 @@ class Native:
     def put_status(self, service: str, id: str) -> Response:
         key = _key(service, id)
         override = build(StatusOverride, json_object(self._settings.body_bytes_max))
-        return self._set_status(SetStatus(key.env, key.service, key.id, override.status, override.reason))
+        return self._set_status(override.command(key))
 
     def delete_status(self, service: str, id: str) -> Response:
         key = _key(service, id)
@@ -110,7 +111,10 @@ class Native:
         return answer
 
     def _set_status(self, command: SetStatus) -> Response:
-        return self._changed(command.key, self._context.submit(command))
+        outcome = self._context.submit(command)
+        if not outcome.instances and self._service.registry.instance(command.key) is None:
+            return json_answer(without_a_record(command.key, self._service.registry))
+        return self._changed(command.key, outcome)
 
     def _changed(self, key: Key, outcome: Outcome) -> Response:
         return json_answer(changed(self._context, key, outcome))

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ...replication.checks import INTERVAL_S_MIN, TIMEOUT_S, State
-from ...replication.commands import OPERATIONS_MAX, Batch, Deregister, Operation, Register, SetStatus
+from ...replication.commands import OPERATIONS_MAX, Batch, Deregister, Operation, Register
 from ...replication.errors import Invalid, TooLarge
-from ...replication.records import DEFAULT_ENV, Id, Key, Name, Registration, Status, Text, build
+from ...replication.records import DEFAULT_ENV, Id, Key, Name, Registration, Status, build
+from .overrides import Said
 
 
 def registration(
@@ -50,20 +51,20 @@ class Named(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return Key(self.env, self.service, self.id)
 
 
-class _Override(Named, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    status: Status | None
-    reason: Text = ""
+class _Override(Said, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    service: Name
+    id: Id
+    env: Name
 
 
 class _Removal(Named, frozen=True, kw_only=True, forbid_unknown_fields=True):
     registration: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] = 0
 
 
-class StatusOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of an operator's override."""
+class StatusOverride(Said, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of an operator's override; one is removed by ``DELETE``."""
 
     status: Status
-    reason: Text = ""
 
 
 class Word(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,7 +133,7 @@ def _operation(sent: Any, *, ttl_s: float, env: str | None) -> Operation:
         return Deregister(removal.key, removal.registration)
     if kind == "status":
         override = build(_Override, data)
-        return SetStatus(override.env, override.service, override.id, override.status, override.reason)
+        return override.command(Key(override.env, override.service, override.id))
     raise Invalid("op: Expected 'register', 'deregister' or 'status'", field="op")
 
 

@@ -72,6 +72,51 @@ def test_the_word_none_removes_an_override(asked: Any):
     assert session.asked[0][0] == "DELETE"
 
 
+def test_an_override_for_a_time_is_said_in_words(asked: Any):
+    made = {**CART, "id": "cart-1", "status_override": "draining"}
+    result, session = asked(response(200, made), "status", "cart", "cart-1", "draining", "--for", "2h", "--reason", "x")
+
+    assert result.exit_code == 0
+    assert json.loads(session.asked[0][2]["data"]) == {"status": "draining", "reason": "x", "for_s": 7200.0}
+
+
+@pytest.mark.parametrize("words", [["down", "--for", "soon"], ["none", "--for", "2h"]])
+def test_what_is_no_time_span_is_wrong_use(asked: Any, words: list[str]):
+    result, session = asked(response(200, CART), "status", "cart", "cart-1", *words)
+
+    assert result.exit_code == 2
+    assert session.asked == []
+
+
+def test_an_override_of_who_is_not_registered_says_so(asked: Any):
+    nobody = {"env": "default", "service": "cart", "id": "cart-1", "registered": False, "status_override": "down"}
+    result, _ = asked(response(200, nobody), "status", "cart", "cart-1", "down")
+
+    assert (result.exit_code, result.stdout) == (0, "cart-1 is not registered: it will be down\n")
+
+
+def test_overrides_are_listed_with_what_ends_them(asked: Any):
+    one = {
+        "env": "default", "service": "cart", "id": "cart-[red]1", "status": "out_of_service", "reason": "new [disk]",
+        "until": 1_000_000_000_000_000_000, "set_at": 999_999_000_000_000_000, "registered": True, "index": 9,
+    }  # fmt: skip
+    two = {**one, "id": "cart-2", "until": None, "registered": False, "reason": ""}
+    result, session = asked(response(200, {"index": 9, "overrides": [one, two]}), "overrides")
+
+    assert session.asked[0][1].endswith("/api/v1/overrides")
+    for text in (
+        "cart-[red]1",
+        "out_of_service",
+        "new [disk]",
+        "2001-09-09 01:46:40Z",
+        "registered",
+        "gone",
+        "removed",
+    ):
+        assert text in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 200
+
+
 def test_the_members_are_shown_with_their_leader_and_why_evictions_are_held(asked: Any):
     member = {"id": "n1", "http": "http://h:1", "raft": "h:2", "role": "leader", "reachable": False}
     view = {

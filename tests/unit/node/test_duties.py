@@ -9,9 +9,18 @@ from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
 from rollcall.node import duties as duties_module
 from rollcall.node.values import Renewal
-from rollcall.replication.commands import Deregister, Register
+from rollcall.replication.commands import (
+    COMMAND_BYTES_MAX,
+    Deregister,
+    Expired,
+    Lift,
+    Register,
+    SetStatus,
+    encode,
+    sealed,
+)
 from rollcall.replication.errors import NotLeader
-from rollcall.replication.records import Key, Registration
+from rollcall.replication.records import Key, Override, Registration
 
 
 def key(number: int) -> Key:
@@ -162,3 +171,59 @@ def test_the_follower_learns_from_the_leader_whether_evictions_are_held(pair: Pa
         pair.follower_duties.stop()
 
     assert pair.follower.protection().leased == 10
+
+
+# -- overrides that were given a time
+
+
+def override(number: int, until: int | None, index: int = 7) -> Override:
+    return Override(key=key(number), status="down", reason="", until=until, set_at=1, modify_index=index)
+
+
+def test_overrides_whose_time_is_up_are_those_that_end_and_the_oldest_first() -> None:
+    standing = {key(n): override(n, until) for n, until in enumerate((None, 30, 20, 21, 10))}
+
+    assert duties_module.expired(standing, 20) == (Expired(key(4), 7), Expired(key(2), 7))
+    assert duties_module.expired(standing, 9) == ()
+
+
+def test_only_so_many_overrides_end_at_a_time() -> None:
+    longest = "😀" * 512
+    keys = [Key("e" * 128, "s" * 128, f"{longest[:500]}{n}") for n in range(duties_module.LIFTED_MAX + 5)]
+    standing = {
+        each: Override(key=each, status="down", reason="", until=1, set_at=1, modify_index=2**63 - 1) for each in keys
+    }
+
+    ended = duties_module.expired(standing, 2)
+
+    assert len(ended) == duties_module.LIFTED_MAX
+    assert len(encode(sealed(Lift(ended, 2**63 - 1), 1, level=4))) < COMMAND_BYTES_MAX
+
+
+def test_an_override_ends_when_its_time_is_up_registered_or_not(pair: Pair) -> None:
+    for number in range(3):
+        pair.leader.submit(Register(Registration(service="cart", id=f"c{number}")))
+        for_s = None if number == 2 else 1.0
+        pair.leader.submit(SetStatus("default", "cart", f"c{number}", "out_of_service", "disk", for_s))
+    pair.leader.submit(Deregister(key(1)))
+    registry = pair.leader.registry
+    assert len(registry.overrides) == 3
+
+    wait_for(lambda: list(registry.overrides) == [key(2)], "the two to end", 10)
+
+    back = registry.instance(key(0))
+    assert back is not None
+    assert (back.effective_status, back.status_reason, back.status_until) == ("up", "", None)
+
+
+def test_no_override_ends_while_a_member_may_not_know_of_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[object] = []
+    monkeypatch.setattr(duties_module, "expired", lambda *_: ended.append(1) or ())
+    pair.leader.registry.level = 3
+    before = len(ended)
+    tenure = pair.duties._tenure
+    assert tenure is not None
+
+    pair.duties._lift_overrides(tenure)
+
+    assert len(ended) == before

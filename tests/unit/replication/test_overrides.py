@@ -3,8 +3,12 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rollcall.node.duties import expired
 from rollcall.replication import registry as registry_module
 from rollcall.replication.commands import (
+    Batch,
     Command,
     Deregister,
     Evict,
@@ -189,3 +193,103 @@ def test_there_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(error, TooLarge)
     assert error.facts["limit"] == 2
     assert played.done(out(for_s=60, id="b")) == "status", "one more of the same instance is no more"
+
+
+# -- any sequence of what may happen, on the registry and on a model of it
+
+IDS = ("a", "b", "c")
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["register", "deregister", "evict", "set", "set for a time", "clear", "lift", "save", "fail"]),
+        st.sampled_from(IDS),
+        st.integers(0, 3),
+    ),
+    max_size=40,
+)
+
+
+class Model:
+    """What an operator may expect: a word of theirs holds for the id, until it is removed or its time is up."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.registered: set[str] = set()
+        self.said: dict[str, tuple[str, int | None]] = {}
+        self.shown: dict[str, str | None] = {}
+
+    def tick(self, seconds: int) -> None:
+        self.now += seconds * SECOND_NS + 1
+
+    def register(self, id: str) -> None:
+        if id not in self.registered:
+            status, until = self.said.get(id, (None, None))
+            if until is not None and until <= self.now:
+                status = None
+                del self.said[id]
+            self.shown[id] = status
+        self.registered.add(id)
+
+    def remove(self, id: str) -> None:
+        self.registered.discard(id)
+        self.shown.pop(id, None)
+
+    def say(self, id: str, status: str | None, until: int | None) -> None:
+        if id not in self.registered and id not in self.said:
+            return
+        if status is None:
+            self.said.pop(id, None)
+        else:
+            self.said[id] = (status, until)
+        if id in self.registered:
+            self.shown[id] = status
+
+    def lift(self) -> None:
+        for id in [id for id, (_, until) in self.said.items() if until is not None and until <= self.now]:
+            self.say(id, None, None)
+
+
+@settings(deadline=None, max_examples=150)
+@given(STEPS)
+def test_whatever_happens_an_operators_word_holds_for_the_id(steps: list[tuple[str, str, int]]) -> None:
+    played, model = Played(), Model()
+    for number, (what, id, seconds) in enumerate(steps):
+        model.tick(seconds)
+        at_s = model.now / SECOND_NS
+        key = Key("default", "cart", id)
+        status: Any = ("down", "draining", "out_of_service")[number % 3]
+        instance = played.registry.instance(key)
+        match what:
+            case "register":
+                played.apply(Register(Registration(service="cart", id=id)), at_s=at_s)
+                model.register(id)
+            case "deregister":
+                played.apply(Deregister(key), at_s=at_s)
+                model.remove(id)
+            case "evict":
+                played.apply(Evict((Judgement(key, instance.reg_index if instance else 1),), term=1), at_s=at_s)
+                model.remove(id)
+            case "set" | "set for a time":
+                for_s = 2.0 if what == "set for a time" else None
+                played.apply(SetStatus("default", "cart", id, status, "why", for_s), at_s=at_s)
+                model.say(id, status, None if for_s is None else played.registry.last_time_ns + 2 * SECOND_NS)
+            case "clear":
+                played.apply(SetStatus("default", "cart", id, None), at_s=at_s)
+                model.say(id, None, None)
+            case "lift":
+                ended = expired(played.registry.overrides, model.now)
+                played.apply(Lift(ended, term=1), at_s=at_s)
+                model.lift()
+            case "save":
+                played.registry = played.restored()
+            case _:
+                # A batch of which the last operation fails changes nothing of what went before in it.
+                removals = (SetStatus("default", "cart", id, "down"), Deregister(Key("default", "cart", "nobody")))
+                assert played.apply(Batch(removals), at_s=at_s).error is not None
+        # Time stands still for no two commands: the log's is ahead of the clock's by as many nanoseconds at most.
+        model.now = max(model.now, played.registry.last_time_ns)
+
+        found = {each.key.id: (each.status, each.until) for each in played.registry.overrides.values()}
+        assert found == model.said
+        view = played.registry.service("default", "cart")
+        assert {i.id: i.status_override for i in (view.instances if view else ())} == model.shown
+        assert played.restored().digest() == played.registry.digest()

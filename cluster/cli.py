@@ -175,8 +175,11 @@ def heartbeat(context: Context, service: str, id: str) -> None:
 @click.argument("status", type=click.Choice([*get_args(Status), "none"]))
 @click.option("--reason", default="", help="Why; shown with the instance.")
 @click.option("--for", "for_s", type=Duration(), help="It ends by itself after so long: 90s, 30m, 2h, 7d.")
+@click.option("--unregistered", is_flag=True, help="Also if nobody is registered under that id, for when it comes.")
 @command
-def status(context: Context, service: str, id: str, status: Any, reason: str, for_s: float | None) -> None:
+def status(
+    context: Context, service: str, id: str, status: Any, reason: str, for_s: float | None, unregistered: bool
+) -> None:
     """Overrides the status of instance ID of SERVICE ("none": no longer).
 
     It holds for the id: also when the instance is deregistered, evicted or started
@@ -184,7 +187,8 @@ def status(context: Context, service: str, id: str, status: Any, reason: str, fo
     """
     if status == "none" and for_s is not None:
         raise click.UsageError('"none" takes no --for')
-    made = context.client.set_status(service, id, None if status == "none" else status, reason=reason, for_s=for_s)
+    wanted = None if status == "none" else status
+    made = context.client.set_status(service, id, wanted, reason=reason, for_s=for_s, unregistered=unregistered)
     if made is None and not context.as_json:
         click.echo(f"{id} is not registered: {'no override is left' if status == 'none' else f'it will be {status}'}")
         return

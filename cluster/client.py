@@ -320,19 +320,23 @@ class Client:
         *,
         reason: str = "",
         for_s: float | None = None,
+        unregistered: bool = False,
         env: str | None = None,
     ) -> Instance | None:
         """Sets the operator's override of an instance's status, or removes it (``status`` None).
 
         It holds for the id, whatever becomes of the registration: until it is removed, or for ``for_s`` seconds.
-        The instance as it is then; None where it is not registered. ``NotFound`` where it has no override either.
+        The instance as it is then; None where it is not registered. ``NotFound`` where it has no override either,
+        unless ``unregistered`` says that it is meant all the same.
         """
         key = Key(env or self.env, service, id)
         path = _instance_path(key) + "/status"
         if status is None:
             answer = self._write("DELETE", path, params={"env": key.env})
         else:
-            body = {"status": status, "reason": reason} | ({"for_s": for_s} if for_s is not None else {})
+            body: dict[str, Any] = {"status": status, "reason": reason}
+            body |= {"for_s": for_s} if for_s is not None else {}
+            body |= {"unregistered": True} if unregistered else {}
             answer = self._write("PUT", path, params={"env": key.env}, body=body)
         return _instance(answer) if "reg_index" in answer.body else None
 

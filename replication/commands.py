@@ -76,7 +76,7 @@ class SetStatus(Struct, frozen=True, tag="status", omit_defaults=True, gc=False)
     """Set the operator's override, or remove it (``status`` None).
 
     It ends by itself ``for_s`` after the time of this command, or at the time ``until`` (ns), and with
-    neither of them when it is removed.
+    neither of them when it is removed. ``unregistered``: also of an id that nobody has registered (yet).
     """
 
     env: Name
@@ -86,6 +86,7 @@ class SetStatus(Struct, frozen=True, tag="status", omit_defaults=True, gc=False)
     reason: Text = ""
     for_s: Annotated[float, Meta(ge=1, le=FOR_S_MAX)] | None = None
     until: TimeNs | None = None
+    unregistered: bool = False
 
     @property
     def key(self) -> Key:
@@ -281,7 +282,8 @@ def level_of(command: Command) -> int:
         case Deregister():
             return KEEP_LEVEL if command.reg_index else FORMAT
         case SetStatus():
-            return FORMAT if command.for_s is None and command.until is None else KEEP_LEVEL
+            plain = command.for_s is None and command.until is None and not command.unregistered
+            return FORMAT if plain else KEEP_LEVEL
         case Assign() | Report() | Condemn() | SetPolicy():
             return CHECKS_LEVEL
         case Raise() | Compare() | Readmit():

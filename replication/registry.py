@@ -228,7 +228,8 @@ class _Draft:
     def _set_status(self, command: SetStatus) -> tuple[Kind, Instance | None]:
         kept = self._override(command.key)
         # Who is not registered may have an override all the same: it can be changed and removed.
-        stored = self._find((command.env, command.service), command.id) if kept else self._get(command.key)
+        known = kept is not None or command.unregistered
+        stored = self._find((command.env, command.service), command.id) if known else self._get(command.key)
         reason = command.reason if command.status is not None else ""
         until = command.until if command.status else None
         if command.status and command.for_s is not None:

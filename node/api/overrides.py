@@ -49,6 +49,8 @@ class Said(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Text = ""
     for_s: Annotated[float, Meta(ge=1, le=FOR_S_MAX)] | None = None
     until: Annotated[datetime, Meta(tz=True)] | None = None
+    unregistered: bool = False
+    """Also of an id that nobody has registered, for when it comes (back): else a mistyped one would be taken."""
 
     def command(self, key: Key) -> SetStatus:
         """The change that it asks for. Raises ``Invalid``."""
@@ -57,7 +59,9 @@ class Said(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid(
                 "status: Expected one where a time is given; without it the override is removed", field="status"
             )
-        return SetStatus(key.env, key.service, key.id, self.status, self.reason, self.for_s, self._until())
+        return SetStatus(
+            key.env, key.service, key.id, self.status, self.reason, self.for_s, self._until(), self.unregistered
+        )
 
     def _until(self) -> int | None:
         """In nanoseconds. As it was said: a retry with the same ``Idempotency-Key`` must be the same command."""

@@ -48,6 +48,14 @@ class TestForAnId:
         assert removed.headers["X-Rollcall-Index"] > changed.headers["X-Rollcall-Index"]
         problem(api.delete(STATUS), 404, "NotFound")
 
+    def test_one_of_who_was_never_registered_is_taken_only_if_that_is_said(self, api: Api) -> None:
+        problem(api.put(STATUS, {"status": "down"}), 404, "NotFound")
+
+        made = api.put(STATUS, {"status": "down", "reason": "not yet", "unregistered": True})
+
+        assert (made.json["registered"], made.json["status_override"]) == (False, "down")
+        assert api.register().json["status_override"] == "down"
+
     def test_an_answer_that_is_repeated_says_how_it_stands_too(self, api: Api) -> None:
         api.register()
         key = {"Idempotency-Key": "one"}

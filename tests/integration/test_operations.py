@@ -16,6 +16,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 MADE_ANEW = (
     "reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp",
     "create_index", "reg_index", "modify_index", "lease", "changed_at", "check_states", "health",
+    "set_at", "index", "until", "status_until",
 )  # fmt: skip
 
 
@@ -33,20 +34,22 @@ def shell(path: Path, *words: str) -> bytes:
     return subprocess.run(["sh", str(path), *words], stdout=subprocess.PIPE, check=True, timeout=60.0).stdout
 
 
-def records(lines: bytes) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The exported instances and policies by their keys, less what a new registry makes anew."""
+def records(lines: bytes) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What was exported by its keys, less what a new registry makes anew."""
     found = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines.splitlines()]
-    found = [each.get("policy", each) for each in found]
-    return {
-        (each["env"], each["service"], each.get("id") or each["name"]): {
-            k: v for k, v in each.items() if k not in MADE_ANEW
-        }
-        for each in found
-    }
+    shown: dict[tuple[str, ...], dict[str, Any]] = {}
+    for each in found:
+        kind = next((kind for kind in ("policy", "override") if kind in each), "instance")
+        fields = each.get(kind, each)
+        key = (kind, fields["env"], fields["service"], fields.get("id") or fields["name"])
+        shown[key] = {name: value for name, value in fields.items() if name not in MADE_ANEW}
+        shown[key]["ends"] = (fields.get("until") or fields.get("status_until")) is not None
+    return shown
 
 
 def fill(cluster: Cluster) -> None:
-    """Two environments, ids and texts that need quoting, an override, a check, a policy, more than one batch."""
+    """Two environments, ids and texts that need quoting, overrides, a check, a policy, more than one batch, and records
+    that are as large as they may be."""
     cluster.register_many(0, "bulk", [f"b{number}" for number in range(700)], ttl_s=600)
     cluster.register(0, "cart", "cart 1/é:80", meta={"say": 'a "word"\nor two'}, tags=["v1"], zone="a", ttl_s=None)
     cluster.register(0, "cart", "cart-2", status="starting", weight=7)
@@ -59,6 +62,18 @@ def fill(cluster: Cluster) -> None:
     cluster.register(0, "cart", "cart-4", checks=[secret], ttl_s=None)
     policy = {"service": "cart", "percent": 5, "match": {"version": "2"}, "author": "ada", "reason": 'a "try"'}
     assert cluster.ask(0, "PUT", "/api/v1/policies/canary", policy).status == 200
+    for id, ends in (("cart-5", {}), ("cart-6", {"for_s": 3600})):
+        cluster.register(0, "cart", id)
+        status = {"status": "out_of_service", "reason": "new disk", **ends}
+        assert cluster.ask(0, "PUT", instance_path("cart", id) + "/status", status).status == 200
+    # An operator's word outlives the registration.
+    assert cluster.ask(0, "DELETE", instance_path("cart", "cart-6")).status == 200
+    for number in range(20):
+        checks = [{"name": f"own-{n}", "ttl_s": 3600, "expect_body": "漢" * 4096} for n in range(5)]
+        tags = [f"{number}" + "漢" * 250] * 60
+        cluster.register(0, "large", f"large-{number}", checks=checks, tags=tags, ttl_s=None)
+    largest = {"service": "large", "match": {f"{n}": "漢" * 255 for n in range(4)}, "author": "漢" * 255}
+    assert cluster.ask(0, "PUT", "/api/v1/policies/largest", largest).status == 200
     mail = {"op": "register", "env": "prod", "service": "mail", "id": "m1", "address": "10.0.1.1", "port": 25}
     assert cluster.ask(0, "POST", "/api/v1/batch", {"operations": [mail]}).status == 200
 
@@ -74,7 +89,7 @@ def test_what_was_exported_can_be_imported_into_another_cluster(start_cluster: S
 
     shell(importing, new.url(0), str(saved))
 
-    assert len(records(exported)) == 706
+    assert len(records(exported)) == 731
     assert b"X-Api-Key" in exported and b'"secret"' in exported
     assert records(shell(exporting, new.url(0))) == records(exported)
 

@@ -20,6 +20,7 @@ from rollcall.replication.commands import (
     SetStatus,
     decode,
     encode,
+    level_of,
     sealed,
 )
 from rollcall.replication.errors import NotFound, TooLarge
@@ -293,3 +294,15 @@ def test_whatever_happens_an_operators_word_holds_for_the_id(steps: list[tuple[s
         view = played.registry.service("default", "cart")
         assert {i.id: i.status_override for i in (view.instances if view else ())} == model.shown
         assert played.restored().digest() == played.registry.digest()
+
+
+def test_who_is_not_registered_yet_can_be_kept_out_if_that_is_said() -> None:
+    played = Played()
+    assert isinstance(played.apply(out()).error, NotFound), "a mistyped id is not taken"
+
+    ahead = SetStatus("default", "cart", "cart-1", "down", "not yet", unregistered=True)
+    assert played.done(ahead) == "status"
+    assert played.done(ahead) == "none"
+
+    assert played.register().effective_status == "down"
+    assert (level_of(ahead), level_of(out()), level_of(out(for_s=5))) == (4, 1, 4)

@@ -79,7 +79,7 @@ def registration(letter: str, number: int = 0) -> Registration:
             {
                 "name": f"{check}".ljust(64, "c"),
                 "script": [letter * 4096] * 2 if filled > 300 + check else [letter],
-                "headers": {f"{n:03d}": letter * min(4096, filled) for n in range(HEADERS_MAX)} if check == 0 else {},
+                "headers": {f"{n:03d}": "é" * min(1024, filled) for n in range(HEADERS_MAX)} if check == 0 else {},
                 "expect_body": letter * min(4096, filled),
             }
             for check in range(min(CHECKS_MAX, filled))

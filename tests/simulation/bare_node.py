@@ -36,7 +36,7 @@ TICK_S = 0.05
 """The library's own default."""
 COMMAND_BYTES = 500
 """More than any command of a world takes: the library cannot take one that is larger than its batch."""
-_SPARED = frozenset({"crash", "flip", "full", "sync error", "wall"})
+_SPARED = frozenset({"copy", "crash", "flip", "full", "sync error", "wall"})
 
 
 def plan_for_bare(plan: Plan, *, small: bool = True) -> Plan:

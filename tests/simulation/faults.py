@@ -213,6 +213,14 @@ def _flip(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
         world.flip(nodes[0], fault)
 
 
+def _copy(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
+    name = nodes[0]
+    if world.runs(name) and name not in world.paused and name not in world.damaged and world.nodes[name].votes:
+        later = ", and it starts again" if fault.lasting else ""
+        world.happened(fault, name, f"has its directory copied{later}; the copy comes back after {fault.for_s:.2f} s")
+        world.copy(name, fault)
+
+
 def _transfer(world: "World", fault: Fault, nodes: tuple[str, ...]) -> None:
     leader = world.leader()
     if leader is not None and leader not in world.paused:
@@ -249,6 +257,7 @@ _FAULTS: Mapping[str, Callable[["World", Fault, tuple[str, ...]], None]] = {
     "full": _full,
     "sync error": _sync_error,
     "flip": _flip,
+    "copy": _copy,
     "transfer": _transfer,
     "elect": _elect,
 }

@@ -135,6 +135,11 @@ def draw(seed: int, nodes: int) -> Plan:
     at = 0.0
     while (at := at + chance.expovariate(1 / gap_s)) < seconds:
         faults.append(_fault(len(faults) + 1, at, chance.choices(kinds, weights)[0], names, chance))
+    copies = random.Random(f"{seed}/{nodes}/copies")
+    if copies.random() < 0.3:
+        for _ in range(copies.choice((1, 2, 4))):
+            # Among the others, which stay as they are.
+            faults.append(_fault(len(faults) + 1, copies.uniform(0.0, seconds), "copy", names, copies))
     drifting = chance.random() < 0.3
     extras = random.Random(f"{seed}/{nodes}/extras")
     return Plan(

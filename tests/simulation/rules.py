@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
 from rollcall.node import checker, condition, duties, leases
-from rollcall.replication import engine, install, journal, log, registry, snapshot, standing, wire
+from rollcall.replication import engine, install, journal, log, peers, registry, snapshot, standing, wire
 from rollcall.replication.checks import DEREGISTER_S_MIN, Check, CheckState, State
 from rollcall.replication.commands import Command, Condemn, Envelope, Report, encode, level_of
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
@@ -369,6 +369,38 @@ def _disks_are_lost() -> None:
 
     begin_flip = faults._FAULTS["flip"]
     faults._FAULTS = {**faults._FAULTS, "flip": flip, "crash": flip, "kill": flip, "full": flip, "stop": flip}
+
+
+def _older_copies_come_back() -> None:
+    """In place of most faults: a directory is copied, its node goes on, and the copy comes back."""
+
+    def copied(world: Any, fault: Fault, nodes: tuple[str, ...]) -> None:
+        begin_copy(world, structs.replace(fault, for_s=min(max(fault.for_s, 0.5), 2.0)), nodes)
+
+    begin_copy = faults._FAULTS["copy"]
+    faults._FAULTS = {
+        **faults._FAULTS,
+        "copy": copied,
+        "crash": copied,
+        "kill": copied,
+        "split": copied,
+        "full": copied,
+    }
+
+
+def _peers_forget_what_they_hear() -> None:
+    """So that starts alone tell an older copy."""
+    hear = peers.Peers.hear
+
+    def hearing(self: peers.Peers, peer: str, word: Any) -> None:
+        hear(self, peer, type(word)())
+
+    peers.Peers.hear = hearing
+    world.World.copy = _copied_and_started_again(world.World.copy)
+
+
+def _copied_and_started_again(copy: Callable[..., None]) -> Callable[..., None]:
+    return lambda self, name, fault: copy(self, name, structs.replace(fault, lasting=True))
 
 
 def _duties_that_lag() -> None:
@@ -1067,6 +1099,22 @@ RULES: tuple[Rule, ...] = (
                 ),
             ),
         ),
+    ),
+    Rule(
+        "older directory, starts",
+        "A directory that lacks a start that a peer met is refused",
+        (Edit(peers, "objection", ("        if offered != known.token:\n", "        if False:\n")),),
+        provoke=(_older_copies_come_back, _peers_forget_what_they_hear),
+        instead="unit/replication/test_older_copies.py::"
+        "test_a_copy_from_before_the_last_start_is_refused_and_the_right_directory_is_not",
+    ),
+    Rule(
+        "older directory, words",
+        "A directory that lacks what its node gave its word for is refused",
+        (Edit(peers, "objection", ("    if not forgot(at, known.word):\n", "    if True:\n")),),
+        provoke=(_older_copies_come_back,),
+        instead="unit/replication/test_older_copies.py::"
+        "test_a_copy_of_a_node_that_ran_on_is_refused_by_who_heard_it_acknowledge_more",
     ),
     Rule(
         "readmit",

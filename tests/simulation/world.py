@@ -36,6 +36,7 @@ from rollcall.node.eviction import Pace
 from rollcall.replication import engine as engine_module
 from rollcall.replication import install as install_module
 from rollcall.replication import journal as journal_module
+from rollcall.replication import peers as peers_module
 from rollcall.replication import saving as saving_module
 from rollcall.replication import standing as standing_module
 from rollcall.replication.checks import Check, State
@@ -50,7 +51,7 @@ from simulation.asking import complaints
 from simulation.clock import Clock, Hasty
 from simulation.judge import Judge, Violation
 from simulation.network import NEVER, SimNetwork, Surroundings
-from simulation.node import EngineNode, MakeNode, Node, Place
+from simulation.node import Durable, EngineNode, MakeNode, Node, Place
 from simulation.plan import Fault, Plan
 from simulation.workload import LEASED, Checked, Client, Leaseholder, Watcher, everything
 
@@ -168,6 +169,7 @@ class World:
         tokens = self.chance("tokens")
         seeded = SimpleNamespace(token_hex=lambda size: tokens.randbytes(size).hex())
         standing_module.secrets = seeded  # pyright: ignore[reportAttributeAccessIssue]
+        peers_module.secrets = seeded  # pyright: ignore[reportAttributeAccessIssue]
         sizes: tuple[tuple[Any, str, Any], ...] = (
             (engine_module, "check_library", lambda: None),
             (engine_module, "TICK_S", plan.tick_s),
@@ -508,8 +510,75 @@ class World:
             self.start(name)
         self.later(0.2, lambda: self._await_vote(name))
 
-    def _must_refuse(self, name: str, kept: Path) -> None:
-        place = Place(
+    # -- older copies --------------------------------------------------------------------
+
+    def copy(self, name: str, fault: Fault) -> None:
+        """Keeps a copy of a node's directory. The node goes on, starting again at once if ``lasting``; later the
+        copy comes in the directory's place for a moment, before a peer that knows better."""
+        kept = self._directory / f"{name}.copy-{fault.number}"
+        shutil.copytree(self._directory / name, kept)
+        at = self.nodes[name].durable
+        if fault.lasting:
+            self.kill(name, 0.05)
+        if at is not None:
+            self.later(max(0.3, fault.for_s), lambda: self._bring_back(name, kept, at))
+
+    def _bring_back(self, name: str, copy: Path, at: Durable) -> None:
+        disk, directory = self.disks[name], self._directory / name
+        ready = name in self.nodes and name not in self.paused and name not in self.damaged
+        knowing = [peer for peer in self.nodes if peer not in self.paused and self._knows_better(peer, name, at)]
+        if self.mended or not ready or not knowing or disk.full or disk.sync_fails or disk.cut_at is not None:
+            shutil.rmtree(copy)
+            return
+        self.kill(name, RESTART_S)
+        right = self._directory / f"{name}.right"
+        directory.rename(right)
+        copy.rename(directory)
+        disk.forget()
+        try:
+            self._must_be_refused(name, knowing[0])
+        finally:
+            disk.close_all()
+            shutil.rmtree(directory)
+            right.rename(directory)
+            disk.forget()
+
+    def _knows_better(self, peer: str, name: str, at: Durable) -> bool:
+        """Whether a node leads that heard of another, in this leadership, that it holds more than the copy does."""
+        node = self.nodes[peer]
+        return node.leads and node.term >= at.term and node.counted.get(name, 0) > at.last_index
+
+    def _must_be_refused(self, name: str, peer: str) -> None:
+        """The two greet each other, and neither may be content with the copy."""
+        self.clock.select(name)
+        try:
+            node = self._make_node(self._silent_place(name))
+        except Damaged as error:
+            self.note(name, f"does not start on the copy: {str(error)[:120]}")
+            return
+        knowing = self.nodes[peer]
+        if not isinstance(node, EngineNode) or not isinstance(knowing, EngineNode):
+            node.kill()
+            return
+        hello, theirs = node.transport.hello_for(peer), knowing.transport.hello_for(name)
+        objection = self.act(peer, lambda: knowing.transport.greeted(hello))
+        self.clock.select(name)
+        stops = ""
+        try:
+            node.transport.greeted(theirs)
+        except Fatal as error:
+            stops = str(error)
+        node.kill()
+        if not objection or "is older than what" not in stops:
+            raise Violation(
+                "older directory", f"{name} comes back on an older copy, and {peer}, which knows better, agrees"
+            )
+        self.judge.counts["older copies refused"] += 1
+        self.note(name, f"is refused on an older copy: {stops[:160]}")
+
+    def _silent_place(self, name: str) -> Place:
+        """Where a process starts that nobody is to hear of."""
+        return Place(
             name=name,
             plan=self.plan,
             directory=self._directory / name,
@@ -521,6 +590,9 @@ class World:
             proposed=self._proposed,
             applied=self._applied,
         )
+
+    def _must_refuse(self, name: str, kept: Path) -> None:
+        place = self._silent_place(name)
         try:
             node = self._make_node(place)
         except Damaged as error:

@@ -166,7 +166,9 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Release:
     )
     service = path / "rollcall" / "node" / "service.py"
     text = changed(
-        service.read_text(), r"self\._log\.propose\(command,", lambda found: "self._log.propose(_pin(command),"
+        service.read_text(),
+        r"self\._log\.propose\(self\._unmasked\(command\),",
+        lambda found: "self._log.propose(_pin(self._unmasked(command)),",
     )
     service.write_text(
         text

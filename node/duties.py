@@ -32,7 +32,7 @@ from ..replication.commands import (
     Report,
     Result,
 )
-from ..replication.errors import NotFound, NotLeader, RollcallError
+from ..replication.errors import NotDone, NotFound, NotLeader, RollcallError
 from ..replication.log import Leadership, Log, LogStatus, Proposal
 from ..replication.records import Event, Key, Override
 from .condition import Condition, Sharing, ttl_check
@@ -96,6 +96,8 @@ class _Tenure:
         self.sharing: Sharing | None = None
         self.proposed: dict[str, Proposal] = {}
         """What is under way of each kind, so that it is not proposed twice."""
+        self.silenced: frozenset[tuple[Key, str]] = frozenset()
+        """Checks of whose silence the last report tells; it may still be under way."""
         self.early: list[tuple[Event, ...]] = []
         self.pace: Pace = Pace()
         self.condemned: Pace = Pace()
@@ -161,19 +163,25 @@ class Duties:
     def report(self, key: Key, check: str, state: State, note: str = "") -> Proposal | None:
         """A service's own word on a check that nobody asks; None if the log says so already.
 
-        Raises ``NotFound`` if there is no such check, ``NotLeader`` as ``renew`` does.
+        Raises ``NotFound`` if there is no such check, ``NotLeader`` as ``renew`` does, and
+        ``NotDone`` while a report of its silence is under way: that must not follow on a word
+        that was acknowledged.
         """
         tenure = self._tenure
         if tenure is None:
             raise NotLeader(f"{self._log.node_id} keeps no leases now")
         self._leases_of(tenure)
+        with tenure.lock:
+            if tenure.condition is not None:
+                tenure.condition.heard(key, check, time.monotonic(), note)
+            reported = tenure.proposed.get("silent")
+            if (key, check) in tenure.silenced and (reported is None or not reported.settled):
+                raise NotDone(f"that {key.id} was silent is being noted: say it again")
+        # Looked up now: what was reported before is applied by now.
         instance = self._log.registry.instance(key)
         if instance is None or ttl_check(instance, check) is None:
             what = f"no instance {key.id!r}" if instance is None else f"no check {check!r} with ttl_s at {key.id!r}"
             raise NotFound(f"{what} of service {key.service!r} is registered in env {key.env!r}")
-        with tenure.lock:
-            if tenure.condition is not None:
-                tenure.condition.heard(key, check, time.monotonic(), note)
         if any(each.name == check and each.state == state for each in instance.check_states):
             return None
         result = Result(key, instance.reg_index, check, state)
@@ -355,6 +363,10 @@ class Duties:
             return
         with tenure.lock:
             silent = condition.silent(now)[:CHECKED_MAX] if self._may_propose(tenure, "silent") else []
+            if silent:
+                # From here on, and not only when it is proposed, a word on one of them has to wait.
+                tenure.silenced = frozenset((result.key, result.check) for result in silent)
+                tenure.proposed.pop("silent", None)
             # As many in a minute as evictions may be, of those that have such checks.
             room = min(CHECKED_MAX, tenure.condemned.room(allowed(len(condition)), now))
             overdue = condition.overdue(now)[:room] if self._may_propose(tenure, "condemn") else []

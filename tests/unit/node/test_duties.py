@@ -9,12 +9,15 @@ from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
 from rollcall.node import duties as duties_module
 from rollcall.node.values import Renewal
+from rollcall.replication.checks import Check
 from rollcall.replication.commands import (
     COMMAND_BYTES_MAX,
     Deregister,
     Expired,
     Lift,
     Register,
+    Report,
+    Result,
     SetStatus,
     encode,
     sealed,
@@ -227,3 +230,34 @@ def test_no_override_ends_while_a_member_may_not_know_of_it(pair: Pair, monkeypa
     pair.duties._lift_overrides(tenure)
 
     assert len(ended) == before
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_a_word_while_its_silence_is_being_noted_is_acknowledged_after_that_and_counts(pair: Pair, where: str) -> None:
+    """Were it answered at once ("it passes, as the log says"), the log would say critical just after."""
+    checked = Registration(service="cart", id="c1", checks=(Check(name="own", ttl_s=2.0),))
+    pair.leader.submit(Register(checked))
+    pair.leader.report(key(1), "own", "passing")
+    pair.leader_log.hold = []
+    wait_for(lambda: pair.leader_log.hold, "the service to be found silent")
+    answered: list[str] = []
+
+    def speak() -> None:
+        getattr(pair, where).report(key(1), "own", "passing")
+        instance = pair.leader.registry.instance(key(1))
+        answered.append(instance.health if instance is not None else "gone")
+
+    speaking = threading.Thread(target=speak)
+    speaking.start()
+    speaking.join(0.3)  # what must not happen has had its time
+    assert not answered
+
+    held, pair.leader_log.hold = pair.leader_log.hold, None
+    tenure = pair.duties._tenure
+    assert tenure is not None
+    critical = Result(key(1), pair.leader.registry.instance(key(1)).reg_index, "own", "critical")
+    applied = pair.leader_log.propose(Report("", 0, (critical,), tenure.term), time_ns=time.time_ns())
+    held[0].resolve(applied.outcome, None)
+    speaking.join(5)
+
+    assert answered == ["passing"]

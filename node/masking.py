@@ -55,12 +55,20 @@ def _restored(sent: Check, stored: Check | None, field: str) -> Check:
             message = f"{field}.headers: {MASK} stands for a secret that is stored, and none is for this header"
             raise Invalid(message, field=f"{field}.headers")
         headers[name] = secrets[name.lower()] if value == MASK else value
+    if _host(headers) != _host(stored.headers):
+        # One server may serve many names: the secret is for the one that it was stored for.
+        message = f"{field}.headers: {MASK} stands for a secret of another Host: send the secret itself"
+        raise Invalid(message, field=f"{field}.headers")
     http = stored.http if f"{MASK}@" in sent.http else sent.http
     return msgspec.structs.replace(sent, headers=headers, http=http)
 
 
 def _ask_the_same(sent: Check, shown: Check) -> bool:
     return (sent.http, sent.method, sent.tls_verify) == (shown.http, shown.method, shown.tls_verify)
+
+
+def _host(headers: dict[str, str]) -> str:
+    return next((value.lower() for name, value in headers.items() if name.lower() == "host"), "")
 
 
 def _bears_masks(check: Check) -> bool:

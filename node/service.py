@@ -26,6 +26,7 @@ from ..replication.commands import (
     Operation,
     Register,
     Submittable,
+    level_of,
 )
 from ..replication.errors import (
     Draining,
@@ -133,6 +134,9 @@ class Service:
         if self.registry.level < KEEP_LEVEL:
             # The leader may run a release that knows no masks: this node's copy must do.
             command = self._judged_here(self._unmasked(command))
+            if level_of(command) >= KEEP_LEVEL:
+                # A leader of the release before would take it, and leave out what it does not know: the time.
+                raise NotDone("not every member understands this yet: upgrade them all, or say it without its time")
         deadline = time.monotonic() + self._settings.write_timeout_s
         while True:
             seen = self._log.wait_leadership(None, 0.0)

@@ -851,7 +851,8 @@ class Engine(SyncObj):
         library's own protocol do not exist on our wire (D19, D20, D24).
         """
         term: int = getattr(message, "term", 0)
-        if term - self._term > TERM_LEAP_MAX:
+        # Who does not vote has no term to protect, and may come to a cluster that is far ahead.
+        if term - self._term > TERM_LEAP_MAX and self._standing.votes:
             self._wire.drop(node, f"sent a {type(message).__name__} of term {term}, and this node is in {self._term}")
             return
         match message:
@@ -905,7 +906,9 @@ class Engine(SyncObj):
 
     def _on_grant_vote(self, node: Node, message: wire.GrantVote) -> None:
         """The library counts messages; a vote counts once a voter."""
-        self._peers.hear(node.id, Position(message.term))
+        if message.term <= self._term:
+            # Nobody votes for this node in a term that it was not in.
+            self._peers.hear(node.id, Position(message.term))
         if message.term != self._term or self._role != CANDIDATE or node.id in self._votes:
             return
         self._votes.add(node.id)
@@ -1347,7 +1350,7 @@ class Engine(SyncObj):
         claims = hello.starts
         known = claims.known.get(self.node_id) if claims is not None else None
         term = max(claims.now.term if claims is not None else 0, known.word.term if known is not None else 0)
-        if term - self._term > TERM_LEAP_MAX:
+        if term - self._term > TERM_LEAP_MAX and self._standing.votes:
             return f"it speaks of term {term}, and this node is in {self._term}"
         self._peers.meet(node.id, known, self._claims(), self._standing.disk, votes=self._standing.votes)
         why = self._peers.greet(node.id, hello.disk, claims, votes=hello.standing == "member")

@@ -18,6 +18,7 @@ under its last start once more (under none if there was none: then it says nothi
 them), and a peer's start is remembered in memory, and written when there is room.
 """
 
+import errno
 import logging
 import secrets
 import zlib
@@ -49,6 +50,9 @@ OLDER = (
 
 T = TypeVar("T")
 
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Wants that pass, beside that of room: they say nothing of what the disk holds."""
+
 
 class _Starts(Struct, frozen=True):
     """The file ``starts``. ``refused_by``: the peer that refused the newest start as one of an older copy."""
@@ -79,15 +83,18 @@ class Peers:
         self._disk: Disk = disk
         self._node: str = node
         self._others: frozenset[str] = frozenset(others)
-        self._present: dict[str, str] = {}
-        """The disk of each peer that was greeted, if it votes."""
-        self._arrived: dict[str, tuple[str, Claims, float | None]] = {}
-        """Peers whose start does not count as met yet: their disk, what they said, and since when they are here."""
+        self._present: dict[str, tuple[str, Claims]] = {}
+        """The disk of each member that was greeted last, and what it said: whatever it says next is of that start."""
+        self._arrived: dict[str, float | None] = {}
+        """Since when those are here whose start does not count as met yet."""
         self._unsaved: bool = False
         self._changed: bool = False
         self._saving: Future[None] | None = None
         self._save_at: float = 0.0
         self._record: _Starts = self._read(counted=counted)
+        # Members that were replaced by others are nobody's peers any more.
+        members = {peer: known for peer, known in self._record.known.items() if peer in self._others}
+        self._record = structs.replace(self._record, known=members)
         for peer, spoken in self._read_words().items():
             known = self._record.known.get(peer)
             if known is not None and known.disk == spoken.disk:
@@ -126,26 +133,26 @@ class Peers:
     def greet(self, peer: str, disk: str, claims: Claims | None, *, votes: bool) -> str:
         """What ``peer`` says of its own directory. Why that is older than what is known of it, or nothing."""
         self._arrived.pop(peer, None)
-        if claims is not None:
-            why = objection(self._record.known.get(peer), disk, member=votes, claims=claims)
-            if why:
-                self._present.pop(peer, None)
-                return why
-            if votes:
-                self._arrived[peer] = (disk, claims, None)
-        self._present[peer] = disk if votes else ""
-        return ""
+        self._present.pop(peer, None)
+        if claims is None:
+            return ""
+        why = objection(self._record.known.get(peer), disk, member=votes, claims=claims)
+        if not why and votes:
+            self._arrived[peer] = None
+            self._present[peer] = (disk, claims)
+        return why
 
     def leave(self, peer: str) -> None:
-        """The connection to ``peer`` ended."""
+        """The connection to ``peer`` ended: the one before, if that was there still when the newest was greeted."""
         self._arrived.pop(peer, None)
 
     def hear(self, peer: str, word: Position) -> None:
         """``peer`` said something that it had made durable that for."""
-        if peer in self._arrived:
-            self._met(peer)
-        known = self._record.known.get(peer)
-        if known is None or not known.number or known.disk != self._present.get(peer) or word <= known.word:
+        if peer not in self._present:
+            return
+        # A word is compared with the starts after the one that it was given in: so that one is met first.
+        known = self._met(peer)
+        if word <= known.word:
             return
         self._note(peer, structs.replace(known, word=word))
         self._changed = True
@@ -158,9 +165,9 @@ class Peers:
 
     def save(self, now: float, run: Callable[[Callable[[], None]], "Future[None]"], *, at_once: bool = False) -> None:
         """Has ``run`` write what was heard since, if it is time to."""
-        for peer, (disk, claims, since) in list(self._arrived.items()):
+        for peer, since in list(self._arrived.items()):
             if since is None:
-                self._arrived[peer] = (disk, claims, now)
+                self._arrived[peer] = now
             elif now - since >= STAYS_S:
                 self._met(peer)
         if self._saving is not None and self._saving.done():
@@ -202,9 +209,14 @@ class Peers:
             ) from None
         self._record = record
 
-    def _met(self, peer: str) -> None:
-        disk, claims, _ = self._arrived.pop(peer)
-        self._remember(peer, met(self._record.known.get(peer), disk, claims))
+    def _met(self, peer: str) -> Known:
+        self._arrived.pop(peer, None)
+        disk, claims = self._present[peer]
+        known = self._record.known.get(peer)
+        if known is None or (known.disk, known.number) != (disk, claims.last):
+            known = met(known, disk, claims)
+            self._remember(peer, known)
+        return known
 
     def _note(self, peer: str, known: Known) -> None:
         self._record = structs.replace(self._record, known={**self._record.known, peer: known})
@@ -220,10 +232,10 @@ class Peers:
         try:
             rewrite(self._disk, self._directory / "starts", _sealed(record))
         except OSError as error:
-            if not no_room(error):
+            if not no_room(error) and error.errno not in _PASSING:
                 raise
             if not self._unsaved:
-                logger.warning("no room to note which start of a peer was met; trying again")
+                logger.warning("could not note which start of a peer was met: %s; trying again", error.strerror)
         else:
             self._unsaved = False
             return
@@ -239,6 +251,8 @@ class Peers:
             what = "is missing"
         except ValueError as error:
             what = f"cannot be read ({error})"
+        except OSError as error:
+            raise DiskUnavailable(f"{path} cannot be read: {error.strerror}; {remedy(error)}") from None
         raise Damaged(
             f"{path} {what}. It says which starts this directory has had, and the other nodes ask for that. {CHOICES}",
             file=str(path),
@@ -250,7 +264,7 @@ class Peers:
             return _opened(self._disk.read(path), dict[str, _Word])
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             logger.warning("%s cannot be read (%s): what the peers acknowledged before is forgotten", path, error)
             return {}
 

@@ -52,6 +52,8 @@ UNKNOWN_ADMISSION = 1
 """A disk that was readmitted when nobody noted it: no ``Readmit`` is entry 1."""
 
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+First = Annotated[int, Meta(ge=0, le=2**62)]
+"""So that the number of the last of a whole chain is one still."""
 Name = Annotated[str, Meta(max_length=64)]
 
 
@@ -85,7 +87,7 @@ class Claims(Struct, frozen=True, array_like=True):
     knows of its peers', so that they can tell by themselves."""
 
     admitted: Number
-    first: Number
+    first: First
     starts: Annotated[tuple[Start, ...], Meta(min_length=1, max_length=STARTS_MAX)]
     now: Position
     known: Annotated[dict[Name, Known], Meta(max_length=PEERS_MAX)] = {}

@@ -14,7 +14,7 @@ from rollcall.node.masking import masked
 from rollcall.node.position import Position
 from rollcall.node.values import Renewal
 from rollcall.replication.checks import Check
-from rollcall.replication.commands import Batch, Command, Deregister, Register, SetStatus, level_of
+from rollcall.replication.commands import KEEP_LEVEL, Batch, Command, Deregister, Register, SetStatus, level_of
 from rollcall.replication.errors import (
     AlreadyRegistered,
     Draining,
@@ -66,6 +66,7 @@ def test_who_sends_back_what_reads_show_keeps_the_secrets_of_checks(pair: Pair, 
         {"tls_verify": False},
         {"name": "other"},
         {"headers": {"X-Api-Key": "***", "X-Other": "***"}},
+        {"headers": {"X-Api-Key": "***", "host": "evil.example"}},
     ],
 )
 def test_a_mask_is_no_secret_and_brings_none_to_another_place(pair: Pair, where: str, changed: dict[str, Any]) -> None:
@@ -79,6 +80,20 @@ def test_a_mask_is_no_secret_and_brings_none_to_another_place(pair: Pair, where:
         node.submit(Batch((Register(sent),)))
 
     assert pair.leader.registry.instance(CART).checks == (SECRET,)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_an_override_with_a_time_waits_until_every_member_understands_it(pair: Pair) -> None:
+    """A leader of the release before would take it for one without an end."""
+    pair.leader.submit(Register(registration()))
+    pair.leader.registry.level = KEEP_LEVEL - 1
+    timed = SetStatus("default", "cart", "c1", "out_of_service", for_s=60.0)
+
+    for command in (timed, Batch((timed,))):
+        with pytest.raises(NotDone, match="not every member understands"):
+            pair.follower.submit(command)
+
+    assert pair.follower_log.asked == []
+    assert pair.follower.submit(SetStatus("default", "cart", "c1", "out_of_service")).kinds == ("status",)
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import msgspec
 import pytest
 from harness.raft import Clock, Cluster
 from harness.sim_disk import SimDisk
+from msgspec import structs
 from rollcall.replication.commands import LEVEL
 from rollcall.replication.disk import Disk
 from rollcall.replication.errors import Damaged, Fatal
@@ -249,6 +251,42 @@ def test_a_peers_start_is_on_disk_once_it_gave_its_word(tmp_path: Path) -> None:
 
     assert [name for name, _ in steps] == ["sync", "rename", "sync directory"]
     assert "start number 2 was met as t2" in greets(peers_of(tmp_path), "t1", "x2")
+
+
+def test_a_process_that_comes_while_the_connection_of_the_one_before_still_stands_is_taken_for_the_new_one(
+    tmp_path: Path,
+) -> None:
+    """The old connection ends after the new greeting: what the peer says from then on is said in its new start."""
+    peers = peers_of(tmp_path)
+    assert greets(peers, "t1") == ""
+    moved = Claims(0, 1, (Start("t1", NOWHERE), Start("t2", Position(3, 3, 10))), Position(3, 3, 10))
+    assert peers.greet("b", "b1", moved, votes=True) == ""
+    peers.leave("b")
+    peers.hear("b", Position(3, 3, 20))
+
+    again = structs.replace(moved, now=Position(3, 3, 20))
+    assert peers.greet("b", "b1", again, votes=True) == ""
+    third = structs.replace(again, starts=(*again.starts, Start("t3", Position(3, 3, 20))))
+    assert peers.greet("b", "b1", third, votes=True) == ""
+    older = structs.replace(moved, starts=(*moved.starts, Start("x3", Position(3, 3, 10))))
+    assert "held entry 20 in term 3" in peers.greet("b", "b1", older, votes=True)
+
+
+def test_a_number_that_no_chain_reaches_is_no_hello() -> None:
+    """What is taken from a peer is written down, and must be read again at the next start."""
+    absurd = Claims(0, 2**63 - 1, (Start("t", NOWHERE), Start("u", NOWHERE)), NOWHERE)
+
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(absurd), type=Claims)
+
+
+def test_members_that_were_replaced_are_forgotten(tmp_path: Path) -> None:
+    peers = peers_of(tmp_path)
+    greets(peers, "t1")
+
+    others = Peers(tmp_path, SimDisk(), ("c", "d"), node="a", at=NOWHERE, counted=True)
+
+    assert claims_of(others).known == {}
 
 
 def test_a_peers_start_is_on_disk_once_it_has_stayed(tmp_path: Path) -> None:

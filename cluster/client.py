@@ -27,7 +27,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -55,6 +55,8 @@ from .members import DEFAULT_NODES, Members, urls_from
 from .seen import Seen
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 READ_ATTEMPT_S = 2.0
 """One try of a read: short, because another node can answer it just as well."""
@@ -343,7 +345,7 @@ class Client:
     def overrides(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[OverrideView, ...]:
         """What operators say of instances of an env, those that are not registered included; ``env="*"`` of all."""
         answer = self._read("/overrides", params={"env": env or self.env}, timeout_s=timeout_s)
-        return msgspec.convert(answer.body["overrides"], tuple[OverrideView, ...])
+        return _read_as(answer.body["overrides"], tuple[OverrideView, ...])
 
     def heartbeat(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> Renewal:
         """Renews a lease. ``NotFound`` means: register again."""
@@ -355,7 +357,7 @@ class Client:
             attempt_s=WRITE_ATTEMPT_S,
             timeout_s=timeout_s,
         )
-        return msgspec.convert({**(answer.body or {}), "index": answer.index}, Renewal)
+        return _read_as({**(answer.body or {}), "index": answer.index}, Renewal)
 
     def report(
         self, service: str, id: str, check: str, status: Word, *, note: str = "", env: str | None = None
@@ -395,7 +397,7 @@ class Client:
             fits=_about(Key(env or self.env, service, "")),
         )  # fmt: skip
         beside = {"complete": answer.headers.get("X-Rollcall-Complete") == "true", "history": answer.history}
-        return msgspec.convert({**answer.body, **beside}, Listing)
+        return _read_as({**answer.body, **beside}, Listing)
 
     def instance(self, service: str, id: str, *, env: str | None = None) -> Instance:
         """One instance, or ``NotFound``."""
@@ -406,17 +408,17 @@ class Client:
         """How an instance's health checks stand, and what they were answered last."""
         key = Key(env or self.env, service, id)
         answer = self._read(_instance_path(key) + "/checks", params={"env": key.env})
-        return msgspec.convert(answer.body["checks"], tuple[CheckView, ...])
+        return _read_as(answer.body["checks"], tuple[CheckView, ...])
 
     def services(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[ServiceSummary, ...]:
         """The services of an env, by name; ``env="*"`` for those of all."""
         answer = self._read("/services", params={"env": env or self.env}, timeout_s=timeout_s)
-        return msgspec.convert(answer.body["services"], tuple[ServiceSummary, ...])
+        return _read_as(answer.body["services"], tuple[ServiceSummary, ...])
 
     def cluster(self, *, timeout_s: float | None = None) -> ClusterView:
         """The nodes, the leader, and whether evictions are held. What it says is remembered for later calls."""
         answer = self._call("GET", "/cluster", attempt_s=READ_ATTEMPT_S, timeout_s=timeout_s)
-        view = msgspec.convert(answer.body, ClusterView)
+        view = _read_as(answer.body, ClusterView)
         leader = next((member.http for member in view.members if member.id == view.leader), None)
         with self._lock:
             self._members.learned((member.http for member in view.members), leader)
@@ -430,7 +432,7 @@ class Client:
     def policy_changes(self, *, timeout_s: float | None = None) -> tuple[PolicyChange, ...]:
         """Who changed the policies, and why; the last change first."""
         answer = self._read("/policies/changes", params={}, timeout_s=timeout_s)
-        return msgspec.convert(answer.body["changes"], tuple[PolicyChange, ...])
+        return _read_as(answer.body["changes"], tuple[PolicyChange, ...])
 
     def set_policy(self, name: str, policy: Policy | None, *, author: str = "", reason: str = "") -> None:
         """Puts a policy in force under a name, or removes it (None; ``NotFound`` if there is none)."""
@@ -513,7 +515,7 @@ class Client:
             if "floor" not in error.facts:
                 self._refused(history, index, error)
             raise
-        events = msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...])
+        events = _read_as((answer.body or {}).get("events", ()), tuple[Event, ...])
         return Changes(index=max(index, answer.index), events=events, history=answer.history)
 
     def own_changes(self, service: str, id: str, *, index: int, wait_s: float, env: str | None = None) -> Changes:
@@ -529,7 +531,7 @@ class Client:
             timeout_s=wait_s,
             once=True,
         )
-        events = msgspec.convert((answer.body or {}).get("events", ()), tuple[Event, ...])
+        events = _read_as((answer.body or {}).get("events", ()), tuple[Event, ...])
         return Changes(index=max(index, answer.index), events=events)
 
     def _snapshot(self, services: Sequence[str], env: str, timeout_s: float) -> tuple[Snapshot, dict[str, int]]:
@@ -740,11 +742,19 @@ def _waiting_s(try_s: float) -> float:
     return max(try_s - READ_ATTEMPT_S, try_s * WAIT_SHARE)
 
 
+def _read_as(value: Any, kind: type[T]) -> T:
+    """What a node answered, as a ``kind``. A newer node may say what this release cannot read: ``Unknown``."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise Unknown(f"the answer cannot be read by this release: {error}") from None
+
+
 def _instance(answer: Answer) -> Instance:
     """The record in an answer. A repeated write whose instance has gone since is answered without one."""
     if "reg_index" not in answer.body:
         raise NotFound(f"the write was done, but instance {answer.body.get('id')!r} has been removed since")
-    return msgspec.convert(answer.body, Instance)
+    return _read_as(answer.body, Instance)
 
 
 def _about(key: Key) -> Callable[[Any], bool]:
@@ -760,7 +770,7 @@ def _about(key: Key) -> Callable[[Any], bool]:
 def _policy_record(shown: dict[str, Any]) -> PolicyRecord:
     fields = {name: shown[name] for name in Policy.__struct_fields__ if name in shown}
     facts = {name: shown[name] for name in PolicyRecord.__struct_fields__ if name != "policy"}
-    return msgspec.convert({**facts, "policy": fields}, PolicyRecord)
+    return _read_as({**facts, "policy": fields}, PolicyRecord)
 
 
 def _instance_path(key: Key) -> str:

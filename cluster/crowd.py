@@ -22,7 +22,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     connections: int
     idle_s: float = 120.0  # waitress' own default; longer than clients keep a connection for later
     request_s: float = 10.0
-    body_bytes_s: int = 16 * 1024
+    body_bytes_s: int = 4 * 1024
     crowded_s: float = 1.0
     share: float = 1.0
 
@@ -74,7 +74,7 @@ def _overdue(each: Held, now: float, limits: Limits) -> bool:
 
 class Shares:
     """Who has how many of ``places``. As long as some are free anybody may have them; then one client may not have
-    more than ``share`` of them, unless it is ``exempt``."""
+    more than ``share`` of them, unless it is ``exempt``, or there is nobody else: then as many again may wait."""
 
     def __init__(self, places: int, share: float, exempt: Callable[[str], bool]) -> None:
         self._places: int = places
@@ -88,7 +88,8 @@ class Shares:
         """Whether it may have one. Who got one calls ``give``."""
         with self._lock:
             mine = self._taken.get(address, 0)
-            if self._all >= self._places and mine >= self._most and not self._exempt(address):
+            alone = mine == self._all and self._all < 2 * self._places
+            if self._all >= self._places and mine >= self._most and not alone and not self._exempt(address):
                 return False
             self._taken[address] += 1
             self._all += 1

@@ -73,6 +73,8 @@ class _Known(Struct):
     history: str = ""
     confirmed_at: float = -math.inf
     kept_until: float = -math.inf
+    troubled: bool = False
+    """It could not be read last time, for a reason of its own."""
 
 
 class _Kept(Struct):
@@ -172,6 +174,7 @@ class Discovery:
         return None if known is None or known.confirmed_at == -math.inf else time.monotonic() - known.confirmed_at
 
     def close(self) -> None:
+        forks.notice()
         self._stop.set()
         self._line.interrupt()
         thread = self._thread
@@ -260,15 +263,16 @@ class Discovery:
 
     def _watch(self, until: float) -> None:
         """Follows all services until ``until``, or until there is one more."""
-        followed = {service: known for service, known in list(self._known.items()) if known.index >= 0}
+        followed = self._followed()
         if not followed:
             self._stop.wait(RETRY_S_MIN)
             return
         if self._has_stale():
+            self._stop.wait(RETRY_S_MIN)
             return  # one that was asked about for the first time was the first to hear of another history
         index, history = min(known.index for known in followed.values()), self._client.history
         while not self._stop.is_set() and time.monotonic() < until:
-            if {service for service, known in list(self._known.items()) if known.index >= 0} != followed.keys():
+            if self._followed().keys() != followed.keys():
                 return
             wait_s = max(1.0, min(POLL_S, until - time.monotonic()))
             try:
@@ -316,19 +320,24 @@ class Discovery:
                 self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             except RollcallError as error:
                 # One service's trouble is not that of the others. Where no node answers, the round is over soon.
-                failure = error
+                failure, known.troubled = error, True
                 silent = silent + 1 if isinstance(error, (NotDone, Unknown)) else 0
                 if silent == SILENT_MAX or self._stop.is_set():
-                    break
+                    raise
+                logger.info("%s could not be read again, the others are followed: %s", service, error)
                 continue
-            silent = 0
+            silent, known.troubled = 0, False
             self._pools[service] = known.pool
-        if failure is None and self._has_stale():
+        if self._has_stale():
             # An empty list is not believed of a node that has just begun: it is asked again soon.
-            failure = NotCaughtUp("not every list was there to be read in the registry's history as it is now")
-        if failure is not None:
+            raise NotCaughtUp("not every list was there to be read in the registry's history as it is now")
+        if failure is not None and not self._followed():
             raise failure
-        self._refresh_at = time.monotonic() + self._pause_s()
+        self._refresh_at = time.monotonic() + (RETRY_S_MAX if failure is not None else self._pause_s())
+
+    def _followed(self) -> dict[str, _Known]:
+        """What the watch is about: all that the registry was asked about, but what could not be read last."""
+        return {name: known for name, known in list(self._known.items()) if known.index >= 0 and not known.troubled}
 
     def _read_again(self) -> None:
         """Has everything read again before the watch goes on."""
@@ -337,7 +346,9 @@ class Discovery:
     def _has_stale(self) -> bool:
         """Whether there is something that the registry was not asked about, or only in a former history."""
         history = self._client.history
-        return any(known.index < 0 or _differ(known.history, history) for _, known in self._asked())
+        return any(
+            not known.troubled and (known.index < 0 or _differ(known.history, history)) for _, known in self._asked()
+        )
 
     def _asked(self) -> list[tuple[str, _Known]]:
         """All services but those whose first question is still under way."""

@@ -10,6 +10,7 @@ The parent's connections are closed in the child without a word on them: neither
 ``shutdown`` nor a TLS close is the child's to say.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -59,7 +60,8 @@ def leave(connections: HTTPAdapter | urllib3.PoolManager) -> None:
             queue.LifoQueue.__init__(kept, kept.maxsize)  # for its finalizer, which takes the lock
             for connection in parents:
                 if connection is not None:
-                    connection.close()
+                    with contextlib.suppress(OSError):  # closed already, by who made a daemon of this process
+                        connection.close()
 
 
 class Lock:

@@ -136,6 +136,10 @@ def exchange(
         raise from_requests(error, url) from error
     if response.status_code >= 400:
         raise from_problem(response.status_code, content, url)
+    if not 200 <= response.status_code < 300 and response.status_code != 304:
+        raise Unknown(
+            f"{url} answered {response.status_code}, which no Rollcall node does; is there a proxy in between?"
+        )
     if not content or not response.headers.get("Content-Type", "").startswith("application/json"):
         return Answer(response.status_code, response.headers, None)
     try:

@@ -121,6 +121,8 @@ class Lease:
         self._start_s: float = start_s
         self._on_change: Callable[[State], None] | None = on_change
         self._at_sigterm: bool = at_sigterm
+        self._before: Any = None
+        """What SIGTERM did before this lease took it; a child inherits both."""
         self._begin()
         forks.begins_anew(self)
 
@@ -137,7 +139,6 @@ class Lease:
         self._thread: threading.Thread | None = None
         self._threadless: bool = False
         self._line: Interruptible | None = None
-        self._before: Any = None
         self._share: Share | None = None
         self._cluster: str = ""
 
@@ -404,6 +405,8 @@ def wsgi(app: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
         lease._ensure()
         return app(environ, start_response)
 
+    if lease._at_sigterm and threading.current_thread() is threading.main_thread():
+        lease._take_sigterm()  # it begins in another thread, where Python does not allow this
     if not _starts_if_serving(lease) and threads_run():
         threading.Thread(target=_start_when_serving, args=(lease,), name=f"listening {lease.id}", daemon=True).start()
     return registered

@@ -20,6 +20,9 @@ class Seen:
         if history and history == self._former:
             return False  # it was on its way while another answer told of the change
         if history and self.history and history != self.history:
+            if not index:
+                # A node that lags may say so. An answer that was read somewhere tells, or a 410.
+                return False
             self._former, self.history, self.index = self.history, history, index
             return True
         self.history = self.history or history

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 HEADER_BYTES_MAX = 64 * 1024  # Apache and node.js stop at 8 to 80 KiB; a long watch names many services
 UNSENT_BYTES_MAX = 1024 * 1024  # a stream waits for its reader beyond this
 ASIDE_THREADS = 2
+UNSENT_S = 30.0
+"""An answer of which the client has read nothing for so long is not on its way any more."""
 FILES_KEPT_FREE = 128  # of the process' limit: peers, journal, snapshots
 
 
@@ -52,7 +54,7 @@ class Server:
     What a body holds beyond ``body_memory_bytes`` goes to a file; by default nothing does.
     Requests below ``aside`` (``/-/``, say), and what is refused, are answered by threads of their own. Where it is
     crowded, one client has no more than ``share`` of connections and threads, unless it is in ``exempt``. A request
-    must be whole after ``request_s`` (and a second for each 16 KiB of its body).
+    must be whole after ``request_s`` (and a second for each 4 KiB of its body).
     ``on_failure`` is called, from the loop's thread, if serving ends unasked.
     """
 
@@ -82,6 +84,8 @@ class Server:
         self._files_kept_free = files_kept_free
         self._body_bytes_max = body_bytes_max
         self._body_memory_bytes = 2 * body_bytes_max if body_memory_bytes is None else body_memory_bytes
+        # Where bodies go to files, that is one more, and one for the connection on which it is passed on.
+        self._files_each = 1 if body_memory_bytes is None else 3
         self._stalled_s = stalled_s
         self._request_s = request_s
         self._aside = aside
@@ -142,7 +146,7 @@ class Server:
             _dispatcher=pool,
             sockets=[listener],
             threads=self._thread_count,
-            connection_limit=_affordable(self._connection_limit, self._files_kept_free),
+            connection_limit=_affordable(self._connection_limit, self._files_kept_free, self._files_each),
             asyncore_use_poll=True,
             # Reading ahead is how the loop notices that the client of a running request has gone.
             channel_request_lookahead=1,
@@ -326,10 +330,11 @@ class _Channel(HTTPChannel):
     """Of which the request under way has one."""
 
     def received(self, data: bytes) -> bool:
+        whole = len(self.requests)
         going = super().received(data)
-        if self.request is None:
+        if self.request is None or len(self.requests) > whole:
             self.began = 0.0
-        elif not self.began:
+        if self.request is not None and not self.began:
             self.began = time.time()
         return going
 
@@ -343,7 +348,8 @@ class _Channel(HTTPChannel):
 
     def held(self, now: float, key: int) -> Held:
         """What there is to say of this connection to who decides which to close."""
-        busy, request = bool(self.requests), self.request
+        unsent = self.total_outbufs_len > 0 and now - self.last_activity < UNSENT_S
+        busy, request = bool(self.requests) or unsent, self.request
         if busy and self.began:
             self.began = now  # its client waits for the answer before: the time of the next begins after that
         asking = bool(self.began) and request is not None
@@ -390,14 +396,14 @@ def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket
     return listener
 
 
-def _affordable(connection_limit: int, kept_free: int) -> int:
-    """``connection_limit``, or what the process' limit of open files allows.
+def _affordable(connection_limit: int, kept_free: int, files_each: int) -> int:
+    """``connection_limit``, or what the process' limit of open files allows where each takes ``files_each``.
 
     Past the limit of files, accepting fails in a busy loop; past the limit of
     connections, newcomers wait in the kernel's queue.
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    allowed = max(16, files - kept_free)
+    allowed = max(16, (files - kept_free) // files_each)
     if files != resource.RLIM_INFINITY and allowed < connection_limit:
         logger.warning(
             "fewer connections than wished: raise the limit of open files (ulimit -n)",

@@ -74,7 +74,8 @@ class Share:
         global _warned
         try:
             self._directory = _directory()
-            fcntl.flock(self._directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with contextlib.suppress(BlockingIOError):  # by who cleans up here, for a moment
+                fcntl.flock(self._directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
             self._file = self._joined()
             self._sweep()
         except OSError as error:

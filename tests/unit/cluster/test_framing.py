@@ -32,6 +32,7 @@ def head(data: bytes, method: str = "GET") -> Head:
         (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", (False, 0, True)),
         (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", (False, 0, True)),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", (False, 0, False)),
+        (b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", (False, 0, False)),
     ],
 )
 def test_where_the_body_ends(data: bytes, framed: tuple[bool, int | None, bool]):

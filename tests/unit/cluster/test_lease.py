@@ -418,6 +418,7 @@ PROGRAM = """
 import os, signal, sys, threading, time
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
+from rollcall.cluster import wsgi
 from test_lease import Registry, lease_of
 import tempfile
 tempfile.tempdir = tempfile.mkdtemp()
@@ -477,6 +478,41 @@ def test_sigterm_then_does_what_the_host_wanted():
         """
 
     assert ran(body, sent=signal.SIGTERM) == (7, ["closed 0", "the host's own"])
+
+
+def test_a_forked_child_does_at_sigterm_what_the_host_wanted_whether_it_starts_the_lease_or_not():
+    """What SIGTERM did before is not forgotten by the fork, nor taken for itself."""
+    for starts in ("lease.start()", "pass"):
+        body = f"""
+            signal.signal(signal.SIGTERM, lambda *_: (print("the host's own", flush=True), os._exit(7)))
+            lease = lease_of(registry, at_sigterm=True).start()
+            child = os.fork()
+            if not child:
+                {starts}
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(20)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            os._exit(0)
+            """
+
+        assert ran(body) == (0, ["the host's own", "7"]), starts
+
+
+def test_a_wsgi_app_that_serves_takes_its_instance_out_at_sigterm():
+    """It registers in a thread, where Python lets nobody take signals: that was done when the app was made."""
+    body = """
+        lease = lease_of(registry, on_change=ended, at_sigterm=True)
+        app = wsgi(lambda environ, start_response: [], lease)
+        lease_thread = threading.Thread(target=app, args=({}, None))
+        lease_thread.start()
+        lease_thread.join()
+        while not lease.registered:
+            time.sleep(0.01)
+        print("ready", flush=True)
+        time.sleep(20)
+        """
+
+    assert ran(body, sent=signal.SIGTERM) == (-signal.SIGTERM, ["closed 0"])
 
 
 def test_unasked_it_stays_out_of_the_hosts_signals():

@@ -54,6 +54,16 @@ def test_what_the_registry_never_had_is_forgotten_whatever_its_history_is_called
         assert where(known) == (told, 0)
 
 
+def test_a_name_without_an_index_moves_nobody_to_another_history():
+    """A node that lags says it with every answer; believed, it would make all that follow look like the former."""
+    known = seen(A, 900)
+
+    assert not known.took(B, 0)
+    assert where(known) == (A, 900)
+    assert not known.took(A, 901)
+    assert where(known) == (A, 901)
+
+
 def test_what_was_refused_once_is_no_news_the_second_time():
     """Two threads asked with the same index."""
     known = seen(A, 900)

@@ -72,13 +72,16 @@ class Clocks:
         elif own - least <= _LIMIT_NS and most - own <= _LIMIT_NS:
             self.error = ""
 
-    def objection(self, time_ns: int, now: float) -> str:
+    def objection(self, time_ns: int, now: float, needed: int = 0) -> str:
         """Why nothing may be stamped with ``time_ns``, or nothing.
 
         The clock may have been set since the others were heard: who stamps does not wait for that to be found.
+        ``needed``: so many peers must have been heard since this process began, or nobody knows.
         """
         if self.error:
             return self.error
+        if len(self._bounds) < needed:
+            return f"this node has compared its wall clock with {len(self._bounds)} others yet, and {needed} are needed"
         stamp = time_ns - _ns(now)
         ahead_ns = stamp - self._middle(stamp)[1]
         return _sentence(ahead_ns, "ahead of") if ahead_ns > _LIMIT_NS else ""

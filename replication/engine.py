@@ -513,7 +513,9 @@ class Engine(SyncObj):
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
-        objection = self._wall_clocks.objection(time_ns, time.monotonic()) if self._role == LEADER else ""
+        # Members of releases before the level say nothing of their clocks.
+        needed = (len(self._SyncObj__otherNodes) + 1) // 2 if self.registry.level >= KEEP_LEVEL else 0
+        objection = self._wall_clocks.objection(time_ns, time.monotonic(), needed) if self._role == LEADER else ""
         return self._propose(command, time_ns, request_id, objection)
 
     def _propose(self, command: Command, time_ns: int, request_id: str, objection: str) -> Proposal:

@@ -397,14 +397,38 @@ def test_an_older_release_says_nothing_of_its_clock_and_nothing_changes(
 
     monkeypatch.setattr(MemoryTransport, "ping", silent)
     cluster = make(3)
+    for bench in cluster.benches.values():
+        bench.engine.registry.level = LEVEL - 1  # as long as a member is of such a release
     leader = cluster.wait_for_leader()
     cluster.clock.ahead_s[leader] = YEAR_S
 
-    let_pass(cluster, 5.0)
-    written(cluster, leader, "a year ahead")
+    for each in range(5):
+        let_pass(cluster, 0.05)
+        for bench in cluster.benches.values():
+            bench.engine.registry.level = LEVEL - 1
+        written(cluster, leader, f"a year ahead {each}")
 
     assert cluster.serving() == leader
     assert (cluster[leader].status().clock_error, cluster[leader].status().clock_ahead_s) == ("", None)
+
+
+def test_who_was_never_told_what_time_it_is_stamps_nothing(
+    make: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has just begun may get its votes before it has compared its clock with anybody."""
+    cluster = make(3)
+    ping = MemoryTransport.ping
+    monkeypatch.setattr(MemoryTransport, "ping", lambda self, node, **times: self.send(node, wire.Ping(False)))
+    new = cluster.wait_for_leader()
+    cluster[new]._wall_clocks = Clocks()  # as after a start
+
+    refused = stamped(cluster, new, "before")
+    monkeypatch.setattr(MemoryTransport, "ping", ping)
+    let_pass(cluster, 3.0)
+
+    assert isinstance(refused.error, NotDone)
+    assert "needed" in refused.error.message
+    written(cluster, cluster.wait_for_leader(), "after")
 
 
 def test_a_node_alone_goes_on_whatever_its_clock_says(make: Callable[[int], Cluster]) -> None:

@@ -88,8 +88,10 @@ def test_with_all_threads_taken_a_client_beyond_its_share_is_told_so(made, monke
     monkeypatch.setattr(server_module, "LOOPBACK", ())
     bench = made(share=0.5)
     bench.take_all_threads()
+    waiting = [bench.send(CART) for _ in range(THREADS)]  # as many may wait while there is nobody else
     told = exchanged(bench.server.port, CART)
 
+    assert len(waiting) == THREADS
     assert told.startswith(b"HTTP/1.1 503 ")
     assert b"Retry-After: 1" in told and b"application/problem+json" in told and b"request_id" in told
     bench.raw.break_off()

@@ -25,6 +25,7 @@ def test_after_a_stop_of_all_nodes_everything_is_there_at_no_lower_index(three: 
         if turn:
             three.wait_everywhere(lambda i: (three.node_dir(i) / "snapshot").exists(), "a state file")
         three.wait_everywhere(lambda i: three.view(i)["level"] == LEVEL, "the feature level of this release")
+        three.wait_everywhere(lambda i: three.view(i)["history"], "the name of the history")
         digest = three.wait_same()
         index = three.view(0)["applied_index"]
         record = three.get(0, instance_path("kept", f"k{turn}-1")).json

@@ -98,6 +98,12 @@ class Listing(Struct, frozen=True, kw_only=True):
     history: str = ""
 
 
+class _Named(Struct, frozen=True):
+    """What is looked at of a service whose instances are read next."""
+
+    name: str
+
+
 class ServiceSummary(Struct, frozen=True, kw_only=True):
     """One service in sums. ``serving`` is how many should get traffic."""
 
@@ -345,7 +351,7 @@ class Client:
     def overrides(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[OverrideView, ...]:
         """What operators say of instances of an env, those that are not registered included; ``env="*"`` of all."""
         answer = self._read("/overrides", params={"env": env or self.env}, timeout_s=timeout_s)
-        return _read_as(answer.body["overrides"], tuple[OverrideView, ...])
+        return _part(answer, "overrides", tuple[OverrideView, ...])
 
     def heartbeat(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> Renewal:
         """Renews a lease. ``NotFound`` means: register again."""
@@ -408,12 +414,12 @@ class Client:
         """How an instance's health checks stand, and what they were answered last."""
         key = Key(env or self.env, service, id)
         answer = self._read(_instance_path(key) + "/checks", params={"env": key.env})
-        return _read_as(answer.body["checks"], tuple[CheckView, ...])
+        return _part(answer, "checks", tuple[CheckView, ...])
 
     def services(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[ServiceSummary, ...]:
         """The services of an env, by name; ``env="*"`` for those of all."""
         answer = self._read("/services", params={"env": env or self.env}, timeout_s=timeout_s)
-        return _read_as(answer.body["services"], tuple[ServiceSummary, ...])
+        return _part(answer, "services", tuple[ServiceSummary, ...])
 
     def cluster(self, *, timeout_s: float | None = None) -> ClusterView:
         """The nodes, the leader, and whether evictions are held. What it says is remembered for later calls."""
@@ -427,12 +433,12 @@ class Client:
     def policies(self, *, service: str | None = None, timeout_s: float | None = None) -> tuple[PolicyRecord, ...]:
         """The routing policies in force, by name."""
         answer = self._read("/policies", params={"service": service}, timeout_s=timeout_s)
-        return tuple(_policy_record(each) for each in answer.body["policies"])
+        return tuple(_policy_record(each) for each in _part(answer, "policies", tuple[dict[str, Any], ...]))
 
     def policy_changes(self, *, timeout_s: float | None = None) -> tuple[PolicyChange, ...]:
         """Who changed the policies, and why; the last change first."""
         answer = self._read("/policies/changes", params={}, timeout_s=timeout_s)
-        return _read_as(answer.body["changes"], tuple[PolicyChange, ...])
+        return _part(answer, "changes", tuple[PolicyChange, ...])
 
     def set_policy(self, name: str, policy: Policy | None, *, author: str = "", reason: str = "") -> None:
         """Puts a policy in force under a name, or removes it (None; ``NotFound`` if there is none)."""
@@ -449,7 +455,7 @@ class Client:
         answer = self._call(
             "POST", "/cluster/transfer", params={"to": to or None}, attempt_s=WRITE_ATTEMPT_S, timeout_s=timeout_s
         )
-        return str(answer.body["leader"])
+        return _part(answer, "leader", str)
 
     def watch(
         self,
@@ -540,7 +546,7 @@ class Client:
         index = history = None
         if not names:
             answer = self._read("/services", params={"env": env}, timeout_s=timeout_s)
-            names = [service["name"] for service in answer.body["services"]]
+            names = [service.name for service in _part(answer, "services", tuple[_Named, ...])]
             index, history = answer.index, answer.history
         listings = [self.instances(name, env=env, health="any", timeout_s=timeout_s) for name in names]
         found = tuple(instance for listing in listings for instance in listing.instances)
@@ -750,6 +756,13 @@ def _read_as(value: Any, kind: type[T]) -> T:
         raise Unknown(f"the answer cannot be read by this release: {error}") from None
 
 
+def _part(answer: Answer, name: str, kind: type[T]) -> T:
+    """One field of an answer's body, as a ``kind``; ``Unknown`` where that is not what was answered."""
+    if not isinstance(answer.body, dict) or name not in answer.body:
+        raise Unknown(f"the answer cannot be read by this release: it has no {name!r}")
+    return _read_as(answer.body[name], kind)
+
+
 def _instance(answer: Answer) -> Instance:
     """The record in an answer. A repeated write whose instance has gone since is answered without one."""
     if "reg_index" not in answer.body:
@@ -769,7 +782,7 @@ def _about(key: Key) -> Callable[[Any], bool]:
 
 def _policy_record(shown: dict[str, Any]) -> PolicyRecord:
     fields = {name: shown[name] for name in Policy.__struct_fields__ if name in shown}
-    facts = {name: shown[name] for name in PolicyRecord.__struct_fields__ if name != "policy"}
+    facts = {name: shown[name] for name in PolicyRecord.__struct_fields__ if name != "policy" and name in shown}
     return _read_as({**facts, "policy": fields}, PolicyRecord)
 
 

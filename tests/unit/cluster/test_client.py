@@ -565,6 +565,14 @@ def test_a_watch_gives_up_when_nobody_answers_for_too_long():
         next(sdk.watch(index=1, wait_s=0.1, patience_s=0.1))
 
 
+@pytest.mark.parametrize("body", [{}, {"policies": None}, {"policies": [{}]}, {"policies": [None]}, [], "no", None])
+def test_an_answer_that_is_not_what_was_asked_for_is_an_error_of_ours(body: Any):
+    sdk, _ = client(lambda *_: response(200, body))
+
+    with pytest.raises(Unknown, match="cannot be read by this release"):
+        sdk.policies()
+
+
 def test_a_client_needs_nodes_that_are_urls():
     with pytest.raises(Invalid):
         Client("nonsense://")

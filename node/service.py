@@ -136,7 +136,10 @@ class Service:
             command = self._judged_here(self._unmasked(command))
             if level_of(command) >= KEEP_LEVEL:
                 # A leader of the release before would take it, and leave out what it does not know: the time.
-                raise NotDone("not every member understands this yet: upgrade them all, or say it without its time")
+                raise NotDone(
+                    "not every member understands this yet: upgrade them all, or say it without its time",
+                    needs_level=level_of(command),
+                )
         deadline = time.monotonic() + self._settings.write_timeout_s
         while True:
             seen = self._log.wait_leadership(None, 0.0)
@@ -149,6 +152,8 @@ class Service:
             except Overloaded:
                 raise
             except NotDone as error:
+                if "needs_level" in error.facts:
+                    raise  # no other leader takes it either, before the last member is upgraded
                 self._again(error, deadline)
 
     def _again(self, error: NotDone, deadline: float) -> None:

@@ -521,7 +521,8 @@ class Engine(SyncObj):
     def _propose(self, command: Command, time_ns: int, request_id: str, objection: str) -> Proposal:
         proposal = Proposal(encode(sealed(command, time_ns, request_id, level=self.registry.level)))
         if level_of(command) > self.registry.level and not isinstance(command, Raise):
-            proposal.resolve(None, NotDone("not every member understands this yet: upgrade them all"))
+            refusal = NotDone("not every member understands this yet: upgrade them all", needs_level=level_of(command))
+            proposal.resolve(None, refusal)
         elif self._role != LEADER:
             proposal.resolve(None, NotLeader(f"{self.node_id} does not lead"))
         elif self._disk_error:

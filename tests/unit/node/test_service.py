@@ -96,6 +96,26 @@ def test_an_override_with_a_time_waits_until_every_member_understands_it(pair: P
     assert pair.follower.submit(SetStatus("default", "cart", "c1", "out_of_service")).kinds == ("status",)
 
 
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_what_not_every_member_understands_is_refused_at_once(
+    pair: Pair, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another try would be refused as well, and one that meets the deadline on its way could not say so."""
+    proposed: list[Command] = []
+
+    def refuse(command: Command, **_: Any) -> Proposal:
+        proposed.append(command)
+        refused = Proposal(b"")
+        refused.resolve(None, NotDone("not every member understands this yet", needs_level=KEEP_LEVEL + 1))
+        return refused
+
+    monkeypatch.setattr(pair.leader_log, "propose", refuse)
+    with pytest.raises(NotDone, match="not every member understands"):
+        getattr(pair, where).submit(Register(registration()))
+
+    assert len(proposed) == 1
+
+
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     pair = Pair(write_timeout_s=0.4)

@@ -15,6 +15,7 @@ import contextlib
 import json
 import multiprocessing
 import multiprocessing.synchronize
+import re
 import socket
 import statistics
 import tempfile
@@ -221,11 +222,18 @@ def installing(directory: Path, instances: int, services: int) -> Iterator[dict[
         fill(cluster, cluster.wait_for_leader(), instances, services)
         cluster.wait_same(60.0)
         away = cluster.followers()[0]
+        last = cluster.view(away)["applied_index"]
         cluster.kill(away)
         leader = cluster.wait_for_leader()
         fill(cluster, leader, instances, services)
         for number in range(120):
             cluster.register(leader, "probe", f"p{number}", ttl_s=None)
+        # Until its log is cut, the leader would send the entries that the follower lacks.
+        wait_for(
+            lambda: max(map(int, re.findall(r"the log starts at (\d+)", cluster.log(leader))), default=0) > last + 1,
+            lambda: f"a log that starts behind entry {last}\n{cluster.log_tail(leader)}",
+            120.0,
+        )
         installed = "installed the state file"
         steady = Steady(cluster, leader, services)
         with cluster.metronome():

@@ -2,30 +2,49 @@
 
 Started by the scripts with any Python from 3.11 on; needs nothing else. When
 ``.venv`` was made from the same ``pyproject.toml``, ``requirements.lock`` and
-Python, it returns at once. Two scripts started together take turns.
+Python, it returns at once. Two scripts started together take turns. Only files
+whose hashes stand in the lock are installed, and Ctrl-C ends all of it at once.
 """
 
+import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".rollcall-stamp"
 LOCK = ROOT / "requirements.lock"
-EXTRAS = ".[node,dev]"
 INSTALL_S_MAX = 900
+BUILDER = "setuptools"
+"""Builds this checkout and what comes as source; without a network, so it must be there before."""
 OLD_LIBRARY = "pysyncobj==0.3.14"
+OLD_LIBRARY_HASH = "sha256:69d34e672257694f83f50dfb5e6e7ce446a68dba09ed48e142c782380d6428d4"
 """Beside the environment, for tests that show what this version did wrong. No node ever imports it."""
 
 
 def main() -> None:
+    # The end of the terminal ends it as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        set_up()
+    except KeyboardInterrupt:
+        print("\n[setup] interrupted; the next run begins anew", file=sys.stderr)
+        sys.exit(130)
+
+
+def set_up() -> None:
     fingerprint = fingerprint_of_inputs()
     with (ROOT / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -54,54 +73,96 @@ def is_current(fingerprint: str) -> bool:
 def make_venv() -> None:
     say("1/3 creating the environment")
     shutil.rmtree(VENV, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
-    if made.returncode:
-        fail("Python's venv module does not work here (on Debian and Ubuntu: install python3-venv)", made.stdout)
+    with started(sys.executable, "-m", "venv", str(VENV)) as process:
+        output = list(process.stdout or ())
+    if process.returncode:
+        fail("Python's venv module does not work here (on Debian and Ubuntu: install python3-venv)", output)
 
 
 def install() -> None:
-    total = sum(1 for line in LOCK.read_text().splitlines() if "==" in line)
-    say(f"2/3 installing {total} packages")
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar", "off"]
-    command = [*pip, "-c", str(LOCK), "-e", EXTRAS]
-    output: list[str] = []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        too_long = threading.Timer(INSTALL_S_MAX, process.kill)
-        too_long.start()
-        count = 0
-        for line in process.stdout:
-            output.append(line)
-            found = re.match(r"Collecting ([A-Za-z0-9._-]+)", line)
-            if found:
-                count += 1
-                say(f"    {count:2}/{total} {found[1]}")
-            elif line.startswith("Installing collected packages"):
-                say("    unpacking")
-        too_long.cancel()
-    if process.returncode:
-        fail("pip could not install the packages; is a package index within reach?", "".join(output[-30:]))
+    total = LOCK.read_text().count("==")
+    say(f"2/3 installing {total} packages, and this checkout")
+    count = 0
+    steps = (
+        ("--require-hashes", "-r", builder_lock()),
+        ("--require-hashes", "--no-build-isolation", "-r", str(LOCK)),
+        ("--no-deps", "--no-build-isolation", "-e", "."),
+    )
+    for words in steps:
+        output: list[str] = []
+        with pip("install", "--progress-bar", "off", *words) as process:
+            for line in process.stdout or ():
+                output.append(line)
+                found = re.match(r"Collecting ([A-Za-z0-9._-]+)", line)
+                if found:
+                    count += 1
+                    say(f"    {count:2}/{total} {found[1]}")
+                elif line.startswith("Installing collected packages") and count > 1:
+                    say("    unpacking")
+        if process.returncode:
+            fail("pip could not install the packages; is a package index within reach?", output)
+
+
+def builder_lock() -> str:
+    """A file with the builder's lines of the lock alone."""
+    found = re.search(rf"^{BUILDER}==(?:.*\\\n)*.*\n", LOCK.read_text(), re.MULTILINE)
+    if found is None:
+        fail(f"{LOCK.name} does not hold {BUILDER}: make it anew with ./scripts/lock", [])
+    return in_venv("builder.lock", found[0])
 
 
 def install_old_library() -> None:
     say(f"3/3 installing {OLD_LIBRARY} beside them, for a few tests to compare with")
     target = VENV / OLD_LIBRARY.replace("==", "-")
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar", "off"]
-    command = [*pip, "--no-deps", "--no-build-isolation", "--target", str(target), OLD_LIBRARY]
-    made = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=INSTALL_S_MAX
-    )
-    if made.returncode:
+    file = in_venv("old.lock", f"{OLD_LIBRARY} --hash={OLD_LIBRARY_HASH}\n")
+    words = ("--require-hashes", "--no-deps", "--no-build-isolation", "--target", str(target), "-r", file)
+    with pip("install", *words) as process:
+        output = list(process.stdout or ())
+    if process.returncode:
         # A cluster runs without it, and the tests that want it say so.
-        say(f"{made.stdout.rstrip()}\n[setup] {OLD_LIBRARY} could not be installed; a few tests will fail")
+        say(f"{''.join(output).rstrip()}\n[setup] {OLD_LIBRARY} could not be installed; a few tests will fail")
+
+
+def in_venv(name: str, text: str) -> str:
+    path = VENV / name
+    path.write_text(text)
+    return str(path)
+
+
+def pip(*words: str) -> "contextlib.AbstractContextManager[subprocess.Popen[str]]":
+    return started(str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *words)
+
+
+@contextlib.contextmanager
+def started(*command: str) -> "Iterator[subprocess.Popen[str]]":
+    """A process, whose output the caller reads to its end. Nothing of it or of what it started is left when the
+    ``with`` ends, however it ends; nor after a quarter of an hour."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        too_long = threading.Timer(INSTALL_S_MAX, end, [process])
+        too_long.daemon = True  # or the interpreter would wait for it at its end
+        too_long.start()
+        try:
+            yield process
+            process.wait()
+        finally:
+            too_long.cancel()
+            end(process)
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def say(text: str) -> None:
     print(f"[setup] {text}", file=sys.stderr, flush=True)
 
 
-def fail(what: str, details: str) -> None:
-    sys.exit(f"{details.rstrip()}\n[setup] {what}")
+def fail(what: str, output: list[str]) -> NoReturn:
+    sys.exit(f"{''.join(output[-30:]).rstrip()}\n[setup] {what}".lstrip())
 
 
 if __name__ == "__main__":

@@ -2,13 +2,19 @@
 
 import ast
 import importlib
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("replication", "cluster", "node")
@@ -115,18 +121,86 @@ def test_a_room_cannot_be_imported_under_its_bare_name():
     assert "ImportError: attempted relative import beyond top-level package" in shown.stderr
 
 
-def test_the_lock_file_pins_every_dependency_and_names_no_host():
-    project = PYPROJECT["project"]
-    wanted = [
-        *project["dependencies"],
-        *(name for extra in project["optional-dependencies"].values() for name in extra),
-    ]
-    names = {wish.split(">")[0].split("=")[0].strip().lower() for wish in wanted}
-    text = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-    pins = [line for line in text.splitlines() if not line.startswith("#")]
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in pins}
+LOCKS = {
+    "requirements.lock": tuple(PYPROJECT["project"]["optional-dependencies"]),
+    "requirements-node.lock": ("node", "tls", "grpc"),
+}
 
-    assert names - pinned == set()
-    assert [line for line in pins if "==" not in line] == []
-    assert "://" not in text
-    assert "pysyncobj==0.3.17" in pins
+
+def pins(file: str) -> dict[str, str]:
+    """The packages of a lock file, and the lines that say which version and files of each may be installed."""
+    lines = (REPOSITORY / file).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    return {canonical(line): line for line in lines if not line.startswith("#")}
+
+
+def canonical(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found is not None, requirement
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def needed(requirements: Iterable[str]) -> set[str]:
+    """What these name, and what that needs in turn, as it is installed here."""
+    found: set[str] = set()
+    left = [Requirement(text) for text in requirements]
+    while left:
+        wish = left.pop()
+        name = canonical(wish.name)
+        if name in found or (wish.marker is not None and not wish.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        left += [Requirement(text) for text in metadata.requires(wish.name) or () if "extra ==" not in text]
+    return found
+
+
+@pytest.mark.parametrize(("file", "extras"), LOCKS.items())
+def test_a_lock_file_pins_everything_that_is_needed_by_version_and_hash_and_names_no_host(
+    file: str, extras: tuple[str, ...]
+):
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"], *(wish for extra in extras for wish in project["optional-dependencies"][extra])]
+    found = pins(file)
+
+    assert needed(wanted) - found.keys() == set(), "make it anew with ./scripts/lock"
+    assert [line for line in found.values() if not re.match(r"\S+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
+    assert "://" not in (REPOSITORY / file).read_text(encoding="utf-8")
+    for wish in map(Requirement, wanted):
+        version = found[canonical(wish.name)].partition("==")[2].split()[0]
+        assert wish.specifier.contains(version), f"{file} has {version}, and pyproject.toml wants {wish}"
+
+
+def test_the_image_gets_what_everybody_else_works_with():
+    everything = pins("requirements.lock")
+
+    assert {name: line for name, line in pins("requirements-node.lock").items() if everything[name] != line} == {}
+
+
+def test_what_builds_the_wheel_is_pinned():
+    (builder,) = PYPROJECT["build-system"]["requires"]
+
+    assert pins("requirements.lock")["setuptools"].startswith(f"{builder} ")
+
+
+def test_ctrl_c_ends_the_setting_up_at_once(tmp_path: Path):
+    """With a pip that does not come to an end, in a copy of what the script needs."""
+    for name in ("scripts/_setup.py", "pyproject.toml", "requirements.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho Collecting everything\nexec sleep 60\n")
+    python.chmod(0o755)
+    program = "import _setup; _setup.make_venv = lambda: None; _setup.main()"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path / "scripts", stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while b"everything" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20.0) == 130
+        finally:
+            process.kill()
+        assert b"Traceback" not in process.stderr.read()
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

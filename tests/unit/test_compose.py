@@ -1,6 +1,7 @@
 """The files of ``compose/``, as far as they can be checked without a container engine."""
 
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,9 +132,50 @@ def test_the_image_runs_as_nobody_in_particular_and_is_watched():
     assert "\nUSER rollcall\n" in text
     assert "/healthz" in text
     assert 'ENTRYPOINT ["rollcall-node"]' in text
-    for copied in ("requirements.lock", "pyproject.toml", "README.md", "LICENSE", "replication", "cluster", "node"):
+    for copied in (
+        "requirements.lock",
+        "requirements-node.lock",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "replication",
+        "cluster",
+        "node",
+    ):
         assert (COMPOSE.parent / copied).exists(), copied
         assert f"!{copied}" in (COMPOSE.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_image_installs_nothing_that_is_not_pinned_by_its_hash():
+    """All but the wheel of this project, which is made from what was copied; without a network afterwards."""
+    commands = (COMPOSE / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    calls = re.findall(r"pip (?:install|wheel) [^&\n]*", commands)
+
+    assert len(calls) == 4
+    for call in calls:
+        assert ("--require-hashes" in call) != ("--no-deps" in call), call
+    assert [call for call in calls if " wheel " in call and "--no-build-isolation" not in call] == []
+
+
+def test_the_builders_lines_are_found_in_the_lock():
+    """The Dockerfile's own command, since no container engine is at hand."""
+    commands = (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
+    script = re.search(r"sed -n '([^']+)' requirements.lock", commands)
+    assert script is not None
+    found = subprocess.run(
+        ["sed", "-n", script[1], COMPOSE.parent / "requirements.lock"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+    assert found[0].startswith("setuptools==")
+    assert len(found) > 1
+    assert all(line.startswith("    --hash=sha256:") for line in found[1:])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_container_can_take_all_memory_of_the_machine(file: str):
+    for name, service in composed(file)["services"].items():
+        assert service["mem_limit"] == "2g", name
+        assert service["tmpfs"] == ["/tmp:size=1g"], name
 
 
 def test_the_sample_file_is_the_one_made_of_the_table():
@@ -154,3 +196,13 @@ def test_the_service_unit_starts_the_node_with_the_sample_files_directory():
     assert TLS in (COMPOSE / "rollcall-node.service").read_text(encoding="utf-8")
     assert f'# tls_cert = "{TLS}/cert.pem"' in sample()
     assert float(service["TimeoutStopSec"]) > load(["--config", str(COMPOSE / "node.toml")], {}).drain_timeout_s
+
+
+def test_the_service_unit_tries_for_ever_but_not_often_and_within_a_limit_of_memory():
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((COMPOSE / "rollcall-node.service").read_text(encoding="utf-8"))
+
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert 60 / float(unit["Service"]["RestartSec"]) <= 5
+    assert unit["Service"]["MemoryMax"] == "2G"

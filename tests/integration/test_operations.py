@@ -9,6 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 from harness.cluster import ALONE, Cluster, StartCluster, instance_path, run_node
+from harness.limits import LETTERS, NAME, policy, registration
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+from rollcall.replication.commands import FOR_S_MAX
+from rollcall.replication.records import Registration
 
 pytestmark = pytest.mark.integration
 
@@ -92,6 +97,70 @@ def test_what_was_exported_can_be_imported_into_another_cluster(start_cluster: S
     assert len(records(exported)) == 731
     assert b"X-Api-Key" in exported and b'"secret"' in exported
     assert records(shell(exporting, new.url(0))) == records(exported)
+
+
+def fields_of(registration: Registration) -> dict[str, Any]:
+    """As a client sends it, with checks that run no program."""
+    sent = msgspec.to_builtins(registration)
+    checks = [{"name": check["name"], "ttl_s": 3600, "expect_body": check["expect_body"]} for check in sent["checks"]]
+    return {name: value for name, value in sent.items() if value is not None} | {"checks": checks, "ttl_s": 3600}
+
+
+def emptied(cluster: Cluster, exported: bytes) -> None:
+    """Removes what an export shows."""
+    for kind, env, service, id in records(exported):
+        if kind == "policy":
+            assert cluster.ask(0, "DELETE", f"/api/v1/policies/{id}").status == 200
+            continue
+        path = f"{instance_path(service, id)}{'/status' if kind == 'override' else ''}?env={env}"
+        assert cluster.ask(0, "DELETE", path).status in (200, 404)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None or shutil.which("curl") is None, reason="needs curl and jq")
+def test_whatever_a_registry_may_hold_can_be_exported_and_imported(start_cluster: StartCluster, tmp_path: Path):
+    """Each kind at its limits, in letters of one to four bytes and in those that shells and JSON treat as special."""
+    old, new = start_cluster(1, **ALONE), start_cluster(1, cluster_id="another", **ALONE)
+    exporting, importing = script("export.sh", tmp_path), script("import.sh", tmp_path)
+
+    @settings(deadline=None, max_examples=6, phases=[Phase.explicit, Phase.generate])
+    @example('"', 1, 1, 0, 1)
+    @given(
+        st.sampled_from([*LETTERS, '"', "\\", "'", "$", "`", "%", "\u2028"]),
+        st.integers(0, 3),
+        st.integers(0, 2),
+        st.integers(0, 2),
+        st.integers(0, 2),
+    )
+    def each(letter: str, instances: int, overridden: int, unregistered: int, policies: int) -> None:
+        said = {"status": "out_of_service", "reason": letter * 255}
+        ids: list[str] = []
+        for number in range(instances):
+            made = registration(letter, number)
+            ids.append(made.id)
+            path = f"{instance_path(made.service, made.id)}?env={made.env}"
+            assert old.ask(0, "PUT", path, fields_of(made)).status == 201
+        for number, id in enumerate([*ids[:overridden], *(f"gone-{n}" for n in range(unregistered))]):
+            ends = {"for_s": FOR_S_MAX} if number % 2 else {}
+            path = f"{instance_path(NAME, id)}/status?env={NAME}"
+            answer = old.ask(0, "PUT", path, {**said, **ends, "unregistered": True})
+            assert answer.status == 200, answer
+        for number in range(policies):
+            path = f"/api/v1/policies/{str(number).ljust(128, 'p')}"
+            answer = old.ask(0, "PUT", path, {**policy(letter), "author": letter * 255, "reason": letter * 255})
+            assert answer.status in (200, 201), answer
+        exported = shell(exporting, old.url(0))
+        saved = tmp_path / "registry.jsonl"
+        saved.write_bytes(exported)
+
+        shell(importing, new.url(0), str(saved))
+
+        again = shell(exporting, new.url(0))
+        assert len(records(exported)) == instances + min(overridden, instances) + unregistered + policies
+        assert records(again) == records(exported)
+        emptied(old, exported)
+        emptied(new, again)
+
+    each()
 
 
 @pytest.mark.skipif(shutil.which("jq") is None or shutil.which("curl") is None, reason="needs curl and jq")

@@ -1,12 +1,13 @@
 """Whatever can be proposed can be saved, read back, sent and installed: each kind of record at its limits."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from harness.limits import LETTERS, NAME, policy, registration
 from harness.raft import Clock, Cluster, HandWorker, is_done
 from harness.sim_disk import SimDisk
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from rollcall.replication import engine as engine_module
 from rollcall.replication import policies as policies_module
 from rollcall.replication import registry as registry_module
 from rollcall.replication import snapshot as snapshot_module
-from rollcall.replication.checks import CHECKS_MAX, HEADERS_MAX
+from rollcall.replication.checks import CHECKS_MAX
 from rollcall.replication.commands import (
     FOR_S_MAX,
     REQUEST_ID_MAX,
@@ -39,7 +40,6 @@ from rollcall.replication.records import (
     CHECKS_BYTES_MAX,
     ID_LENGTH_MAX,
     REGISTRATION_BYTES_MAX,
-    TAGS_MAX,
     Key,
     Registration,
     build,
@@ -48,66 +48,8 @@ from rollcall.replication.registry import Registry
 from rollcall.replication.snapshot import FRAME_BYTES_MAX, Snapshots
 from rollcall.replication.state import State, verify
 
-NAME = "n" * 128
-LETTERS = ("a", "é", "漢", "😀")
-"""Of one to four bytes."""
-
 Given = tuple[Command, str]
 """A command, and the ``Idempotency-Key`` that it came with."""
-
-
-def largest(accepted: Callable[[int], Any], most: int) -> Any:
-    """What ``accepted`` makes of the highest number that it does not refuse."""
-    low, high = 0, most
-    made = accepted(0)
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            made = accepted(middle)
-            low = middle
-        except Invalid:
-            high = middle - 1
-    return made
-
-
-def registration(letter: str, number: int = 0) -> Registration:
-    """As large as any may be."""
-    id = f"{number:06d}".ljust(ID_LENGTH_MAX, letter)
-
-    def accepted(filled: int) -> Registration:
-        checks = [
-            {
-                "name": f"{check}".ljust(64, "c"),
-                "script": [letter * 4096] * 2 if filled > 300 + check else [letter],
-                "headers": {f"{n:03d}": "é" * min(1024, filled) for n in range(HEADERS_MAX)} if check == 0 else {},
-                "expect_body": letter * min(4096, filled),
-            }
-            for check in range(min(CHECKS_MAX, filled))
-        ]
-        data: dict[str, Any] = {
-            "service": NAME,
-            "id": id,
-            "env": NAME,
-            "addrs": [letter * 255] * 16,
-            "tags": [letter * min(256, filled)] * TAGS_MAX if filled else [],
-            "meta": {f"{n}": letter * 20 for n in range(60)},
-        }
-        if checks:
-            data["checks"] = checks
-        return build(Registration, data)
-
-    return largest(accepted, 2000)
-
-
-def policy(letter: str) -> dict[str, Any]:
-    """The fields of a policy that is as large as any may be."""
-
-    def accepted(filled: int) -> dict[str, Any]:
-        fields = {"service": NAME, "env": NAME, "match": {f"{n}": letter * min(256, filled) for n in range(16)}}
-        policy_of(fields)
-        return fields
-
-    return largest(accepted, 256)
 
 
 def full(letter: str, *, policies: int, instances: int, errors: int, operations: int) -> Iterator[Given]:
@@ -194,6 +136,21 @@ def test_a_policy_is_limited_in_bytes(letter: str) -> None:
     with pytest.raises(Invalid, match=f"policy: Expected at most {POLICY_BYTES_MAX} bytes in all") as caught:
         policy_of(over)
     assert caught.value.facts["limit"] == POLICY_BYTES_MAX
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_what_is_read_can_be_sent_back_whole(letter: str) -> None:
+    """With each field that has its default said: an export that is imported."""
+    most = policy_of(policy(letter))
+    instance = registration(letter)
+    checks = [msgspec.structs.asdict(check) for check in instance.checks]
+
+    assert policy_of(through_json(msgspec.structs.asdict(most))) == most
+    assert build(Registration, through_json({**msgspec.structs.asdict(instance), "checks": checks})) == instance
+
+
+def through_json(fields: dict[str, Any]) -> dict[str, Any]:
+    return msgspec.json.decode(msgspec.json.encode(fields))
 
 
 def test_a_thousand_policies_at_their_limit_fit_in_one_part_of_a_state_file_of_before() -> None:

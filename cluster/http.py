@@ -33,6 +33,7 @@ from ..replication.errors import (
     DiskUnavailable,
     Draining,
     Fatal,
+    Forbidden,
     Gone,
     Invalid,
     KeyReused,
@@ -238,6 +239,7 @@ BY_CODE: dict[str, type[RollcallError]] = {
     for kind in (
         RollcallError,
         Invalid,
+        Forbidden,
         NotFound,
         Conflict,
         AlreadyRegistered,

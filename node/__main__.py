@@ -138,6 +138,8 @@ class Node:
                     batch_body_bytes_max=settings.batch_body_bytes_max,
                     watch_wait_s_max=settings.watch_wait_s_max,
                     lease_ttl_s=settings.lease_ttl_s,
+                    members=tuple(urlsplit(member.http).hostname or "" for member in settings.members),
+                    hosts=settings.hosts,
                 ),
                 self.metrics,
             ),

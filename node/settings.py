@@ -114,6 +114,15 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         about("http", "URL that this node is reached at by clients and nodes (default: http_host, http_port)"),
     ] = ""
+    hosts: Annotated[
+        tuple[str, ...],
+        about(
+            "http",
+            "names that this node answers to beside addresses, names without a dot and its members' names "
+            "(those of a proxy in front of it, say), with commas between them; in the file a list",
+            example="registry.example.com",
+        ),
+    ] = ()
     # An Idempotency-Key is remembered for 60 s, which must be ten times as long.
     write_timeout_s: Annotated[
         Annotated[float, Meta(gt=0, le=6)],
@@ -305,6 +314,8 @@ def _convert(setting: Setting, value: Any, source: str) -> Any:
     try:
         if setting.name == "members":
             return tuple(_members(value))
+        if setting.type == tuple[str, ...] and isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
         if setting.type is Path:
             return Path(msgspec.convert(value, Annotated[str, Meta(min_length=1)])).expanduser()
         if setting.type is float and isinstance(value, str):

@@ -25,6 +25,7 @@ def check(settings: "Settings") -> None:
     _check_addresses(settings)
     _check_members(settings)
     _check_dns(settings)
+    _check_hosts(settings)
     Reach.of(settings.checks_networks)
     _check_relations(settings)
 
@@ -70,6 +71,13 @@ def _check_addresses(settings: "Settings") -> None:
             field="raft_port",
         )
     _check_security(settings)
+
+
+def _check_hosts(settings: "Settings") -> None:
+    for host in settings.hosts:
+        if not _is_name(host.removesuffix(".")):
+            message = f"hosts: expected names such as registry.example.com, without a port, got {host[:100]!r}"
+            raise Invalid(message, field="hosts")
 
 
 def _check_security(settings: "Settings") -> None:

@@ -194,8 +194,14 @@ def sample(table: tuple[Setting, ...], given: dict[str, Any]) -> str:
             elif setting.required:
                 lines.append(f"{setting.key} = {_toml(given[setting.name])}")
             else:
-                lines.append(f"# {setting.key} = {_toml(setting.example or setting.default)}")
+                lines.append(f"# {setting.key} = {_toml(_example(setting))}")
     return "\n".join(lines) + "\n"
+
+
+def _example(setting: Setting) -> Any:
+    if not setting.example:
+        return setting.default
+    return (setting.example,) if isinstance(setting.default, tuple) else setting.example
 
 
 def markdown(table: tuple[Setting, ...]) -> str:

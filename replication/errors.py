@@ -2,6 +2,7 @@
 
     RollcallError
     ├── Invalid              400  the request is wrong; names the field and the limit
+    │   └── Forbidden        403  a web page of somebody else asks, or by a name that is not the node's
     ├── NotFound             404  nothing of that name is registered
     ├── Conflict             409  the registry holds something that forbids it
     │   ├── AlreadyRegistered     the id exists and the caller asked that it must not
@@ -65,6 +66,13 @@ class Invalid(RollcallError):
     def __init__(self, message: str, /, *, field: str = "", **facts: Any) -> None:
         super().__init__(message, field=field, **facts)
         self.field: str = field
+
+
+class Forbidden(Invalid):
+    """Not from there: a web page of another site asks, or by a name that is not the node's."""
+
+    status: ClassVar[int] = 403
+    title: ClassVar[str] = "Forbidden"
 
 
 class NotFound(RollcallError):

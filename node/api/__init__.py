@@ -17,7 +17,7 @@ from ..metrics import Metrics
 from .catalog import Catalog
 from .context import Context
 from .discovery import Discovery
-from .fast import Environ, Fast
+from .fast import METHODS, Environ, Fast
 from .health import Health
 from .native import Native
 from .overrides import Overrides
@@ -31,8 +31,6 @@ from .watch import Watch
 __all__ = ["ApiSettings", "Verbs", "create_app"]
 
 logger = logging.getLogger(__name__)
-
-_METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
 
 
 def create_app(
@@ -104,8 +102,7 @@ class _Ending:
         )
         response.headers.extend(headers)
         seconds = time.perf_counter() - g.began
-        # A method is the client's word, and a meter for each word would be without bound.
-        method = request.method if request.method in _METHODS else "other"
+        method = request.method if request.method in METHODS else "other"
         self._context.metrics.meter(self._route(), method, response.status_code).answered(seconds)
         if logger.isEnabledFor(logging.DEBUG):
             facts = {"method": request.method, "path": request.path, "status": response.status_code}

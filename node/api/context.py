@@ -22,6 +22,7 @@ from ...replication.registry import Outcome
 from ..metrics import Metrics
 from ..position import Position
 from ..values import Renewal, Renewed
+from .callers import Callers
 from .query import Query
 from .verbs import ApiSettings, Verbs
 from .views import Listings, Services
@@ -75,6 +76,7 @@ class Context:
         self.listings: Listings = Listings(service.registry)
         self.services: Services = Services(service.registry)
         self.clock: Callable[[], float] = clock
+        self.callers: Callers = Callers(settings.members, settings.hosts)
         self._standing: _Standing | None = None
         self._id_prefix = secrets.token_hex(4)
         self._id_numbers = itertools.count(1)

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 
 from ...replication.commands import Register
+from ...replication.errors import RollcallError
 from ...replication.records import DEFAULT_ENV, Key
 from .. import logs
 from .body import parsed
@@ -30,6 +31,9 @@ LIST = "/api/v1/services/{service}/instances"
 INSTANCE = "/api/v1/services/{service}/instances/{id}"
 HEARTBEAT = "/api/v1/services/{service}/instances/{id}/heartbeat"
 PATHS_MAX = 10_000
+
+METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
+"""Metered by their names: any other is the client's word, and a meter for each would be without bound."""
 
 _PATH = re.compile(r"/api/v1/services/(?P<service>[A-Za-z0-9._-]{1,128})/instances")
 _QUERY = re.compile(r"(env=(?P<env>[A-Za-z0-9._-]{1,128}))?")
@@ -48,12 +52,18 @@ class Fast:
     def __init__(self, inner: Callable[[Environ, Any], Iterable[bytes]], context: Context) -> None:
         self.inner: Callable[[Environ, Any], Iterable[bytes]] = inner
         self._context = context
+        self._callers = context.callers
         self._meters = {method: context.metrics.meter(LIST, method, 200) for method in ("GET", "HEAD")}
         # (path, query) -> (env, service), so that a known address is taken apart once.
         self._known: dict[tuple[str, str], tuple[str, str]] = {}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
+        if not self._callers.ordinary(environ):
+            try:
+                self._callers.check(environ)
+            except RollcallError as error:
+                return self._refused(error, method, environ, start_response)
         # An encoded slash would look like a path of more segments here; Flask's side tells them apart.
         if "%" in (environ.get("REQUEST_URI") or ""):
             return self.inner(environ, start_response)
@@ -119,6 +129,23 @@ class Fast:
         _log(request_id, "PUT", environ["PATH_INFO"], status, seconds)
         logs.request_id.set("")
         return [body]
+
+    def _refused(
+        self, error: RollcallError, method: str, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """What no face is asked about, and so no dialect has other words for."""
+        began = time.perf_counter()
+        context, problem = self._context, problem_of(error)
+        request_id = context.request_id(environ.get("HTTP_X_REQUEST_ID"))
+        body = problem.body()
+        headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(body))), *problem.headers.items()]
+        headers += context.headers(index=context.service.registry.applied_index, request_id=request_id)
+        start_response(_STATUS_LINES[problem.status], headers)
+        seconds = time.perf_counter() - began
+        method = method if method in METHODS else "other"
+        context.metrics.meter("none", method, problem.status).answered(seconds)
+        _log(request_id, method, environ["PATH_INFO"], problem.status, seconds)
+        return [body] if method != "HEAD" else []
 
     def _is_plain(self, environ: Environ) -> bool:
         """A body of known length within the limit, and no key that makes the write idempotent."""

@@ -29,6 +29,10 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     watch_wait_s_max: float = 600.0
     min_index_wait_s_default: float = 5.0
     lease_ttl_s: float = 90.0
+    members: tuple[str, ...] = ()
+    """Hosts of the cluster's own URLs, which this node answers to."""
+    hosts: tuple[str, ...] = ()
+    """Other names of this node."""
     write_timeout_s: float = 5.0
 
 

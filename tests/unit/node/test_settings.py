@@ -76,10 +76,7 @@ def test_members_are_read_from_text_and_from_tables_alike(tmp_path: Path):
 
 def test_every_setting_can_be_given_as_flag_as_variable_and_in_the_file(tmp_path: Path):
     original = loaded("--node-id", "n1", "--members", THREE, "--http-port", "8501", "--raft-port", "9501")
-    texts = {
-        s.name: ",".join(map(str, original.members)) if s.name == "members" else _text(getattr(original, s.name))
-        for s in TABLE
-    }
+    texts = {s.name: _text(getattr(original, s.name)) for s in TABLE}
     flags = [
         word for s in TABLE for word in ([s.flag, texts[s.name]] if s.type is not bool else [f"--no-{s.flag[2:]}"])
     ]
@@ -95,6 +92,8 @@ def test_every_setting_can_be_given_as_flag_as_variable_and_in_the_file(tmp_path
 
 
 def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -322,3 +321,17 @@ def test_the_readme_holds_the_table():
     assert begin in readme, f"README.md needs {begin.strip()} and {end} round the settings table"
     shown = readme.partition(begin)[2].partition(end)[0]
     assert shown.strip() == markdown().strip(), "renew it with: python -m rollcall.node.settings table"
+
+
+def test_names_of_a_node_are_a_list_or_a_text(tmp_path: Path):
+    file = tmp_path / "node.toml"
+    file.write_text('[http]\nhosts = ["a.example.com", "b"]\n')
+
+    assert loaded("--config", str(file)).hosts == ("a.example.com", "b")
+    assert loaded("--hosts", "a.example.com, b.").hosts == ("a.example.com", "b.")
+    for wrong in ("http://a", "a:80", "*", "a b"):
+        with pytest.raises(Invalid, match=r"hosts: expected names such as registry\.example\.com, without a port"):
+            loaded("--hosts", wrong)
+    file.write_text("[http]\nhosts = [1]\n")
+    with pytest.raises(Invalid, match=r"hosts in \[http\]"):
+        loaded("--config", str(file))

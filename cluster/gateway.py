@@ -36,7 +36,7 @@ from .balancer import Endpoint
 from .discovery import Discovery
 from .framing import POOLS, BadAnswer
 from .names import service_name
-from .networks import networks, within
+from .networks import LOOPBACK, networks, within
 from .origin import origin_of
 from .pool import NO_HEADERS, NoInstances, Pool
 from .targets import Malformed, host_of, services_of, target_of
@@ -494,7 +494,7 @@ def serve(
         connection_limit=CONNECTIONS_MAX,
         aside=OWN,
         share=SHARE,
-        exempt=app.trusted,
+        exempt=app.trusted + LOOPBACK,
         on_failure=failed,
     )
     for number in (signal.SIGTERM, signal.SIGINT):

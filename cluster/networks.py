@@ -10,9 +10,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def networks(texts: Iterable[str], field: str = "trusted") -> tuple[Network, ...]:
-    """Raises ``Invalid`` that names what is no network."""
+    """``loopback`` is this machine. Raises ``Invalid`` that names what is no network."""
     found: list[Network] = []
     for text in texts:
+        if text == "loopback":
+            found += LOOPBACK
+            continue
         try:
             found.append(ipaddress.ip_network(text, strict=False))
         except ValueError:
@@ -31,4 +34,16 @@ def within(address: str, networks: tuple[Network, ...]) -> bool:
     return any((mapped or parsed) in network for network in networks)
 
 
-LOOPBACK = networks(("127.0.0.0/8", "::1"))
+@functools.lru_cache(maxsize=4096)
+def client_of(address: str) -> str:
+    """Whom a share is counted for: an address of IPv4, but a network of IPv6, of which one client has a whole one."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+
+
+LOOPBACK: tuple[Network, ...] = networks(("127.0.0.0/8", "::1"))

@@ -16,6 +16,7 @@ unasked is reported.
 """
 
 import errno
+import functools
 import logging
 import resource
 import secrets
@@ -34,7 +35,7 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import Error
 
 from .crowd import Held, Limits, Shares, in_the_way
-from .networks import LOOPBACK, Network, within
+from .networks import LOOPBACK, Network, client_of, within
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Server:
         request_s: float = 10.0,
         aside: str = "",
         share: float = 1.0,
-        exempt: tuple[Network, ...] = (),
+        exempt: tuple[Network, ...] = LOOPBACK,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._app = app
@@ -90,7 +91,7 @@ class Server:
         self._request_s = request_s
         self._aside = aside
         self._share = share
-        self._exempt = exempt + LOOPBACK
+        self._exempt = exempt
         self._on_failure = on_failure
         self._stopping = threading.Event()
         self._pool: _Pool | None = None
@@ -108,7 +109,7 @@ class Server:
         # The library's warning that requests queue comes once per request: just when it is busiest.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         listener = _listen(self._host, self._port)
-        self._pool = _Pool(self._aside, Shares(self._thread_count, self._share, self._is_exempt))
+        self._pool = _Pool(self._aside, Shares(self._thread_count, self._share, lambda client: not client))
         try:
             self._server = self._build(listener, self._pool)
             self._pool.set_thread_count(self._thread_count)
@@ -162,6 +163,7 @@ class Server:
             ident="",
         )
         server.channel_class = _Channel
+        server.client_of = self._client_of
         limits = Limits(connections=server.adj.connection_limit, request_s=self._request_s, share=self._share)
         server.maintenance = lambda now: self._close_those_in_the_way(now, limits)
         server.stopping = self._stopping
@@ -199,13 +201,13 @@ class Server:
     def _idle(self) -> bool:
         return not any(channel.requests or channel.total_outbufs_len for channel in self._channels())
 
-    def _is_exempt(self, address: str) -> bool:
-        return within(address, self._exempt)
+    def _client_of(self, address: str) -> str:
+        """Whom a share is counted for; empty: who connects from there stands for many, and has none."""
+        return "" if within(address, self._exempt) else client_of(address)
 
     def _close_those_in_the_way(self, now: float, limits: Limits) -> None:
         channels: dict[int, Any] = {id(channel): channel for channel in self._channels()}
         held = [channel.held(now, key) for key, channel in channels.items()]
-        held = [each._replace(address="") if self._is_exempt(each.address) else each for each in held]
         for key in in_the_way(held, now, limits):
             channels[key].will_close = True
 
@@ -232,7 +234,7 @@ class _Pool(ThreadedTaskDispatcher):
             super().add_task(task)
         elif request.error or getattr(request, "request_uri", "").startswith(self._prefix):
             self._aside.add_task(task)
-        elif self.shares.take(task.addr[0]):
+        elif self.shares.take(task.client):
             task.shares = self.shares
             super().add_task(task)
         else:
@@ -329,6 +331,12 @@ class _Channel(HTTPChannel):
     shares: Shares | None = None
     """Of which the request under way has one."""
 
+    @functools.cached_property
+    def client(self) -> str:
+        """Whose share it is that this connection is counted for."""
+        server: Any = self.server
+        return server.client_of(self.addr[0])
+
     def received(self, data: bytes) -> bool:
         whole = len(self.requests)
         going = super().received(data)
@@ -344,7 +352,7 @@ class _Channel(HTTPChannel):
             super().service()
         finally:
             if shares is not None:
-                shares.give(self.addr[0])
+                shares.give(self.client)
 
     def held(self, now: float, key: int) -> Held:
         """What there is to say of this connection to who decides which to close."""
@@ -354,7 +362,7 @@ class _Channel(HTTPChannel):
             self.began = now  # its client waits for the answer before: the time of the next begins after that
         asking = bool(self.began) and request is not None
         received = request.body_bytes_received if request is not None and asking else 0
-        return Held(key, self.addr[0], self.began if asking else self.last_activity, asking, busy, received)
+        return Held(key, self.client, self.began if asking else self.last_activity, asking, busy, received)
 
     def send_continue(self) -> None:
         # Who has sent all there is (nothing, say) waits for the answer; waitress would wait for the rest for ever.

@@ -24,6 +24,7 @@ if missing := [
 ]:
     sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
+from ..cluster.networks import networks
 from ..cluster.server import FILES_KEPT_FREE, Server
 from ..replication.changes import Changes
 from ..replication.engine import Engine, EngineConfig
@@ -52,6 +53,8 @@ USAGE, FAILED = 2, 70
 WAKE_S = 0.2
 TRANSFER_S = 2.0
 REPLAY_S = 60.0
+SHARE = 0.25
+"""Of connections, for one client, when they are nearly all taken."""
 FIRST_ENTRY = 1
 """Of every log, and nobody's: a new node has nothing else."""
 MEET_S = 2.0
@@ -130,6 +133,7 @@ class Node:
             ),
             self.checker,
         )
+        trusted = networks(settings.trusted_networks)
         self.server: Server = Server(
             create_app(
                 self.service,
@@ -140,6 +144,7 @@ class Node:
                     lease_ttl_s=settings.lease_ttl_s,
                     members=tuple(urlsplit(member.http).hostname or "" for member in settings.members),
                     hosts=settings.hosts,
+                    trusted=trusted,
                 ),
                 self.metrics,
             ),
@@ -149,6 +154,8 @@ class Node:
             connection_limit=settings.connection_limit,
             files_kept_free=FILES_KEPT_FREE + places,
             body_bytes_max=4 * max(settings.body_bytes_max, settings.batch_body_bytes_max),
+            share=SHARE,
+            exempt=trusted,
             on_failure=_die,
         )
         self.dns: DnsServer | None = self._dns() if settings.dns_port else None

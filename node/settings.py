@@ -123,6 +123,14 @@ class Settings(Struct, frozen=True, kw_only=True):
             example="registry.example.com",
         ),
     ] = ()
+    trusted_networks: Annotated[
+        tuple[str, ...],
+        about(
+            "http",
+            "networks whose addresses stand for many clients (proxies, NAT) and are held to no share of connections "
+            "and waits, with commas between them, and loopback for this machine; in the file a list",
+        ),
+    ] = ("loopback",)
     # An Idempotency-Key is remembered for 60 s, which must be ten times as long.
     write_timeout_s: Annotated[
         Annotated[float, Meta(gt=0, le=6)],

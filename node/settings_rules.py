@@ -5,6 +5,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from ..cluster.networks import networks
 from ..replication.commands import COMMAND_BYTES_MAX
 from ..replication.errors import Invalid
 from .reach import Reach
@@ -26,6 +27,7 @@ def check(settings: "Settings") -> None:
     _check_members(settings)
     _check_dns(settings)
     _check_hosts(settings)
+    networks(settings.trusted_networks, "trusted_networks")
     Reach.of(settings.checks_networks)
     _check_relations(settings)
 

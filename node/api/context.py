@@ -9,16 +9,19 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 from flask import Response, g, request
 from msgspec import Struct
 
+from ...cluster.networks import client_of, within
 from ...replication.commands import REQUEST_ID_MAX, Submittable
 from ...replication.errors import Invalid, NoLeader
 from ...replication.registry import Outcome
+from ..budget import Kind
 from ..metrics import Metrics
 from ..position import Position
 from ..values import Renewal, Renewed
@@ -27,8 +30,13 @@ from .query import Query
 from .verbs import ApiSettings, Verbs
 from .views import Listings, Services
 
+MIN_INDEX_WAIT_S_MAX = 10.0
+"""A node that does not come to an index within this time is not about to; another one may be there."""
+
 STANDING_KEPT_S = 0.02
 """How long the node's standing is good for the headers; it is aged in between."""
+
+Environ = Mapping[str, Any]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _IDEMPOTENCY_KEY = re.compile(rf"[\x20-\x7e]{{1,{REQUEST_ID_MAX}}}")
@@ -45,9 +53,10 @@ class Freshness(Struct, frozen=True):
 
     @classmethod
     def from_query(cls, query: Query, settings: ApiSettings) -> "Freshness":
+        wait_s = query.seconds("wait", default=settings.min_index_wait_s_default, most=settings.watch_wait_s_max)
         return cls(
             position=Position(query.number("min_index") or 0, query.history()),
-            wait_s=query.seconds("wait", default=settings.min_index_wait_s_default, most=settings.watch_wait_s_max),
+            wait_s=min(wait_s, MIN_INDEX_WAIT_S_MAX),
             linearizable=query.choice("consistency", ("local", "linearizable")) == "linearizable",
         )
 
@@ -111,26 +120,35 @@ class Context:
         g.index = outcome.index
         return outcome
 
-    def write(self, command: Submittable, idempotency_key: str = "") -> Outcome:
+    def slot(self, kind: Kind, environ: Environ | None = None) -> AbstractContextManager[None]:
+        """A place of the budget for the client of a request: of ``environ``, else of the one that Flask answers."""
+        return self.service.budget.slot(kind, self.client(environ))
+
+    def client(self, environ: Environ | None = None) -> str:
+        """Whom a share is counted for; empty: this client stands for many, and has none."""
+        address = (request.environ if environ is None else environ).get("REMOTE_ADDR") or ""
+        return "" if within(address, self.settings.trusted) else client_of(address)
+
+    def write(self, command: Submittable, idempotency_key: str = "", environ: Environ | None = None) -> Outcome:
         """Makes the change, holding a place of the budget meanwhile."""
-        with self.service.budget.slot("write"):
+        with self.slot("write", environ):
             return self.service.submit(command, request_id=idempotency_key)
 
-    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed]:
+    def renew(self, renewals: Sequence[Renewal], environ: Environ | None = None) -> list[Renewed]:
         """The leader's word on each heartbeat."""
-        with self.service.budget.slot("renewal"):
+        with self.slot("renewal", environ):
             answers = self.service.renew(renewals)
         self.metrics.renewed(sum(answer.status == "ok" for answer in answers))
         return answers
 
     def _linearize(self) -> bool:
-        with self.service.budget.slot("read"):
+        with self.slot("read"):
             return self.service.linearize()
 
     def _catch_up(self, position: Position, wait_s: float) -> None:
         if position.reached(self.service.registry):
             return  # as nearly always: without a place of the budget
-        with self.service.budget.slot("read"):
+        with self.slot("read"):
             self.service.catch_up(position, time.monotonic() + wait_s, client_left())
 
     # -- answering

@@ -104,12 +104,12 @@ class Fast:
         writing = False
         try:
             if match["heartbeat"]:
-                shown = renewed(context, Key(DEFAULT_ENV, service, id))
+                shown = renewed(context, Key(DEFAULT_ENV, service, id), environ)
             else:
                 sent = parsed(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
                 wanted = registration(sent, ttl_s=context.settings.lease_ttl_s, service=service, id=id)
                 writing = True
-                outcome = context.write(Register(wanted))
+                outcome = context.write(Register(wanted), environ=environ)
                 index = outcome.index
                 status, headers, shown = registered(context, wanted, outcome)
             body = encode_json(shown) + b"\n"

@@ -16,7 +16,7 @@ from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, bui
 from ...replication.registry import Outcome
 from ..values import Renewal
 from .body import json_object
-from .context import Context, Freshness, json_answer
+from .context import Context, Environ, Freshness, json_answer
 from .overrides import without_a_record
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
@@ -123,14 +123,14 @@ class Native:
 
     def get_checks(self, service: str, id: str) -> Response:
         instance = self._instance(service, id)
-        with self._service.budget.slot("read"):
+        with self._context.slot("read"):
             shown = self._service.checks(instance)
         return json_answer({"health": instance.health, "checks": shown})
 
     def put_check(self, service: str, id: str, check: str) -> Response:
         key = _key(service, id)
         sent = build(Word, json_object(self._settings.body_bytes_max))
-        with self._service.budget.slot("write"):
+        with self._context.slot("write"):
             outcome = self._service.report(key, check, STATES[sent.status], sent.note)
         g.index = outcome.index
         return json_answer({"check": check, "state": STATES[sent.status], "changed": "checked" in outcome.kinds})
@@ -222,7 +222,7 @@ class Native:
         query = Query.of_request()
         to = query.one("to")
         query.done()
-        with self._service.budget.slot("write"):
+        with self._context.slot("write"):
             leader = self._service.hand_over(to or "")
         return json_answer({"leader": leader})
 
@@ -281,9 +281,9 @@ def changed(context: Context, key: Key, outcome: Outcome) -> dict[str, Any]:
     return record(found) if found is not None else {"env": key.env, "service": key.service, "id": key.id}
 
 
-def renewed(context: Context, key: Key) -> dict[str, Any]:
+def renewed(context: Context, key: Key, environ: Environ | None = None) -> dict[str, Any]:
     """The body that answers a heartbeat."""
-    answer = context.renew([Renewal(key)])[0]
+    answer = context.renew([Renewal(key)], environ)[0]
     if answer.status != "ok":
         raise _unknown(key)
     return {"ttl_s": answer.ttl_s, "next_heartbeat_ms": answer.next_heartbeat_ms}

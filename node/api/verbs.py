@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from ...cluster.networks import LOOPBACK, Network
 from ...replication.changes import Changes
 from ...replication.checks import State
 from ...replication.commands import Submittable
@@ -31,6 +32,8 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     lease_ttl_s: float = 90.0
     members: tuple[str, ...] = ()
     """Hosts of the cluster's own URLs, which this node answers to."""
+    trusted: tuple[Network, ...] = LOOPBACK
+    """Whose addresses stand for many clients (proxies, NAT): they are held to no share."""
     hosts: tuple[str, ...] = ()
     """Other names of this node."""
     write_timeout_s: float = 5.0

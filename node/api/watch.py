@@ -91,7 +91,7 @@ class Watch:
         deadline = time.monotonic() + asked.wait_s
         budget, left = self._service.budget, client_left()
         own = asked.interest.id is not None
-        with budget.slot("own" if own else "watch"):
+        with self._context.slot("own" if own else "watch"):
             gone = (lambda: left() or budget.scarce) if own else left
             self._service.catch_up(asked.position, deadline, gone)
             page = self._service.changes.wait(asked.position.index, asked.interest, deadline, gone)
@@ -103,12 +103,14 @@ class Watch:
 
     def _stream(self, asked: _Asked) -> Response:
         # Before the first byte an index too old is a plain 410, and so is one that never was.
-        with self._service.budget.slot("watch"):
+        with self._context.slot("watch"):
             deadline = time.monotonic() + min(asked.wait_s, self._progress_s)
             self._service.catch_up(asked.position, deadline, client_left())
         index = g.index = asked.position.index
         first = self._service.changes.since(index, asked.interest)
-        stream = Stream(self._service, index, asked.interest, first, client_left(), self._progress_s)
+        stream = Stream(
+            self._service, index, asked.interest, first, client_left(), self._progress_s, client=self._context.client()
+        )
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx must not hold messages back
         return Response(stream, content_type="text/event-stream; charset=utf-8", headers=headers)
 
@@ -128,14 +130,17 @@ class Stream:
         first: Page,
         left: Callable[[], bool],
         progress_s: float = PROGRESS_S,
+        *,
+        client: str = "",
     ) -> None:
         self._service = service
+        self._client = client
         self._index = index
         self._interest = interest
         self._left = left
         self._progress_s = progress_s
         self._budget: Budget | None = service.budget
-        self._budget.take("watch")
+        self._budget.take("watch", client)
         self._messages = self._all_messages(first)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -148,7 +153,7 @@ class Stream:
         """Gives the place back. Called by the server, whatever became of the client."""
         budget, self._budget = self._budget, None
         if budget is not None:
-            budget.give("watch")
+            budget.give("watch", self._client)
 
     def _all_messages(self, page: Page) -> Iterator[bytes]:
         # Something at once: headers only leave with the first bytes, and the client learns where it stands.

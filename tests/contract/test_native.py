@@ -4,7 +4,10 @@ import threading
 from urllib.parse import quote
 
 import pytest
-from harness.api import Api, Clock, FakeService, problem, wait_for
+from harness.api import Api, Clock, FakeService, fill, problem, wait_for
+from rollcall.node.api import ApiSettings
+from rollcall.node.api.context import MIN_INDEX_WAIT_S_MAX, Freshness
+from rollcall.node.api.query import Query
 from rollcall.replication.errors import Unknown
 
 ORDERS = "/api/v1/services/orders/instances"
@@ -494,6 +497,11 @@ class TestLists:
 
 
 class TestFreshness:
+    def test_nobody_waits_for_an_index_longer_than_ten_seconds(self) -> None:
+        asked = Freshness.from_query(Query("min_index=1&wait=600s"), ApiSettings())
+
+        assert asked.wait_s == MIN_INDEX_WAIT_S_MAX == 10
+
     def test_min_index_waits_for_the_write(self, api: Api, service: FakeService) -> None:
         service.leader_ahead = 1
         answers: list[list[str]] = []
@@ -598,8 +606,7 @@ class TestBudget:
         self, api: Api, service: FakeService
     ) -> None:
         api.register()
-        for _ in range(service.budget.total):
-            service.budget.take("write")
+        fill(service.budget)
 
         for answer in (
             api.put(f"{ORDERS}/o1", {}),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from harness.api import Api, FakeService
+from harness.api import Api, FakeService, fill
 from rollcall.node.api.discovery import CONFLICT, NOT_FOUND, NOT_MODIFIED, PARAM_ERROR, SERVER_ERROR, SUCCESS
 from rollcall.replication.errors import NoLeader, Overloaded, Unknown
 from werkzeug.test import TestResponse
@@ -297,8 +297,7 @@ class TestFailures:
         assert "secret" not in answer.text
 
     def test_past_the_budget_it_is_an_internal_error_too(self, api: Api, service: FakeService) -> None:
-        for _ in range(service.budget.total):
-            service.budget.take("write")
+        fill(service.budget)
 
         for name in ("register", "renew", "cancel", "fetch", "fetchall"):
             answer = api.post(f"/api/{name}", {**REGISTRATION})

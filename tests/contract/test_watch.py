@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from harness.api import Api, FakeService, problem, wait_for
+from rollcall.cluster.networks import networks
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.watch import Stream
 from rollcall.replication.changes import EVERYTHING, Interest
@@ -423,3 +424,25 @@ class TestOneInstance:
         problem(api.get("/api/v1/watch?index=0&wait=0&id=o1"), 400, "Invalid", field="id")
         problem(api.get("/api/v1/watch?index=0&wait=0&service=a&service=b&id=o1"), 400, "Invalid", field="id")
         problem(api.get("/api/v1/watch?index=0&wait=0&service=a&id="), 400, "Invalid", field="id")
+
+
+def test_one_client_may_not_park_more_than_it_leaves_for_others(service: FakeService) -> None:
+    """Of 14 places for watchers seven; an address of IPv6 stands for its network; who is trusted has no share."""
+    api = Api(create_app(service, ApiSettings(trusted=networks(["10.0.0.9"]))))
+    for client, places in {"10.0.0.1": 7, "2001:db8::/64": 4}.items():
+        for _ in range(places):
+            service.budget.take("watch", client)
+
+    def polled(address: str) -> TestResponse:
+        return api.get(f"{WATCH}?wait=0s", environ_base={"REMOTE_ADDR": address})
+
+    for address in ("10.0.0.1", "::ffff:10.0.0.1", "2001:db8::5", "2001:db8::6"):
+        problem(polled(address), 503, "Overloaded", outcome="not_done")
+    assert "7 places for watchers are taken by 10.0.0.1" in polled("10.0.0.1").json["detail"]
+    assert polled("10.0.0.2").status_code == polled("2001:db8:0:1::5").status_code == 304
+    for _ in range(2):
+        service.budget.take("watch")
+    assert polled("10.0.0.9").status_code == 304
+    stream = api.get(WATCH, headers={"Accept": "text/event-stream"}, environ_base={"REMOTE_ADDR": "10.0.0.9"})
+    stream.close()
+    assert service.budget.in_use == 13

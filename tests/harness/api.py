@@ -4,19 +4,20 @@
 what a test wants to happen.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rollcall.node.api.fast import Fast
-from rollcall.node.budget import Budget
+from rollcall.node.budget import KINDS, Budget
 from rollcall.node.eviction import ProtectionView
 from rollcall.node.position import Position, reach
 from rollcall.node.values import LeaseView, Member, Renewal, Renewed
 from rollcall.replication.changes import Changes
 from rollcall.replication.commands import Submittable
-from rollcall.replication.errors import Draining, NoLeader
+from rollcall.replication.errors import Draining, NoLeader, Overloaded
 from rollcall.replication.log import LocalLog, LogStatus
 from rollcall.replication.records import Key
 from rollcall.replication.registry import Outcome, Registry
@@ -126,6 +127,14 @@ class FakeService:
         if write and not self.has_leader:
             return False, "there is no leader"
         return not self.not_ready, self.not_ready
+
+
+def fill(budget: Budget) -> None:
+    """Takes every place that there is, of every kind."""
+    for kind in KINDS:
+        with contextlib.suppress(Overloaded):
+            while True:
+                budget.take(kind)
 
 
 class Api:

@@ -84,9 +84,8 @@ def test_what_only_looks_like_a_page_of_its_own_has_no_thread_of_its_own(made):
     assert b'{"status":"alive"}' in exchanged(bench.server.port, HEALTH)
 
 
-def test_with_all_threads_taken_a_client_beyond_its_share_is_told_so(made, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server_module, "LOOPBACK", ())
-    bench = made(share=0.5)
+def test_with_all_threads_taken_a_client_beyond_its_share_is_told_so(made):
+    bench = made(share=0.5, exempt=())
     bench.take_all_threads()
     waiting = [bench.send(CART) for _ in range(THREADS)]  # as many may wait while there is nobody else
     told = exchanged(bench.server.port, CART)

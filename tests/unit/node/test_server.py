@@ -131,7 +131,7 @@ def test_a_stream_passes_changes_on_as_they_happen(run: Callable[..., Running]) 
 def test_with_the_budget_full_of_polls_plain_reads_go_on_and_more_polls_are_refused_at_once(
     run: Callable[..., Running],
 ) -> None:
-    running = run(budget=8, threads=10)
+    running = run(budget=16, threads=18)
     Api(running.app).register()
     running.park(running.service.budget.watch_max)
     with running.service.budget.slot("write"):

@@ -1,0 +1,328 @@
+"""Attacks by somebody who merely reaches the nodes' HTTP port, and what the others notice of them.
+
+    python tests/harness/abuse.py slow_requests --strength 0.2
+
+Each attack is a function ``(cluster, strength) -> figures``: strength 1 is what once took a cluster down, and the
+others are clients that go on renewing leases, writing and watching at every node over new connections. ``FIGURES``
+says what is measured. The abuser comes from 127.0.0.2, so nodes that trust 127.0.0.1 alone (``AMONG_STRANGERS``)
+take it for a stranger.
+"""
+
+import argparse
+import contextlib
+import http.client
+import resource
+import selectors
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rollcall.cluster.processes import LocalError
+
+from harness.cluster import Cluster, instance_path
+
+HERE, ABUSER = "127.0.0.1", "127.0.0.2"
+AMONG_STRANGERS: dict[str, object] = {"trusted_networks": HERE}
+"""Settings of nodes that take everybody but 127.0.0.1 for a stranger."""
+FIGURES = (
+    "rss_mb_before", "rss_mb_max", "elections",
+    "heartbeats", "heartbeats_failed", "heartbeats_p99_ms",
+    "writes", "writes_failed", "writes_p99_ms",
+    "watches", "watches_failed",
+)  # fmt: skip
+TIMEOUT_S = 5.0
+Figures = dict[str, float]
+
+
+class Others:
+    """Clients that do nothing wrong, at every node, from ``__enter__`` to ``__exit__``."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._ended = threading.Event()
+        self._took_s: dict[str, list[float]] = {"heartbeats": [], "writes": [], "watches": []}
+        self.failed: dict[str, list[str]] = {"heartbeats": [], "writes": [], "watches": []}
+        self._threads: list[threading.Thread] = []
+        self._rss: list[float] = []
+        self._terms: list[int] = []
+
+    def __enter__(self) -> "Others":
+        self._terms.append(self._term())
+        self._before = self._memory_mb()
+        for i in range(self._cluster.nodes):
+            self._cluster.register(i, "others", f"o{i}", ttl_s=30)
+            path = instance_path("others", f"o{i}")
+            self._start(i, "heartbeats", "PUT", f"{path}/heartbeat", None, 0.05)
+            self._start(i, "writes", "PUT", instance_path("written", f"w{i}"), b"{}", 0.1)
+            self._start(i, "watches", "GET", "/api/v1/watch?service=nobody&wait=500ms", None, 0.3)
+        self._threads.append(threading.Thread(target=self._weigh, daemon=True))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(2 * TIMEOUT_S)
+        self._terms.append(self._term())
+
+    def figures(self) -> Figures:
+        """What they saw; after ``__exit__``."""
+        found: Figures = {
+            "rss_mb_before": round(self._before),
+            "rss_mb_max": round(max(self._rss)),
+            "elections": self._terms[-1] - self._terms[0],
+        }
+        for what, took in self._took_s.items():
+            found[what] = len(took)
+            found[f"{what}_failed"] = len(self.failed[what])
+            found[f"{what}_p99_ms"] = round(sorted(took)[int(len(took) * 0.99)] * 1000) if took else -1
+        return {name: found[name] for name in FIGURES}
+
+    def _start(self, i: int, what: str, method: str, path: str, body: bytes | None, rest_s: float) -> None:
+        def run() -> None:
+            while not self._ended.wait(rest_s):
+                began = time.monotonic()
+                status = self._ask(i, method, path, body)
+                self._took_s[what].append(time.monotonic() - began)
+                if status not in ("200", "201", "304"):
+                    self.failed[what].append(status)
+
+        self._threads.append(threading.Thread(target=run, daemon=True))
+
+    def _ask(self, i: int, method: str, path: str, body: bytes | None) -> str:
+        line = http.client.HTTPConnection(HERE, self._cluster.port + i, timeout=TIMEOUT_S)
+        try:
+            line.request(method, path, body)
+            answer = line.getresponse()
+            answer.read()
+            return str(answer.status)
+        except (OSError, http.client.HTTPException) as error:
+            return type(error).__name__
+        finally:
+            line.close()
+
+    def _weigh(self) -> None:
+        self._rss.append(self._before)
+        while not self._ended.wait(0.1):
+            self._rss.append(self._memory_mb())
+
+    def _memory_mb(self) -> float:
+        """Of the node that has most."""
+        return max(rss_mb(self._cluster.pid(i)) for i in range(self._cluster.nodes))
+
+    def _term(self) -> int:
+        with contextlib.suppress(LocalError):
+            return int(self._cluster.view(self._cluster.wait_for_leader())["term"])
+        return -1
+
+
+def rss_mb(pid: int | None) -> float:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class Abuser:
+    """Many connections of one thread: ``say`` tells what each has still to send."""
+
+    def __init__(self) -> None:
+        self._lines: dict[socket.socket, memoryview] = {}
+        _allow_files()
+
+    @property
+    def open(self) -> int:
+        return len(self._lines)
+
+    def dial(self, port: int, say: bytes) -> None:
+        line = socket.socket()
+        with contextlib.suppress(OSError):
+            line.bind((ABUSER, 0))
+            line.setblocking(False)
+            line.connect_ex((HERE, port))
+            self._lines[line] = memoryview(say)
+            return
+        line.close()
+
+    def push(self, until: float) -> None:
+        """Sends what the nodes take, until all is sent or ``until``; reads nothing."""
+        with selectors.DefaultSelector() as selector:
+            for line, left in self._lines.items():
+                if left:
+                    selector.register(line, selectors.EVENT_WRITE)
+            while selector.get_map() and time.monotonic() < until:
+                for key, _ in selector.select(0.1):
+                    line: Any = key.fileobj
+                    left = self._lines[line]
+                    try:
+                        left = left[line.send(left[: 1 << 18]) :]
+                    except BlockingIOError:
+                        continue
+                    except OSError:
+                        left = memoryview(b"")
+                    self._lines[line] = left
+                    if not left:
+                        selector.unregister(line)
+
+    def drip(self) -> int:
+        """One byte more on each connection; those that the node closed are dropped, and counted."""
+        ended: list[socket.socket] = []
+        for line in self._lines:
+            try:
+                line.send(b"x")
+            except BlockingIOError:
+                continue
+            except OSError:
+                ended.append(line)
+        for line in ended:
+            del self._lines[line]
+            line.close()
+        return len(ended)
+
+    def answered(self) -> int:
+        """Connections that were answered or closed; they are closed here too."""
+        ended: list[socket.socket] = []
+        for line in self._lines:
+            try:
+                line.recv(1 << 16)
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            ended.append(line)
+        for line in ended:
+            del self._lines[line]
+            line.close()
+        return len(ended)
+
+    def close(self) -> None:
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
+
+
+@contextlib.contextmanager
+def attacking(cluster: Cluster) -> Iterator[tuple[Others, Abuser]]:
+    """Others for a second alone, and then the abuser beside them."""
+    abuser = Abuser()
+    try:
+        with Others(cluster) as others:
+            time.sleep(1.0)
+            yield others, abuser
+    finally:
+        abuser.close()
+
+
+def bodies_half_sent(cluster: Cluster, strength: float) -> Figures:
+    """Bodies of which the end does not come: as large as a batch may be, and larger."""
+    size = 3_900_000
+    head = b"POST /api/v1/batch HTTP/1.1\r\nHost: node\r\nContent-Length: %d\r\n\r\n"
+    whole = {n: head % (n + 1000) + b"x" * n for n in (size, 1_000_000)}
+    with attacking(cluster) as (others, abuser):
+        for number in range(int(300 * strength)):
+            abuser.dial(cluster.port, whole[size if number % 2 else 1_000_000])
+        abuser.push(time.monotonic() + 20.0)
+        time.sleep(2.0)
+    return others.figures()
+
+
+def answers_not_taken(cluster: Cluster, strength: float) -> Figures:
+    """Lists of six megabytes, each made anew, that nobody reads."""
+    meta = {f"m{n}": "x" * 500 for n in range(16)}
+    for begin in range(0, 750, 75):
+        cluster.register_many(0, "large", [f"i{n}" for n in range(begin, begin + 75)], ttl_s=None, meta=meta)
+    cluster.wait_same()
+    ask = b"GET /api/v1/services/large/instances?health=any HTTP/1.1\r\nHost: node\r\n\r\n"
+    with attacking(cluster) as (others, abuser):
+        for _ in range(int(60 * strength)):
+            abuser.dial(cluster.port, ask)
+            abuser.push(time.monotonic() + 1.0)
+            time.sleep(0.05)
+        time.sleep(3.0)
+    return others.figures()
+
+
+def waiting_reads(cluster: Cluster, strength: float) -> Figures:
+    """Reads of an index that will not come, and watches of nothing, as many as are let in; again when answered."""
+    far = b"GET /api/v1/services/others/instances?min_index=%d&wait=600s HTTP/1.1\r\nHost: node\r\n\r\n" % (9 * 10**18)
+    watch = b"GET /api/v1/watch?service=nobody&wait=600s HTTP/1.1\r\nHost: node\r\n\r\n"
+    wanted = int(620 * strength)
+    with attacking(cluster) as (others, abuser):
+        until = time.monotonic() + 8.0
+        while time.monotonic() < until:
+            for number in range(wanted * cluster.nodes - abuser.open):
+                abuser.dial(cluster.port + number % cluster.nodes, watch if number % 4 else far)
+            abuser.push(time.monotonic() + 1.0)
+            time.sleep(0.5)
+            abuser.answered()
+    return others.figures()
+
+
+def slow_requests(cluster: Cluster, strength: float) -> Figures:
+    """Requests of which a byte comes each half second, on as many connections as there are places; dialled anew."""
+    wanted = int(2050 * strength)
+    with attacking(cluster) as (others, abuser):
+        until = time.monotonic() + 14.0
+        while time.monotonic() < until:
+            for number in range(wanted * cluster.nodes - abuser.open):
+                abuser.dial(cluster.port + number % cluster.nodes, b"GET /healthz HTTP/1.1\r\nHost: node\r\nX: ")
+            abuser.push(time.monotonic() + 0.5)
+            time.sleep(0.2)
+            abuser.drip()
+    return others.figures()
+
+
+def foreign_pages(cluster: Cluster, strength: float) -> Figures:
+    """A web page that somebody has open, on the node's own machine, writes and reads by every dialect."""
+    done = 0
+    evil = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+    with attacking(cluster) as (others, _):
+        for number in range(int(50 * strength)):
+            body = {"operations": [{"op": "register", "service": "evil", "id": f"e{number}"}]}
+            simple = {"serviceName": "evil", "host": "10.0.0.6", "port": 1 + number}
+            for path, sent in (("/api/v1/batch", body), ("/register", simple)):
+                done += cluster.ask(0, "POST", path, msgspec.json.encode(sent), headers=evil).status < 300
+            done += cluster.get(0, "/api/v1/services", headers={"Host": "evil.example"}).status < 300
+    return {**others.figures(), "done": done}
+
+
+ATTACKS: dict[str, Callable[[Cluster, float], Figures]] = {
+    attack.__name__: attack
+    for attack in (bodies_half_sent, answers_not_taken, waiting_reads, slow_requests, foreign_pages)
+}
+
+
+def _allow_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("attacks", nargs="*", choices=[*ATTACKS, []], help="default: all")
+    parser.add_argument("--strength", type=float, default=0.2)
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the nodes")
+    given = parser.parse_args()
+    settings = {**AMONG_STRANGERS, **dict(pair.split("=", 1) for pair in given.set)}
+    settings = {name: value for name, value in settings.items() if value != "unset"}
+    _allow_files()
+    for name in given.attacks or ATTACKS:
+        with tempfile.TemporaryDirectory() as directory:
+            cluster = Cluster(Path(directory) / "data", given.nodes, **settings)
+            with cluster:
+                figures = ATTACKS[name](cluster, given.strength)
+        print(name, msgspec.json.encode(figures).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,9 @@ known stays in use when no node answers; ``age_s`` says how old it is. Who has n
 yet takes what was kept on disk. Where nobody serves, the fallback is used; without
 one, ``NoInstances`` is raised. An empty list is believed only if the node that gave it
 was up to date.
+
+Of many names (``following``) the whole env is watched, and lists are read again a few at a
+time, so that changes are followed meanwhile. A name that nobody asks for is forgotten.
 """
 
 import asyncio
@@ -31,7 +34,8 @@ from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, RollcallEr
 from ..replication.records import DEFAULT_ENV, Event, Instance
 from . import forks
 from .balancer import Balancer, Endpoint, RoundRobin
-from .client import Client, Listing
+from .client import Changes, Client, Listing
+from .following import ABSENT_MAX, Known, idle, note_uses, surplus, whole_env
 from .http import Interrupted, Interruptible
 from .members import DEFAULT_NODES, urls_from
 from .names import service_name
@@ -59,22 +63,11 @@ SILENT_MAX = 2
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
 
+SLICE_S = 0.2
+"""So long lists are read again before changes are looked at in between."""
 
-class _Known(Struct):
-    """What is known of one service. ``index`` of ``history``: up to where; -1: not from the registry in this process.
-
-    ``kept_until``: what is not in the registry any more is kept so long, because the registry began anew.
-    """
-
-    pool: Pool
-    instances: dict[str, Instance]
-    asked: threading.Event
-    index: int = -1
-    history: str = ""
-    confirmed_at: float = -math.inf
-    kept_until: float = -math.inf
-    troubled: bool = False
-    """It could not be read last time, for a reason of its own."""
+SWEEP_S = 10.0
+"""Between two looks at which names nobody asks for."""
 
 
 class _Kept(Struct):
@@ -129,7 +122,17 @@ class Discovery:
 
     def _begin(self) -> None:
         """With nothing known: at first, and again in a forked child."""
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
+        self._whole: bool = False
+        """Whether the whole env is watched."""
+        self._watched_index: int = 0
+        """Up to where changes are in the lists."""
+        self._round: list[str] = []
+        """What is still to be read again in the round under way; ``_round_failure`` is what went wrong in it."""
+        self._round_failure: RollcallError | None = None
+        self._sweep_at: float = time.monotonic() + SWEEP_S
+        self._unheard: bool = False
+        """Whether no node answered last."""
         self._in_force: tuple[Policy, ...] = self._policies
         self._policies_at: float = 0.0
         self._refresh_at: float = time.monotonic() + self._pause_s()
@@ -156,16 +159,19 @@ class Discovery:
         """All that should get traffic. Raises ``NoInstances`` if there are none."""
         found = tuple(endpoint.instance for endpoint in self.pool(service).endpoints)
         if not found:
-            raise NoInstances(service)
+            raise NoInstances(service, self._why_nobody(service))
         return found
 
     def pool(self, service: str) -> Pool:
-        """The instances of a service with how calls to them went, for who calls by other means."""
+        """The instances of a service with how calls to them went, for who calls by other means. To be asked for
+        before each call: one that is not used for long is not followed any more."""
         forks.notice()
-        return self._pools.get(service) or self._follow(service)
+        pool = self._pools.get(service) or self._follow(service)
+        pool.used = True
+        return pool
 
     def pools(self) -> tuple[Pool, ...]:
-        """Those of all services that were asked about."""
+        """Those of all services that are followed."""
         return tuple(known.pool for known in list(self._known.values()))
 
     def age_s(self, service: str) -> float | None:
@@ -197,8 +203,12 @@ class Discovery:
             known = self._known.get(service)
             first = known is None
             if known is None:
-                pool = Pool(service, self._balancer, policies=self._in_force, caution=self._caution)
-                known = self._known[service] = _Known(pool, {}, threading.Event())
+                self._make_room()
+                pool = Pool(
+                    service, self._balancer, policies=self._in_force, caution=self._caution,
+                    why_nobody=self._why_nobody,
+                )  # fmt: skip
+                known = self._known[service] = Known(pool, {}, threading.Event(), time.monotonic())
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._run, name="rollcall discovery", daemon=True)
                 self._thread.start()
@@ -210,17 +220,57 @@ class Discovery:
         else:
             # Who comes meanwhile waits for that answer; asking again is the thread's, so that no call waits for it.
             known.asked.wait(FIRST_S)
-        if known.index >= 0:
-            self._pools[service] = known.pool
+        with self._lock:
+            if known.index >= 0 and self._known.get(service) is known:
+                self._pools[service] = known.pool
         return known.pool
 
-    def _ask(self, service: str, known: _Known) -> None:
+    def _make_room(self) -> None:
+        """For one more name. To be called with the lock."""
+        if len(self._known) >= ABSENT_MAX:
+            note_uses(self._known, time.monotonic())
+            self._forget(surplus(self._known))
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """To be called with the lock. What the file held, or should hold, stays there."""
+        for name in names:
+            known = self._known.pop(name)
+            self._pools.pop(name, None)
+            if self._keep is not None and known.index >= 0:
+                self._kept[name] = tuple(known.instances.values())
+                if not known.instances:
+                    del self._kept[name]
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + SWEEP_S
+        with self._lock:
+            note_uses(self._known, now)
+            # While no node answers, what is known may be all that anybody can be told.
+            leaving = [name for name in idle(self._known, now) if not self._unheard or self._known[name].absent]
+            self._forget(leaving)
+        if leaving:
+            logger.debug("%d names that nobody asked for are followed no more", len(leaving))
+
+    def _why_nobody(self, service: str) -> str:
+        known = self._known.get(service)
+        if known is not None and known.index < 0:
+            return "no node of the registry answered, and none is known otherwise"
+        if self._unheard:
+            return "it had no instance that served when a node of the registry answered last"
+        return "it has no instance that serves"
+
+    def _ask(self, service: str, known: Known) -> None:
         until = time.monotonic() + FIRST_S
         try:
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
-            self._line.interrupt()  # the watch goes on with one service more
+            if not self._whole or known.index < self._watched_index:
+                self._line.interrupt()  # the watch goes on with one service more, from where that was read
         except Invalid:
-            del self._known[service]
+            with self._lock:
+                self._forget([service] if self._known.get(service) is known else [])
             raise
         except RollcallError as error:
             instead = self._kept.get(service) or self._fallback.get(service, ())
@@ -241,14 +291,17 @@ class Discovery:
         while not self._stop.is_set():
             try:
                 self._save()
+                self._sweep()
                 self._take_policies()
-                if time.monotonic() >= self._refresh_at or self._has_stale():
+                if self._round or time.monotonic() >= self._refresh_at or self._has_stale():
                     self._refresh()
-                self._watch(min(self._refresh_at, self._policies_at) if self._follow_policies else self._refresh_at)
+                until = min(self._refresh_at, self._policies_at) if self._follow_policies else self._refresh_at
+                self._watch(0.0 if self._round else until)
                 retry_s = RETRY_S_MIN
             except Interrupted:
                 pass  # another service, or the end
             except RollcallError as error:
+                self._unheard = isinstance(error, (NotDone, Unknown)) and not isinstance(error, NotCaughtUp)
                 if not self._stop.is_set():
                     logger.info("the watch was broken off and goes on: %s", error)
                     self._stop.wait(random.uniform(retry_s / 2, retry_s))
@@ -262,43 +315,59 @@ class Discovery:
         return self._refresh_s + random.uniform(0, REFRESH_S_SPREAD)
 
     def _watch(self, until: float) -> None:
-        """Follows all services until ``until``, or until there is one more."""
-        followed = self._followed()
-        if not followed:
+        """Follows all services until ``until``, at least for a look, or until there is one more."""
+        with self._lock:
+            # In this order: who comes meanwhile looks at these two when its list is in place.
+            self._whole = whole_env(len(self._known), self._whole)
+            indexes = {service: known.index for service, known in self._followed().items()}
+            index = self._watched_index = min(indexes.values(), default=0)
+        if not indexes or self._has_stale():
+            # Nothing yet; or one that was asked about for the first time was the first to hear of another history.
             self._stop.wait(RETRY_S_MIN)
             return
-        if self._has_stale():
-            self._stop.wait(RETRY_S_MIN)
-            return  # one that was asked about for the first time was the first to hear of another history
-        index, history = min(known.index for known in followed.values()), self._client.history
-        while not self._stop.is_set() and time.monotonic() < until:
-            if self._followed().keys() != followed.keys():
-                return
+        names: tuple[str, ...] = () if self._whole else tuple(indexes)
+        history = self._client.history
+        while not self._stop.is_set():
             wait_s = max(1.0, min(POLL_S, until - time.monotonic()))
             try:
-                page = self._watcher.changes(
-                    *followed, index=index, history=history, wait_s=wait_s, patience_s=PATIENCE_S
-                )
+                page = self._watcher.changes(*names, index=index, history=history, wait_s=wait_s, patience_s=PATIENCE_S)
             except Gone as error:
                 logger.info("everything is read again: %s", error)
                 self._read_again()
                 return
-            now = time.monotonic()
-            changed = {event.instance.service for event in page.events}
-            for event in page.events:
-                self._apply(event)
-            for service, known in followed.items():
-                known.index, known.confirmed_at = max(known.index, page.index), now
-                known.history = known.history or page.history
-                if service in changed:
-                    self._swap(known)
+            self._unheard = False
+            with self._lock:
+                self._follow_up(names, index, page)
             index, history = page.index, history or page.history
             self._client.saw(index, page.history)
             self._save()
+            self._sweep()
+            if time.monotonic() >= until:
+                return
 
-    def _apply(self, event: Event) -> None:
-        known = self._known.get(event.instance.service)
-        if known is None or event.index <= known.index:
+    def _follow_up(self, names: Collection[str], since: int, page: Changes) -> None:
+        """Puts the changes after ``since`` of ``names`` (none: of all) into the lists. To be called with the lock."""
+        self._watched_index = page.index
+        followed = self._followed()
+        if names:
+            followed = {service: followed[service] for service in names if service in followed}
+        now = time.monotonic()
+        changed: set[str] = set()
+        for event in page.events:
+            known = followed.get(event.instance.service)
+            if known is not None and known.index >= since:
+                self._apply(known, event)
+                changed.add(event.instance.service)
+        for service, known in followed.items():
+            if known.index < since:
+                continue  # its list came from a node that was behind: the watch begins again from there
+            known.index, known.confirmed_at = max(known.index, page.index), now
+            known.history = known.history or page.history
+            if service in changed:
+                self._swap(known)
+
+    def _apply(self, known: Known, event: Event) -> None:
+        if event.index <= known.index:
             return
         if event.kind in ("DEREGISTER", "EVICT"):
             known.instances.pop(event.instance.id, None)
@@ -311,31 +380,43 @@ class Discovery:
             self._client.cluster(timeout_s=FIRST_S)
 
     def _refresh(self) -> None:
-        """Reads every service again, and who the nodes are."""
-        self._learn()
-        failure: RollcallError | None = None
+        """Reads services again, and who the nodes are: for a while, or all of them where the watch cannot go on."""
+        if not self._round or self._has_stale():
+            self._learn()
+            self._round, self._round_failure = [service for service, _ in self._asked()], None
+        until = math.inf if self._has_stale() else time.monotonic() + SLICE_S
         silent = 0
-        for service, known in self._asked():
+        while self._round and time.monotonic() < until and not self._stop.is_set():
+            service = self._round.pop()
+            known = self._known.get(service)
+            if known is None or not known.asked.is_set():
+                continue  # forgotten meanwhile, and perhaps asked about anew
             try:
                 self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
             except RollcallError as error:
                 # One service's trouble is not that of the others. Where no node answers, the round is over soon.
-                failure, known.troubled = error, True
+                self._round_failure, known.troubled = error, True
                 silent = silent + 1 if isinstance(error, (NotDone, Unknown)) else 0
                 if silent == SILENT_MAX or self._stop.is_set():
+                    self._round = []
                     raise
                 logger.info("%s could not be read again, the others are followed: %s", service, error)
                 continue
             silent, known.troubled = 0, False
-            self._pools[service] = known.pool
+            with self._lock:
+                if self._known.get(service) is known:
+                    self._pools[service] = known.pool
+        if self._round:
+            return
         if self._has_stale():
             # An empty list is not believed of a node that has just begun: it is asked again soon.
             raise NotCaughtUp("not every list was there to be read in the registry's history as it is now")
+        failure = self._round_failure
         if failure is not None and not self._followed():
             raise failure
         self._refresh_at = time.monotonic() + (RETRY_S_MAX if failure is not None else self._pause_s())
 
-    def _followed(self) -> dict[str, _Known]:
+    def _followed(self) -> dict[str, Known]:
         """What the watch is about: all that the registry was asked about, but what could not be read last."""
         return {name: known for name, known in list(self._known.items()) if known.index >= 0 and not known.troubled}
 
@@ -350,7 +431,7 @@ class Discovery:
             not known.troubled and (known.index < 0 or _differ(known.history, history)) for _, known in self._asked()
         )
 
-    def _asked(self) -> list[tuple[str, _Known]]:
+    def _asked(self) -> list[tuple[str, Known]]:
         """All services but those whose first question is still under way."""
         return [(service, known) for service, known in list(self._known.items()) if known.asked.is_set()]
 
@@ -364,23 +445,28 @@ class Discovery:
         for known in list(self._known.values()):
             known.pool.route(self._in_force, time.monotonic())
 
-    def _take(self, known: _Known, listing: Listing) -> None:
-        if not listing.instances and known.instances and not listing.complete:
-            logger.warning("an empty list of %s is not believed: the node is not up to date", listing.service)
-            return
-        now = time.monotonic()
-        found = {instance.id: instance for instance in listing.instances}
-        # A registry that began anew knows nobody until services have registered again. They get the time for it.
-        if listing.index < known.index or _differ(listing.history, known.history):
-            known.kept_until = now + self._refresh_s
-        known.instances = known.instances | found if now < known.kept_until else found
-        known.index, known.history, known.confirmed_at = listing.index, listing.history, now
-        self._swap(known)
+    def _take(self, known: Known, listing: Listing) -> None:
+        self._unheard = False
+        with self._lock:
+            if not listing.instances and known.instances and not listing.complete:
+                logger.warning("an empty list of %s is not believed: the node is not up to date", listing.service)
+                return
+            now = time.monotonic()
+            found = {instance.id: instance for instance in listing.instances}
+            # A registry that began anew knows nobody until services have registered again. They get the time for it.
+            if listing.index < known.index or _differ(listing.history, known.history):
+                known.kept_until = now + self._refresh_s
+            known.instances = known.instances | found if now < known.kept_until else found
+            known.index, known.history, known.confirmed_at = listing.index, listing.history, now
+            self._swap(known)
 
-    def _swap(self, known: _Known) -> None:
+    def _swap(self, known: Known) -> None:
+        """The pool gets what is known now. To be called with the lock."""
         serving = [instance for instance in known.instances.values() if instance.serving]
-        known.pool.update(serving or self._fallback.get(known.pool.service, ()), time.monotonic())
-        self._unsaved = True
+        service = known.pool.service
+        # A name that nobody has, and nobody had, is not worth writing a file for.
+        self._unsaved = self._unsaved or bool(known.instances or known.pool.endpoints or service in self._kept)
+        known.pool.update(serving or self._fallback.get(service, ()), time.monotonic())
 
     # -- on disk -------------------------------------------------------------------
 
@@ -403,6 +489,7 @@ class Discovery:
         followed = {name: known for name, known in list(self._known.items()) if known.index >= 0}
         # What was asked about by an earlier program, and not yet by this one, stays.
         lists = self._kept | {name: tuple(known.instances.values()) for name, known in followed.items()}
+        lists = {name: instances for name, instances in lists.items() if instances}
         partial = self._keep.with_name(f"{self._keep.name}.{os.getpid()}")
         try:
             partial.write_bytes(msgspec.json.encode(_Kept(time.time(), self.env, lists)))
@@ -419,13 +506,21 @@ class AsyncDiscovery:
 
     async def pick(self, service: str, key: str = "", *, without: Collection[Endpoint] = ()) -> Endpoint:
         """As ``Discovery.pick``."""
-        await self._pool(service)
-        return self.discovery.pick(service, key, without=without)
+        return (await self.pool(service)).pick(time.monotonic(), key, without)
 
     async def instances(self, service: str) -> tuple[Instance, ...]:
         """As ``Discovery.instances``."""
-        await self._pool(service)
-        return self.discovery.instances(service)
+        found = tuple(endpoint.instance for endpoint in (await self.pool(service)).endpoints)
+        if not found:
+            raise NoInstances(service, self.discovery._why_nobody(service))
+        return found
+
+    async def pool(self, service: str) -> Pool:
+        """As ``Discovery.pool``."""
+        forks.notice()
+        pool = self.discovery._pools.get(service) or await asyncio.to_thread(self.discovery.pool, service)
+        pool.used = True
+        return pool
 
     def age_s(self, service: str) -> float | None:
         """As ``Discovery.age_s``."""
@@ -439,10 +534,6 @@ class AsyncDiscovery:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    async def _pool(self, service: str) -> None:
-        if service not in self.discovery._pools:
-            await asyncio.to_thread(self.discovery.pool, service)
 
 
 def _differ(one: str, other: str) -> bool:

@@ -13,6 +13,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -47,7 +48,8 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 class Pool:
-    """May be used by several threads. ``balancer`` makes one for each part of the list."""
+    """May be used by several threads. ``balancer`` makes one for each part of the list; ``why_nobody`` says
+    why the list is empty."""
 
     def __init__(
         self,
@@ -57,8 +59,13 @@ class Pool:
         policies: Iterable[Policy] = (),
         caution: Caution = CAUTION,
         chance: random.Random | None = None,
+        why_nobody: Callable[[str], str] | None = None,
     ) -> None:
         self.service: str = service
+        self.used: bool = True
+        """Set by each use, and taken back by who wants to know whether there are any (``following``)."""
+        # Not a method: a pool that refers to itself would outlive its owner's last word on it until a collection.
+        self._nobody: Pick = partial(_nobody, service, why_nobody)
         self.policies: tuple[Policy, ...] = ()
         self._make_balancer: Callable[[], Balancer] = balancer
         self._balancers: list[Balancer] = [balancer()]
@@ -108,6 +115,7 @@ class Pool:
     ) -> Endpoint:
         """One to call. ``without``: those that were tried already; ``headers`` (names in lower case): what policies
         that go by a header look at. Raises ``NoInstances``."""
+        self.used = True
         if now >= self._look_again_at:
             with self._lock:
                 self._arrange(now)
@@ -208,8 +216,11 @@ class Pool:
 
         return routed
 
-    def _nobody(self, now: float, key: str) -> Endpoint:
-        raise NoInstances(self.service)
+
+def _nobody(service: str, why: Callable[[str], str] | None, now: float, key: str) -> Endpoint:
+    if why is None:
+        raise NoInstances(service)
+    raise NoInstances(service, why(service))
 
 
 def _place(instance: Instance) -> tuple[str, str, int, tuple[str, ...]]:

@@ -18,13 +18,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rollcall.cluster.processes import LocalError
 
-from harness.cluster import Cluster, instance_path
+from harness.cluster import Cluster, Line, instance_path
+from harness.gateway import GatewayProcess
 
 HERE, ABUSER = "127.0.0.1", "127.0.0.2"
 AMONG_STRANGERS: dict[str, object] = {"trusted_networks": HERE}
@@ -293,10 +295,51 @@ def foreign_pages(cluster: Cluster, strength: float) -> Figures:
     return {**others.figures(), "done": done}
 
 
+def unknown_names(cluster: Cluster, strength: float) -> Figures:
+    """A gateway is asked for services that nobody has. Beside the nodes' figures: how much larger the gateway became,
+    and how long it then takes to follow a change of a service that somebody has."""
+    wanted, callers = int(1500 * strength), 8
+    cluster.register(0, "abused", "a", address="10.0.0.1", port=1, ttl_s=None)
+    cluster.wait_same()
+    gateway = GatewayProcess(tuple(cluster.urls))
+    lines = [Line(gateway.url, 20.0) for _ in range(callers)]
+    try:
+        _time_s(lambda: gateway.ask("/api/abused/x").status_code == 502)
+        before_mb = rss_mb(gateway.process.pid)
+        with attacking(cluster) as (others, _), ThreadPoolExecutor(callers) as pool:
+            list(
+                pool.map(
+                    lambda n: [lines[n].ask("GET", f"/api/made-up-{i}/x") for i in range(n, wanted, callers)],
+                    range(callers),
+                )
+            )
+        after_mb = rss_mb(gateway.process.pid)
+        cluster.register(1, "abused", "b", address="10.0.0.1", port=2, ttl_s=None)
+        followed_s = _time_s(lambda: "b" in gateway.instances("abused"))
+    finally:
+        for line in lines:
+            line.close()
+        gateway.close()
+    return {
+        **others.figures(),
+        "gateway_rss_mb_before": round(before_mb, 1),
+        "gateway_rss_mb_after": round(after_mb, 1),
+        "followed_after_s": round(followed_s, 2),
+    }
+
+
 ATTACKS: dict[str, Callable[[Cluster, float], Figures]] = {
     attack.__name__: attack
-    for attack in (bodies_half_sent, answers_not_taken, waiting_reads, slow_requests, foreign_pages)
+    for attack in (bodies_half_sent, answers_not_taken, waiting_reads, slow_requests, foreign_pages, unknown_names)
 }
+
+
+def _time_s(holds: Callable[[], bool], within_s: float = 60.0) -> float:
+    """How long it took to hold; ``within_s`` where it never did."""
+    began = time.monotonic()
+    while time.monotonic() - began < within_s and not holds():
+        time.sleep(0.02)
+    return time.monotonic() - began
 
 
 def _allow_files() -> None:

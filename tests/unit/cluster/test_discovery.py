@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from harness.waiting import wait_for
 from rollcall.cluster import discovery as discovery_module
+from rollcall.cluster import following
 from rollcall.cluster.discovery import Discovery
+from rollcall.cluster.following import ABSENT_MAX, NAMED_MAX
 from rollcall.cluster.pool import NoInstances
 from rollcall.replication.errors import Invalid
 
@@ -22,7 +25,8 @@ SOON_S = 5.0
 
 
 class Registry:
-    """One node with one service. What it answers can be changed; ``listed_at`` is when its list was asked for.
+    """One node with one service, and any that is asked for; but nobody has one whose name begins with ``nobody``.
+    What it answers can be changed; ``listed_at`` is when its list was asked for.
 
     Where its ``history`` has a name, it says 410 to who comes from another one, or is ahead.
     """
@@ -41,10 +45,15 @@ class Registry:
         self.poll_s: float = 0.2
         """So long a poll is parked at most."""
         self.listed_at: list[float] = []
+        self.watched: list[list[str]] = []
+        """The names that each poll was about."""
+        self.news: list[dict[str, Any]] = []
+        """Events that polls answer, once, if they watch it."""
         registry = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 with contextlib.suppress(OSError):  # who asked has gone meanwhile
@@ -83,22 +92,39 @@ class Registry:
             self._say(handler, 200, {"policies": self.policies})
         elif parts.path.endswith("/instances"):
             self.listed_at.append(time.monotonic())
-            self._say(
-                handler,
-                200,
-                {"service": parts.path.split("/")[-2], "env": "default", "index": self.index, "instances": self._all()},
-            )
+            service = parts.path.split("/")[-2]
+            listed = [] if service.startswith("nobody") else self._all()
+            self._say(handler, 200, {"service": service, "env": "default", "index": self.index, "instances": listed})
         elif parts.path.endswith("/watch"):
             until = time.monotonic() + min(self.poll_s, float(asked["wait"].removesuffix("s")))
+            names = parse_qs(parts.query).get("service", [])
+            self.watched.append(names)
             history = self.history
-            while history == self.history and time.monotonic() < until and not self.over.wait(0.01):
+
+            def quiet() -> bool:
+                return history == self.history and not self._seen_by(names, int(asked["index"]))
+
+            while quiet() and time.monotonic() < until and not self.over.wait(0.01):
                 pass
-            if history != self.history:
+            events = self._seen_by(names, int(asked["index"]))
+            if events:
+                self._say(handler, 200, {"index": self.index, "events": events})
+            elif history != self.history:
                 self._say(handler, 410, {"code": "Gone", "floor": self.index})
             else:
                 self._say(handler, 304, None)
         else:
             self._say(handler, 404, {"title": "not found"})
+
+    def _seen_by(self, names: list[str], index: int) -> list[dict[str, Any]]:
+        seen = [each for each in self.news if not names or each["instance"]["service"] in names]
+        return [each for each in seen if each["index"] > index]
+
+    def comes(self, id: str) -> None:
+        """Another instance of ``cart`` registers, of which a poll tells."""
+        self.index += 1
+        record = {**self._all()[0], "id": id}
+        self.news.append({"index": self.index, "kind": "REGISTER", "instance": record})
 
     def _all(self) -> list[dict[str, Any]]:
         stamps = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 1)
@@ -335,3 +361,95 @@ def test_s3_6_cancellation_one_after_the_other_they_leave_nothing_behind(registr
 
     wait_for(lambda: threads() == [], lambda: str(threads()), SOON_S)
     assert threading.active_count() <= before + 25  # the little server's own, one a connection
+
+
+def ask_for_nobody(discovery: Discovery, names: int) -> None:
+    for number in range(names):
+        with pytest.raises(NoInstances, match="it has no instance that serves"):
+            discovery.pick(f"nobody-{number}")
+
+
+def test_of_few_names_the_watch_says_which_of_many_it_is_about_the_env(registry: Registry):
+    with Discovery([registry.url]) as discovery:
+        discovery.pool("cart")
+        wait_for(lambda: ["cart"] in registry.watched, lambda: str(registry.watched), SOON_S)
+
+        ask_for_nobody(discovery, NAMED_MAX)
+        wait_for(lambda: registry.watched[-1] == [], lambda: f"{len(registry.watched[-1])} names", SOON_S)
+        assert max(len(names) for names in registry.watched) <= NAMED_MAX
+
+
+def test_names_that_nobody_has_leave_changes_of_the_others_followed_and_only_so_many_are_kept(registry: Registry):
+    """The poll is parked for long and the next reading of everything is far: only the watch can tell."""
+    registry.poll_s = 30.0
+    with Discovery([registry.url], refresh_s=600.0) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        ask_for_nobody(discovery, ABSENT_MAX + 100)
+        registry.comes("c")
+
+        wait_for(lambda: ids(discovery) == {"a", "b", "c"}, lambda: str(ids(discovery)), SOON_S)
+        assert len(discovery.pools()) <= ABSENT_MAX + 1
+        assert len(discovery._pools) <= ABSENT_MAX + 1
+
+
+def test_a_name_that_nobody_asks_for_is_forgotten_and_found_again_when_somebody_does(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(discovery_module, "SWEEP_S", 0.05)
+    monkeypatch.setattr(following, "ABSENT_S", 0.5)
+    monkeypatch.setattr(following, "IDLE_S", 1.0)
+    with Discovery([registry.url]) as discovery:
+        discovery.pool("cart")
+        ask_for_nobody(discovery, 3)
+        called = discovery.pool("users")
+
+        def left() -> set[str]:
+            called.pick(time.monotonic())  # who calls by other means, and goes on calling
+            return {pool.service for pool in discovery.pools()}
+
+        wait_for(lambda: left() == {"users"}, lambda: str(left()), 15.0)
+        assert len(discovery.instances("cart")) == 2
+
+
+def test_what_is_known_is_not_forgotten_while_no_node_answers(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(discovery_module, "SWEEP_S", 0.05)
+    monkeypatch.setattr(following, "ABSENT_S", 0.2)
+    with Discovery([registry.url], refresh_s=0.2) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        registry.down = True
+        wait_for(lambda: discovery._unheard, "that no node answers", SOON_S)
+        monkeypatch.setattr(following, "IDLE_S", 0.2)
+        with pytest.raises(NoInstances, match="no node of the registry answered"):
+            discovery.pick("made-up")
+
+        wait_for(lambda: "made-up" not in discovery._known, "what nobody has to be forgotten", 20.0)
+        assert {pool.service for pool in discovery.pools()} == {"cart"}
+
+
+def test_names_that_nobody_has_are_not_written_to_the_file(registry: Registry, tmp_path: Path):
+    file = tmp_path / "lists.json"
+    with Discovery([registry.url], keep=file) as discovery:
+        discovery.pool("cart")
+        wait_for(file.exists, "the file", SOON_S)
+        written = file.stat().st_mtime_ns
+        ask_for_nobody(discovery, 5)
+    kept = json.loads(file.read_bytes())["instances"]
+
+    assert set(kept) == {"cart"}
+    assert file.stat().st_mtime_ns == written
+
+
+def test_changes_are_followed_while_many_lists_are_read_again(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    """A round that takes long gives way to the watch: it does not wait for the round's end."""
+    monkeypatch.setattr(discovery_module, "SLICE_S", 0.0001)
+    with Discovery([registry.url], refresh_s=600.0) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        for number in range(40):
+            discovery.pool(f"users-{number}")
+        read = len(registry.listed_at)
+        discovery._read_again()
+        discovery._line.interrupt()
+        registry.comes("c")
+
+        wait_for(lambda: ids(discovery) == {"a", "b", "c"}, lambda: str(ids(discovery)), SOON_S)
+        assert len(registry.listed_at) < read + 41, "not all lists were read before the change was heard of"

@@ -1,7 +1,6 @@
 """``requests`` that calls services by name.
 
->>> session = requests.Session()
->>> session.mount("service://", ServiceAdapter(discovery))
+>>> session = ServiceSession(discovery)
 >>> session.get("service://users/42").status_code
 200
 
@@ -12,10 +11,12 @@ tried again at another instance. ``response.url`` says which one answered. An an
 which nobody can say where it ends is a ``ConnectionError``; interim answers (1xx) are
 skipped, and no connection is used again whose last answer did not end as it should.
 
-For ``params=`` mount it on ``http+service://`` too and ask for that: of a URL whose
-scheme does not begin with "http", requests leaves parameters out without a word.
+``ServiceAdapter`` is the same for a session of your own. There ``params=`` need
+``http+service://``: of a URL whose scheme does not begin with "http", requests leaves
+parameters out without a word.
 """
 
+import copy
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -29,17 +30,13 @@ from urllib3 import exceptions as lower
 from ..replication.errors import Invalid
 from . import forks
 from .balancer import Endpoint
+from .calls import TRIES, Call
 from .discovery import Discovery
 from .framing import CertainAdapter
 from .http import WRONG, was_refused
 from .names import service_name
 from .origin import origin_of
-from .pool import NO_HEADERS, NoInstances, Pool
-
-TRIES = 3
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-ELSEWHERE = frozenset({502, 503, 504})
-"""Answers that say that this instance cannot, and another might."""
+from .pool import NoInstances
 
 
 class ServiceAdapter(BaseAdapter):
@@ -72,74 +69,83 @@ class ServiceAdapter(BaseAdapter):
         """Raises what requests raises; ``ConnectionError`` where the service has no instance."""
         forks.notice()
         service, rest = _parts(request)
-        pool = self._discovery.pool(service)
         options: dict[str, Any] = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert}
-        again = request.method in IDEMPOTENT and _can_be_repeated(request)
-        asked = {name.lower(): str(v) for name, v in request.headers.items()} if pool.policies else NO_HEADERS
-        tried: list[Endpoint] = []
-        counted = 0
+        call = Call(
+            self._discovery.pool(service),
+            method=request.method or "",
+            resendable=_can_be_repeated(request),
+            key=rest,
+            headers={name: str(value) for name, value in request.headers.items()},
+            tries=self._tries,
+        )
         failure: Exception | None = None
-        while counted < self._tries:
+        while True:
             try:
-                endpoint = pool.pick(time.monotonic(), rest, tried, asked)
+                endpoint = call.begin(time.monotonic())
             except NoInstances as error:
-                if failure is None:
-                    raise exceptions.ConnectionError(str(error), request=request) from error
-                break
-            tried.append(endpoint)
+                raise exceptions.ConnectionError(str(error), request=request) from error
+            if endpoint is None:
+                assert failure is not None
+                raise failure
             try:
-                response = self._call(pool, endpoint, request, rest, options)
+                response = self._sent(endpoint, request, rest, options)
             except WRONG:
+                call.abandoned()
                 raise  # the request cannot be sent to anybody
             except exceptions.RequestException as error:
-                failure = error
-                refused = was_refused(error)
-                if not (again or (refused and _can_be_repeated(request))):
+                failure, refused = error, was_refused(error)
+                late = not refused or isinstance(error, exceptions.ConnectTimeout)
+                if not call.failed(time.monotonic(), refused=refused, counts=late):
                     raise
-                counted += not refused or isinstance(error, exceptions.ConnectTimeout)
                 continue
-            counted += 1
-            if not again or response.status_code not in ELSEWHERE or counted == self._tries:
+            except BaseException:
+                call.abandoned()
+                raise
+            if call.answered(response.status_code, time.monotonic()):
                 return response
-            last = response
             failure = exceptions.HTTPError(f"{response.status_code} of {endpoint.url}", response=response)
-            if not _another(pool, tried):
-                return last
             response.close()
-        assert failure is not None
-        raise failure
 
     def close(self) -> None:
         self._within.close()
 
-    def _call(
-        self, pool: Pool, endpoint: Endpoint, request: requests.PreparedRequest, rest: str, options: dict[str, Any]
+    def _sent(
+        self, endpoint: Endpoint, request: requests.PreparedRequest, rest: str, options: dict[str, Any]
     ) -> requests.Response:
         sent = request.copy()
-        began = time.monotonic()
-        pool.begun(endpoint, began)
-        try:
-            sent.url = _url(endpoint, request) + rest
-            response = self._within.send(sent, **options)
-            if not options["stream"]:
-                _ = response.content  # the caller wants all of it: until it is here, another may be asked
-        except WRONG:
-            pool.abandoned(endpoint)
-            raise
-        except exceptions.RequestException:
-            pool.failed(endpoint, time.monotonic())
-            raise
-        except BaseException:
-            pool.abandoned(endpoint)
-            raise
-        now = time.monotonic()
-        if response.status_code in ELSEWHERE:
-            pool.failed(endpoint, now)
-        else:
-            pool.succeeded(endpoint, now - began, now)
+        sent.url = _url(endpoint, request) + rest
+        response = self._within.send(sent, **options)
+        if not options["stream"]:
+            _ = response.content  # the caller wants all of it: until it is here, another may be asked
         response.request = request
         _redirect_to_service(response, endpoint, request)
         return response
+
+
+class ServiceSession(requests.Session):
+    """A session of requests for ``service://``, with ``params=`` as for any other URL. ``close`` leaves the
+    discovery open.
+
+    Of a URL whose scheme does not begin with "http", a plain session leaves parameters out without a word, and
+    an adapter never hears of them.
+    """
+
+    def __init__(self, discovery: Discovery, *, tries: int = TRIES) -> None:
+        super().__init__()
+        adapter = ServiceAdapter(discovery, tries=tries)
+        for scheme in ("service://", "http+service://"):
+            self.mount(scheme, adapter)
+
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        """As any session does."""
+        url = str(request.url)
+        if not url.lower().startswith("service://"):
+            return super().prepare_request(request)
+        asked = copy.copy(request)
+        asked.url = "http+" + url
+        prepared = super().prepare_request(asked)
+        prepared.url = (prepared.url or "").removeprefix("http+")
+        return prepared
 
 
 def _url(endpoint: Endpoint, request: requests.PreparedRequest) -> str:
@@ -149,10 +155,6 @@ def _url(endpoint: Endpoint, request: requests.PreparedRequest) -> str:
         # It is nowhere that a request could have arrived: the next one is asked.
         nowhere = lower.NewConnectionError(endpoint, error.message)  # pyright: ignore[reportArgumentType]
         raise exceptions.ConnectionError(nowhere, request=request) from error
-
-
-def _another(pool: Pool, tried: list[Endpoint]) -> bool:
-    return any(endpoint not in tried for endpoint in pool.endpoints)
 
 
 def _parts(request: requests.PreparedRequest) -> tuple[str, str]:

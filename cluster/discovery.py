@@ -170,6 +170,14 @@ class Discovery:
         pool.used = True
         return pool
 
+    def at_hand(self, service: str) -> Pool | None:
+        """As ``pool``, if that has to wait for nothing; else None."""
+        forks.notice()
+        pool = self._pools.get(service)
+        if pool is not None:
+            pool.used = True
+        return pool
+
     def pools(self) -> tuple[Pool, ...]:
         """Those of all services that are followed."""
         return tuple(known.pool for known in list(self._known.values()))
@@ -499,7 +507,11 @@ class Discovery:
 
 
 class AsyncDiscovery:
-    """``Discovery`` for asyncio programs: only the first question about a service leaves the event loop."""
+    """``Discovery`` for asyncio programs: only the first question about a service leaves the event loop.
+
+    It says whom to call and does not hear how that went: it tries nobody again and leaves nobody alone. Calls of HTTP
+    should go by ``AsyncServiceTransport``, which does; others can say so to a ``pool`` (``begun``, and how it ended).
+    """
 
     def __init__(self, discovery: Discovery) -> None:
         self.discovery: Discovery = discovery
@@ -517,10 +529,7 @@ class AsyncDiscovery:
 
     async def pool(self, service: str) -> Pool:
         """As ``Discovery.pool``."""
-        forks.notice()
-        pool = self.discovery._pools.get(service) or await asyncio.to_thread(self.discovery.pool, service)
-        pool.used = True
-        return pool
+        return self.discovery.at_hand(service) or await asyncio.to_thread(self.discovery.pool, service)
 
     def age_s(self, service: str) -> float | None:
         """As ``Discovery.age_s``."""

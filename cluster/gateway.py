@@ -33,6 +33,7 @@ from urllib3 import exceptions as lower
 from ..replication.errors import Invalid
 from . import forks
 from .balancer import Endpoint
+from .calls import ELSEWHERE, IDEMPOTENT
 from .discovery import Discovery
 from .framing import POOLS, BadAnswer
 from .names import service_name
@@ -46,16 +47,11 @@ logger = logging.getLogger(__name__)
 Environ = Mapping[str, Any]
 StartResponse = Callable[..., Any]
 
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
      "transfer-encoding", "upgrade"}
 )  # fmt: skip
 """Of one connection only (RFC 9110, 7.6.1); those that ``Connection`` names come on top."""
-
-ELSEWHERE = frozenset({502, 503, 504})
-"""Answers of an instance that cannot, while another might."""
 
 CHUNK_BYTES = 64 * 1024
 BODY_MEMORY_BYTES = 64 * 1024

@@ -95,6 +95,9 @@ class Listed:
         self.asked.append(service_name(service))
         return self._pools.get(service) or Pool(service, RoundRobin)
 
+    def at_hand(self, service: str) -> Pool | None:
+        return self.pool(service)
+
     def pools(self) -> tuple[Pool, ...]:
         return tuple(self._pools.values())
 

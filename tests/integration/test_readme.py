@@ -112,3 +112,15 @@ def test_the_example_of_two_services_runs_as_it_stands(
 
     assert capsys.readouterr().out == "users GET /42\nTrue\nhttp://10.0.0.9:80\n"
     assert cluster.ids(0, "users", min_index=1) == set()
+
+    # The one with httpx finds the same service.
+    users = Served("users")
+    code = README.read_text(encoding="utf-8").partition("<!-- httpx -->")[2].partition("<!-- /httpx -->")[0]
+    code = re.sub(r"^```.*$", "", code, flags=re.MULTILINE)
+    index = cluster.register(0, "users", "u", address="127.0.0.1", port=users.port)
+    cluster.wait_everywhere(lambda i: cluster.view(i)["applied_index"] >= index, "the service")
+    try:
+        exec(compile(code, "README.md", "exec"), {"nodes": ",".join(cluster.urls)})
+    finally:
+        users.close()
+    assert capsys.readouterr().out == "users GET /42?full=yes\nusers GET /43\n"

@@ -15,7 +15,7 @@ import requests
 from harness.cluster import Cluster, Measured, StartCluster, instance_path
 from harness.served import Served
 from harness.waiting import wait_for
-from rollcall.cluster.adapter import ServiceAdapter
+from rollcall.cluster.adapter import ServiceAdapter, ServiceSession
 from rollcall.cluster.client import Client
 from rollcall.cluster.discovery import AsyncDiscovery, Discovery
 from rollcall.cluster.lease import Lease
@@ -277,14 +277,23 @@ def test_an_instance_that_cannot_is_passed_by_for_what_may_be_repeated(three, se
     assert session.get("service://mixed/").status_code == 503
 
 
-def test_parameters_need_a_scheme_that_requests_takes_for_http(three, session, serve):
+def test_parameters_are_part_of_the_url(three, discovery, serve):
     register(three, "asked", "a", serve("a").port)
+    with ServiceSession(discovery) as session:
+        session.params = {"all": "1"}
+        for scheme in ("service", "http+service"):
+            assert session.get(f"{scheme}://asked/x?y=1", params={"a": 1, "b": ["2", "ä &"]}).text == (
+                "a /x?y=1&all=1&a=1&b=2&b=%C3%A4+%26"
+            )
+        assert session.get("service://asked").text == "a /?all=1"
 
-    assert session.get("http+service://asked/x?y=1", params={"a": 1, "b": ["2", "ä &"]}).text == (
-        "a /x?y=1&a=1&b=2&b=%C3%A4+%26"
-    )
-    assert session.get("service://asked/x?y=1").text == "a /x?y=1"
-    assert session.get("http+service://asked").text == "a /"
+
+def test_a_session_that_an_adapter_is_mounted_on_needs_a_scheme_that_requests_takes_for_http(three, session, serve):
+    register(three, "asked-too", "a", serve("a").port)
+
+    assert session.get("http+service://asked-too/x?y=1", params={"a": 1}).text == "a /x?y=1&a=1"
+    assert session.get("service://asked-too/x?y=1").text == "a /x?y=1"
+    assert session.get("http+service://asked-too").text == "a /"
 
 
 def test_bodies_of_all_kinds_arrive(three, session, serve):

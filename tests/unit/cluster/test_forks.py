@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
-from rollcall.cluster import forks
+from rollcall.cluster import AsyncServiceTransport, ServiceTransport, forks
 from rollcall.cluster.adapter import ServiceAdapter
 from rollcall.cluster.client import Client
 from rollcall.cluster.discovery import Discovery
@@ -357,6 +357,20 @@ def test_calls_of_a_process_that_never_forked_share_their_connections(node: Node
     with Client(node.url) as sdk:
         assert wrong(quick(sdk), 10) == 0
         assert node.connections == 1
+
+
+@pytest.mark.parametrize("kind", [ServiceTransport, AsyncServiceTransport])
+def test_transports_of_httpx_begin_a_child_with_connections_of_their_own(kind: Any) -> None:
+    made: list[object] = []
+
+    def within() -> object:
+        made.append(object())
+        return made[-1]
+
+    transport = kind(Discovery(["http://127.0.0.1:1"]), within=within)
+
+    assert in_child(lambda: transport._within is made[-1] and len(made) == 2)
+    assert transport._within is made[0]
 
 
 def test_a_tls_connection_is_not_closed_by_a_child() -> None:

@@ -1,0 +1,76 @@
+"""One call to a service: whom to try, whether once more, and what is counted. Pure: ``now`` is given in.
+
+``requests`` and httpx ask this, so that both keep the same line. What certainly did not
+arrive is tried at another instance, and what may have arrived only if its method may be
+repeated (RFC 9110, 9.2.2); in both cases only if there is still a body to send.
+"""
+
+from collections.abc import Mapping
+
+from .balancer import Endpoint
+from .pool import NO_HEADERS, NoInstances, Pool
+
+TRIES = 3
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+ELSEWHERE = frozenset({502, 503, 504})
+"""Answers that say that this instance cannot, and another might."""
+
+
+class Call:
+    """``begin`` a try, send the request there, and say how that ended; until one of these says that it is the last.
+
+    ``resendable``: whether the body can be sent a second time. ``key`` and ``headers``: what the balancer and policies
+    go by. ``tries`` counts the first one too, but none that was refused at once.
+    """
+
+    def __init__(
+        self, pool: Pool, *, method: str, resendable: bool, key: str, headers: Mapping[str, str], tries: int
+    ) -> None:
+        self._pool: Pool = pool
+        self._resendable: bool = resendable
+        self._again: bool = resendable and method in IDEMPOTENT
+        self._key: str = key
+        self._headers: Mapping[str, str] = (
+            {name.lower(): value for name, value in headers.items()} if pool.policies else NO_HEADERS
+        )
+        self._tries: int = tries
+        self._tried: list[Endpoint] = []
+        self._counted: int = 0
+        self._began: float = 0.0
+
+    def begin(self, now: float) -> Endpoint | None:
+        """Whom to try. None: nobody is left, what went wrong last stands. ``NoInstances``: there was nobody at all."""
+        try:
+            endpoint = self._pool.pick(now, self._key, self._tried, self._headers)
+        except NoInstances:
+            if not self._tried:
+                raise
+            return None
+        self._tried.append(endpoint)
+        self._began = now
+        self._pool.begun(endpoint, now)
+        return endpoint
+
+    def failed(self, now: float, *, refused: bool, counts: bool = True) -> bool:
+        """The try came to nothing; whether there may be another. ``refused``: the request certainly did not arrive.
+        ``counts``: it took its time."""
+        self._pool.failed(self._tried[-1], now)
+        self._counted += counts
+        return (self._again or (refused and self._resendable)) and self._counted < self._tries
+
+    def answered(self, status: int, now: float) -> bool:
+        """Whether this answer is for the caller; if not, another instance may have a better one."""
+        endpoint, cannot = self._tried[-1], status in ELSEWHERE
+        if cannot:
+            self._pool.failed(endpoint, now)
+        else:
+            self._pool.succeeded(endpoint, now - self._began, now)
+        self._counted += 1
+        return not (cannot and self._again and self._counted < self._tries and self._others())
+
+    def abandoned(self) -> None:
+        """The try ended for a reason that says nothing of the instance."""
+        self._pool.abandoned(self._tried[-1])
+
+    def _others(self) -> bool:
+        return any(endpoint not in self._tried for endpoint in self._pool.endpoints)

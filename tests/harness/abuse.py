@@ -304,7 +304,7 @@ def unknown_names(cluster: Cluster, strength: float) -> Figures:
     gateway = GatewayProcess(tuple(cluster.urls))
     lines = [Line(gateway.url, 20.0) for _ in range(callers)]
     try:
-        _time_s(lambda: gateway.ask("/api/abused/x").status_code == 502)
+        _time_s(lambda: gateway.ask("/api/abused/x").status_code != 503)
         before_mb = rss_mb(gateway.process.pid)
         with attacking(cluster) as (others, _), ThreadPoolExecutor(callers) as pool:
             list(

@@ -31,6 +31,11 @@ class Limits(Struct, frozen=True, kw_only=True):
         """So many places are kept free for newcomers."""
         return max(10, self.connections // 16)
 
+    @property
+    def most(self) -> int:
+        """So many one client may hold where it is crowded."""
+        return max(1, int(self.connections * self.share))
+
 
 class Held(NamedTuple):
     """One connection. ``address``: its client, "" if it has no share. ``since``: when the first byte of an unfinished
@@ -51,10 +56,9 @@ def in_the_way(held: Collection[Held], now: float, limits: Limits) -> set[int]:
     closed = {each.key for each in quiet if _overdue(each, now, limits)}
     if every - len(closed) < limits.connections - limits.room:
         return closed
-    most = max(1, int(limits.connections * limits.share))
     holding = Counter(each.address for each in held if each.address and each.key not in closed)
     for each in quiet:
-        if each.key not in closed and holding[each.address] > most:
+        if each.key not in closed and holding[each.address] > limits.most:
             holding[each.address] -= 1
             closed.add(each.key)
     patient = [each for each in quiet if now - each.since > limits.crowded_s]

@@ -13,28 +13,37 @@ not to its end (``crowd`` says which), are closed; its own errors (malformed req
 bodies past all measure) are problems in JSON like ours, a client that stops
 reading is dropped by the kernel after ``stalled_s``, and a loop that ends
 unasked is reported.
+
+What waitress would hold in memory for whoever is slow is bounded (``holding``): a body that is
+over the limit of its route is not kept at all while it comes, all requests under way have a sum, an
+answer in one piece is sent from where it lies instead of from a copy, and answers that are not taken
+have a sum too.
 """
 
 import errno
 import functools
+import io
 import logging
 import resource
 import secrets
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from waitress import wasyncore
+from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
-from waitress.utilities import Error
+from waitress.utilities import Error, RequestEntityTooLarge
 
 from .crowd import Held, Limits, Shares, in_the_way
+from .holding import PATIENCE_S, Bytes, Reader, too_slow
 from .networks import LOOPBACK, Network, client_of, within
 
 logger = logging.getLogger(__name__)
@@ -42,8 +51,17 @@ logger = logging.getLogger(__name__)
 HEADER_BYTES_MAX = 64 * 1024  # Apache and node.js stop at 8 to 80 KiB; a long watch names many services
 UNSENT_BYTES_MAX = 1024 * 1024  # a stream waits for its reader beyond this
 ASIDE_THREADS = 2
+ACCEPTED_MAX = 100
+CROWDED_S = 0.2
+"""Between two looks at who is in the way, where it is crowded."""
 UNSENT_S = 30.0
 """An answer of which the client has read nothing for so long is not on its way any more."""
+REQUEST_BYTES_FREE = 8 * 1024
+"""Of each request: so much is always taken, and not counted. Few registrations are longer."""
+WHOLE_BYTES_MIN = 64 * 1024
+"""From this size on, an answer in one piece is not copied."""
+LOOK_S = 0.05
+"""Between two looks at what is not taken, or at which bodies hang, however many come."""
 FILES_KEPT_FREE = 128  # of the process' limit: peers, journal, snapshots
 
 
@@ -52,6 +70,8 @@ class Server:
 
     ``body_bytes_max`` is a last resort against bodies that the app would
     refuse anyway: up to it, the app answers 413 on a connection that lives on.
+    ``body_limit`` tells the app's own limit for a method and a path: what is longer is read, but not kept.
+    ``requests_bytes_max`` bounds all requests under way, ``unsent_bytes_max`` all answers that are not taken.
     What a body holds beyond ``body_memory_bytes`` goes to a file; by default nothing does.
     Requests below ``aside`` (``/-/``, say), and what is refused, are answered by threads of their own. Where it is
     crowded, one client has no more than ``share`` of connections and threads, unless it is in ``exempt``. A request
@@ -70,6 +90,9 @@ class Server:
         files_kept_free: int = FILES_KEPT_FREE,
         body_bytes_max: int = 4 * 1024 * 1024,
         body_memory_bytes: int | None = None,
+        body_limit: Callable[[str, str], int] | None = None,
+        requests_bytes_max: int | None = None,
+        unsent_bytes_max: int = 64 * 1024 * 1024,
         stalled_s: float = 60.0,
         request_s: float = 10.0,
         aside: str = "",
@@ -87,6 +110,11 @@ class Server:
         self._body_memory_bytes = 2 * body_bytes_max if body_memory_bytes is None else body_memory_bytes
         # Where bodies go to files, that is one more, and one for the connection on which it is passed on.
         self._files_each = 1 if body_memory_bytes is None else 3
+        self._body_limit = body_limit
+        self._requests = Bytes(16 * body_bytes_max if requests_bytes_max is None else requests_bytes_max)
+        self._unsent_bytes_max = unsent_bytes_max
+        self._look_again_at = 0.0
+        self._look_again_at_unsent = 0.0
         self._stalled_s = stalled_s
         self._request_s = request_s
         self._aside = aside
@@ -164,8 +192,14 @@ class Server:
         )
         server.channel_class = _Channel
         server.client_of = self._client_of
+        server.held = self._requests
+        server.make_room = self._make_room
+        server.not_taken = self._not_taken
+        server.body_limit = self._body_limit
         limits = Limits(connections=server.adj.connection_limit, request_s=self._request_s, share=self._share)
         server.maintenance = lambda now: self._close_those_in_the_way(now, limits)
+        server.handle_accept = lambda: self._accept(limits)
+        server.connections_of = Counter()
         server.stopping = self._stopping
         server.adj.socket_options = _socket_options(self._stalled_s)
         return server
@@ -205,13 +239,71 @@ class Server:
         """Whom a share is counted for; empty: who connects from there stands for many, and has none."""
         return "" if within(address, self._exempt) else client_of(address)
 
+    def _accept(self, limits: Limits) -> None:
+        """Takes those who wait for a connection: many at a time, since each turn of the loop looks at all that are
+        there. Who has its share already is sent away at once where it is crowded."""
+        server = self._server
+        for _ in range(ACCEPTED_MAX):
+            count = len(server.active_channels)
+            if count >= limits.connections:
+                return
+            try:
+                accepted = server.accept()
+                if accepted is None:
+                    return
+                connection, address = accepted
+                client = self._client_of(address[0])
+                crowded = count >= limits.connections - limits.room
+                if client and crowded and server.connections_of[client] >= limits.most:
+                    connection.close()
+                    continue
+                server.set_socket_options(connection)
+            except OSError:
+                return  # it has gone already, or there are no files left
+            _Channel(server, connection, address, server.adj, map=server._map)
+            server.connections_of[client] += 1
+
     def _close_those_in_the_way(self, now: float, limits: Limits) -> None:
         channels: dict[int, Any] = {id(channel): channel for channel in self._channels()}
         held = [channel.held(now, key) for key, channel in channels.items()]
         for key in in_the_way(held, now, limits):
-            channels[key].will_close = True
+            channels[key].drop()
+        if len(held) >= limits.connections - limits.room:
+            self._server.next_channel_cleanup = now + CROWDED_S
+        if any(channel.total_outbufs_len for channel in channels.values()):
+            self._drop_those_too_slow()
+        for channel in channels.values():
+            channel.mark(now)
 
-    def _channels(self) -> "list[HTTPChannel]":
+    def _make_room(self) -> None:
+        """Called in the loop, where requests have no room: whose have been coming for longest make some."""
+        now = time.time()
+        if now < self._look_again_at:
+            return
+        self._look_again_at = now + LOOK_S
+        hanging: list[Any] = [channel.request for channel in self._channels() if channel.hangs(now)]
+        for request in sorted(hanging, key=lambda each: each.since):
+            if self._requests.taken < self._requests.total // 2:
+                break
+            request.refuse(_TooMany("it was too long on its way, and others need the room; send it again"))
+
+    def _not_taken(self) -> None:
+        """Called by any thread, after it left something unsent."""
+        if time.monotonic() >= self._look_again_at_unsent:
+            self._look_again_at_unsent = time.monotonic() + LOOK_S
+            self._in_loop(self._drop_those_too_slow)
+
+    def _drop_those_too_slow(self) -> None:
+        now = time.time()
+        channels: dict[int, Any] = {id(channel): channel for channel in self._channels() if channel.total_outbufs_len}
+        readers = [channel.reader(key) for key, channel in channels.items()]
+        dropped = too_slow(readers, now, self._unsent_bytes_max)
+        for key in dropped:
+            channels[key].drop()
+        if dropped:
+            logger.warning("answers that are not taken fill the memory for them", extra={"dropped": len(dropped)})
+
+    def _channels(self) -> "list[_Channel]":
         return list(self._server.active_channels.values())
 
 
@@ -276,9 +368,15 @@ class _Task(WSGITask):
 
     def write(self, data: bytes) -> None:
         # The common answer, one piece of known length, leaves with its header: one packet, not two.
-        whole = len(data) == self.content_length and len(data) < UNSENT_BYTES_MAX
+        whole = len(data) == self.content_length
         if not whole or self.wrote_header or not self.has_body:
             return super().write(data)
+        if len(data) >= WHOLE_BYTES_MIN:
+            self.channel.write_soon(self.build_response_header())
+            self.wrote_header = True
+            self.content_bytes_written = len(data)
+            self.channel.write_soon(_Whole(data))  # pyright: ignore[reportArgumentType]
+            return None
         header = self.build_response_header()
         self.wrote_header = True
         self.content_bytes_written = len(data)
@@ -308,8 +406,121 @@ class _ErrorTask(ErrorTask):
         self.write(body)
 
 
+class _Whole(ReadOnlyFileBasedBuffer):
+    """An answer as the app gave it, and how much of it was sent: what waitress asks of a file."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data: bytes = data
+        self.remain: int = len(data)
+
+    def get(self, numbytes: int = -1, skip: bool = False) -> Any:
+        begin = len(self.data) - self.remain
+        end = len(self.data) if numbytes < 0 else begin + numbytes
+        return memoryview(self.data)[begin:end]
+
+    def skip(self, numbytes: int, allow_prune: int = 0) -> None:
+        self.remain -= numbytes
+
+    def close(self) -> None:
+        self.data, self.remain = b"", 0
+
+
+class _Discarded:
+    """A body that is not kept: only its length."""
+
+    def __init__(self, length: int = 0) -> None:
+        self.length: int = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def append(self, data: bytes) -> None:
+        self.length += len(data)
+
+    def getfile(self) -> io.BytesIO:
+        return io.BytesIO()
+
+    def close(self) -> None:
+        pass
+
+
 class _Request(HTTPRequestParser):
-    """One request, refused if there is more than one way to read where it ends (RFC 9112, 6.1)."""
+    """One request, refused if there is more than one way to read where it ends (RFC 9112, 6.1).
+
+    What it holds beyond the first ``REQUEST_BYTES_FREE`` is counted, from the loop's thread, until ``close``.
+    """
+
+    def __init__(self, adj: Any, channel: HTTPChannel) -> None:
+        super().__init__(adj)
+        self.since: float = time.time()
+        self.counted: int = 0
+        self._channel: Any = channel
+        self.path: str = ""
+
+    def received(self, data: bytes) -> int:
+        consumed = super().received(data)
+        receiver: Any = self.body_rcv
+        if self.headers_finished:
+            self.header_plus = b""
+        if receiver is not None:
+            self._judge(receiver)
+        self._count(receiver)
+        return consumed
+
+    def _judge(self, receiver: Any) -> None:
+        """A body that the app would refuse is not kept; who asks first whether to send it is told at once."""
+        limit_of = self._channel.server.body_limit
+        limit = limit_of(self.command, "/" + self.path.lstrip("/")) if limit_of else None
+        if limit is None or max(self.content_length, len(receiver)) <= limit:
+            return
+        if self.expect_continue and not self.completed and not self.error:
+            self.error = RequestEntityTooLarge(f"the body is larger than {limit} bytes; send less at a time")
+            self.completed = True
+        if not isinstance(receiver.buf, _Discarded):
+            self._discard()
+
+    def _count(self, receiver: Any) -> None:
+        held = self.header_bytes_received
+        if receiver is not None and not isinstance(receiver.buf, _Discarded):
+            held += len(receiver.buf)
+        held += len(getattr(receiver, "control_line", b"")) + len(getattr(receiver, "trailer", b""))
+        more = held - REQUEST_BYTES_FREE - self.counted
+        if more <= 0 or self.error:
+            return
+        if not self._grow(more):
+            self._channel.server.make_room()
+            if not self._grow(more):
+                self.refuse(_TooMany("requests under way take all the room that there is for them; send it again"))
+
+    def _grow(self, more: int) -> bool:
+        grown = self._channel.server.held.grow(self._channel.client, more)
+        self.counted += more if grown else 0
+        return grown
+
+    def refuse(self, error: Error) -> None:
+        """Keeps no more of it, and has it answered so when it has come."""
+        self.error = self.error or error
+        self.header_plus, self.headers = b"", {}
+        if self.body_rcv is None:
+            self.completed = True
+        else:
+            self._discard()
+        self.release()
+
+    def _discard(self) -> None:
+        receiver: Any = self.body_rcv
+        kept = receiver.buf
+        receiver.buf = _Discarded(len(kept))
+        kept.close()
+
+    def release(self) -> None:
+        counted, self.counted = self.counted, 0
+        if counted:
+            self._channel.server.held.shrink(self._channel.client, counted)
+
+    def close(self) -> None:
+        super().close()
+        self.release()
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
@@ -325,9 +536,11 @@ class _Request(HTTPRequestParser):
 class _Channel(HTTPChannel):
     task_class = _Task
     error_task_class = _ErrorTask
-    parser_class = _Request
     began: float = 0.0
     """When the first byte of the request came that is not whole yet; 0: there is none."""
+    sent: int = 0
+    marked: int = 0
+    unsent_since: float = 0.0
     shares: Shares | None = None
     """Of which the request under way has one."""
 
@@ -336,6 +549,58 @@ class _Channel(HTTPChannel):
         """Whose share it is that this connection is counted for."""
         server: Any = self.server
         return server.client_of(self.addr[0])
+
+    def parser_class(self, adj: Any) -> _Request:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _Request(adj, self)
+
+    def send(self, data: Any, do_close: bool = True) -> int:
+        sent = super().send(data, do_close=do_close)
+        self.sent += sent
+        return sent
+
+    def write_soon(self, data: Any) -> int:
+        written = super().write_soon(data)
+        if self.total_outbufs_len:
+            server: Any = self.server
+            server.not_taken()
+        return written
+
+    def handle_close(self) -> None:
+        request, self.request = self.request, None
+        if request is not None:
+            request.close()
+        super().handle_close()
+
+    def del_channel(self, map: Any = None) -> None:
+        server: Any = self.server
+        if getattr(self, "_fileno", None) in server.active_channels:
+            server.connections_of[self.client] -= 1
+            if server.connections_of[self.client] <= 0:
+                del server.connections_of[self.client]
+        super().del_channel(map)
+
+    def drop(self) -> None:
+        """Ends it now, in the loop: a client that reads nothing would never be told."""
+        self.will_close = True
+        if self.total_outbufs_len:
+            self.handle_close()
+
+    def hangs(self, now: float) -> bool:
+        """Whether part of a request has been coming for a while, and takes room."""
+        request: Any = self.request
+        return request is not None and request.counted > 0 and now - request.since > PATIENCE_S
+
+    def mark(self, now: float) -> None:
+        """Once in a while: begins to count anew what the client takes."""
+        self.marked = self.sent
+        self.unsent_since = (self.unsent_since or now) if self.total_outbufs_len else 0.0
+
+    def reader(self, key: int) -> Reader:
+        holds: dict[int, int] = {}
+        for buffer in list(self.outbufs):
+            what = buffer.data if isinstance(buffer, _Whole) else buffer
+            holds[id(what)] = len(what)
+        return Reader(key, holds, self.sent - self.marked, self.unsent_since or time.time())
 
     def received(self, data: bytes) -> bool:
         whole = len(self.requests)

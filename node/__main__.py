@@ -6,6 +6,7 @@ a second signal ends it at once. SIGHUP has it read its certificate again.
 ``rollcall-node certs`` makes such certificates and runs no node.
 """
 
+import functools
 import gc
 import logging
 import os
@@ -33,6 +34,7 @@ from ..replication.tls import Credentials
 from ..replication.transport import Endpoint, Transport
 from . import certs, files, logs
 from .api import ApiSettings, create_app
+from .api.body import limit_of
 from .budget import Budget
 from .checker import Checker
 from .dns.answers import Answers, Zone
@@ -53,6 +55,8 @@ USAGE, FAILED = 2, 70
 WAKE_S = 0.2
 TRANSFER_S = 2.0
 REPLAY_S = 60.0
+BODIES = 32
+"""So many of the longest bodies may be on their way at once."""
 SHARE = 0.25
 """Of connections, for one client, when they are nearly all taken."""
 FIRST_ENTRY = 1
@@ -133,19 +137,19 @@ class Node:
             ),
             self.checker,
         )
-        trusted = networks(settings.trusted_networks)
+        api = ApiSettings(
+            body_bytes_max=settings.body_bytes_max,
+            batch_body_bytes_max=settings.batch_body_bytes_max,
+            watch_wait_s_max=settings.watch_wait_s_max,
+            lease_ttl_s=settings.lease_ttl_s,
+            members=tuple(urlsplit(member.http).hostname or "" for member in settings.members),
+            hosts=settings.hosts,
+            trusted=networks(settings.trusted_networks),
+        )
         self.server: Server = Server(
             create_app(
                 self.service,
-                ApiSettings(
-                    body_bytes_max=settings.body_bytes_max,
-                    batch_body_bytes_max=settings.batch_body_bytes_max,
-                    watch_wait_s_max=settings.watch_wait_s_max,
-                    lease_ttl_s=settings.lease_ttl_s,
-                    members=tuple(urlsplit(member.http).hostname or "" for member in settings.members),
-                    hosts=settings.hosts,
-                    trusted=trusted,
-                ),
+                api,
                 self.metrics,
             ),
             settings.http_host,
@@ -154,8 +158,10 @@ class Node:
             connection_limit=settings.connection_limit,
             files_kept_free=FILES_KEPT_FREE + places,
             body_bytes_max=4 * max(settings.body_bytes_max, settings.batch_body_bytes_max),
+            body_limit=functools.partial(limit_of, api),
+            requests_bytes_max=BODIES * settings.batch_body_bytes_max,
             share=SHARE,
-            exempt=trusted,
+            exempt=api.trusted,
             on_failure=_die,
         )
         self.dns: DnsServer | None = self._dns() if settings.dns_port else None

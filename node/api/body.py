@@ -10,6 +10,15 @@ import msgspec
 from flask import request
 
 from ...replication.errors import Invalid, TooLarge
+from .verbs import ApiSettings
+
+BATCHES = frozenset({"/api/v1/batch", "/api/v1/heartbeats"})
+"""Where much is sent at a time."""
+
+
+def limit_of(settings: ApiSettings, method: str, path: str) -> int:
+    """How long a body may be there, so that a server need not keep what is longer. ``path`` is decoded."""
+    return settings.batch_body_bytes_max if path in BATCHES else settings.body_bytes_max
 
 
 def read(limit: int) -> bytes:

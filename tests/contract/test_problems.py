@@ -12,6 +12,7 @@ from harness.api import Api, FakeService, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.node.api import ApiSettings, create_app
+from rollcall.node.api.body import BATCHES, limit_of
 from rollcall.node.api.fast import Fast
 from rollcall.replication import errors
 from rollcall.replication.errors import (
@@ -254,3 +255,17 @@ class TestAnyInput:
         answer = self.api.client.open(before + quote_from_bytes(path) + after + query, method=method, data=b"{}")
 
         assert answer.status_code in (200, 201, 400, 404, 405), answer.text
+
+
+def test_a_server_keeps_no_more_of_a_body_than_the_route_takes(service: FakeService) -> None:
+    """What the server is told of a path is what the path says itself."""
+    limits = ApiSettings(body_bytes_max=4096, batch_body_bytes_max=16_384)
+    api = Api(create_app(service, limits))
+    seen: set[int] = set()
+    one = ("/api/v1/services/a/instances/b", "/register", "/api/register", "/api/v1/policies/p")
+    for path in (*sorted(BATCHES), *one):
+        method = "PUT" if path.endswith(("/b", "/p")) else "POST"
+        told = api.client.open(path, method=method, data=b"x" * 20_000).json
+        assert told["limit"] == limit_of(limits, method, path), path
+        seen.add(told["limit"])
+    assert seen == {4096, 16_384}

@@ -1,6 +1,7 @@
 """waitress as the node runs it, on real sockets of this machine."""
 
 import contextlib
+import functools
 import http.client
 import json
 import logging
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 from harness.api import Api, FakeService, wait_for
+from rollcall.cluster.networks import networks
 from rollcall.cluster.server import Server
-from rollcall.node.api import create_app
+from rollcall.node.api import ApiSettings, create_app
+from rollcall.node.api.body import limit_of
 
 ORDERS = "/api/v1/services/orders/instances"
 
@@ -306,3 +309,153 @@ def test_who_announces_a_body_and_has_none_is_answered(run: Callable[..., Runnin
         received += part
 
     assert b"HTTP/1.1 200 OK" in received
+
+
+# What is held for whoever is slow
+
+
+def half_sent(running: Running, length: int, sent: int, path: str = "/api/v1/batch") -> socket.socket:
+    return running.send(f"POST {path} HTTP/1.1\r\nHost: n\r\nContent-Length: {length}\r\n\r\n" + "x" * sent)
+
+
+def held(running: Running) -> int:
+    return running.server._requests.taken
+
+
+def test_a_body_that_the_route_does_not_take_is_not_kept_while_it_comes(run: Callable[..., Running]) -> None:
+    running = run(body_limit=functools.partial(limit_of, ApiSettings()))
+    for path, length in (("/api/v1/batch", 3_000_000), (f"{ORDERS}/o1", 900_000), ("/register", 900_000)):
+        half_sent(running, length, length - 1000, path)
+    kept = half_sent(running, 1_000_000, 900_000)
+    wait_for(lambda: held(running) > 890_000, "the one to be kept that may be sent")
+
+    assert held(running) < 900_000
+    kept.close()
+    wait_for(lambda: held(running) == 0, "its room to be given back")
+    connection = http.client.HTTPConnection("127.0.0.1", running.server.port, timeout=5)
+    with contextlib.closing(connection):
+        for body in (b"x" * 300_000, iter([b"x" * 200_000] * 2), b"{}"):
+            connection.request("PUT", f"{ORDERS}/o1", body=body, encode_chunked=not isinstance(body, bytes))
+            answer = connection.getresponse()
+            told = json.loads(answer.read())
+            assert answer.status == 201 if body == b"{}" else (answer.status, told["limit"]) == (413, 262_144)
+    assert held(running) == 0
+
+
+def test_who_asks_first_whether_to_send_too_much_is_told_at_once(run: Callable[..., Running]) -> None:
+    running = run(body_limit=functools.partial(limit_of, ApiSettings()))
+    line = running.send("PUT /x HTTP/1.1\r\nHost: n\r\nExpect: 100-continue\r\nContent-Length: 300000\r\n\r\n")
+    answer = http.client.HTTPResponse(line)
+    with contextlib.closing(answer):
+        answer.begin()
+        assert answer.status == 413
+        assert "larger than 262144 bytes" in json.loads(answer.read())["detail"]
+
+
+def test_bodies_under_way_have_a_sum_and_small_ones_come_through(run: Callable[..., Running]) -> None:
+    running = run(requests_bytes_max=300_000)
+    for _ in range(20):
+        half_sent(running, 100_000, 90_000)
+    wait_for(lambda: held(running) > 200_000, "the room to be taken")
+
+    assert held(running) <= 300_000
+    status, body, _ = running.ask("PUT", f"{ORDERS}/small", {})
+    assert status == 201, body
+    large = {"operations": [{"op": "register", "service": "s", "id": f"i{n}"} for n in range(2500)]}
+    wait_for(lambda: running.ask("POST", "/api/v1/batch", large)[0] == 200, "those that hang to make room")
+    assert held(running) <= 300_000
+
+
+def test_a_body_for_which_there_is_no_room_is_told_so(run: Callable[..., Running]) -> None:
+    """The room of one client, which has no more than it leaves for others."""
+    running = run(requests_bytes_max=100_000, exempt=())
+    line = half_sent(running, 80_000, 80_000)
+    answer = http.client.HTTPResponse(line)
+    with contextlib.closing(answer):
+        answer.begin()
+        assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
+        assert "room" in json.loads(answer.read())["detail"]
+    assert held(running) == 0
+
+
+LENGTH = 12 * 1024 * 1024
+
+
+@pytest.fixture
+def long_answers() -> Iterator[Callable[..., Server]]:
+    """Servers of answers in one piece, each made anew or one for all."""
+    servers: list[Server] = []
+
+    def start(shared: bool, asked: list[object]) -> Server:
+        one = bytes(LENGTH)
+
+        def app(environ: Any, start_response: Any) -> list[bytes]:
+            body = one if shared else bytes(bytearray(LENGTH))
+            asked.append(environ)
+            start_response("200 OK", [("Content-Length", str(LENGTH))])
+            return [body]
+
+        servers.append(Server(app, "127.0.0.1", 0, 4, unsent_bytes_max=2 * LENGTH))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop(0.1)
+
+
+def ask_and_not_read(server: Server, count: int) -> list[socket.socket]:
+    lines: list[socket.socket] = []
+    for _ in range(count):
+        line = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        line.sendall(b"GET / HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n")
+        lines.append(line)
+    return lines
+
+
+def read_all(line: socket.socket) -> int:
+    length = 0
+    with contextlib.closing(line), contextlib.suppress(OSError):
+        while part := line.recv(1 << 20):
+            length += len(part)
+    return length
+
+
+def test_answers_that_nobody_takes_have_a_sum(long_answers: Callable[..., Server]) -> None:
+    asked: list[object] = []
+    server = long_answers(False, asked)
+    lines = ask_and_not_read(server, 8)
+
+    def dropped() -> bool:
+        unsent = sum(channel.total_outbufs_len for channel in server._channels())
+        return len(asked) == 8 and unsent <= 2 * LENGTH
+
+    wait_for(dropped, "those who read nothing to be dropped", 15)
+    assert read_all(ask_and_not_read(server, 1)[0]) > LENGTH, "who reads gets all of it"
+
+    got = [read_all(line) for line in lines]
+    assert sum(length < LENGTH for length in got) >= 5
+
+
+def test_an_answer_that_many_are_sent_lies_in_memory_once(long_answers: Callable[..., Server]) -> None:
+    asked: list[object] = []
+    server = long_answers(True, asked)
+    lines = ask_and_not_read(server, 8)
+    wait_for(lambda: len(asked) == 8, "all to be on their way")
+
+    assert all(read_all(line) > LENGTH for line in lines)
+
+
+def test_who_has_its_share_of_connections_gets_no_more_when_it_is_crowded(run: Callable[..., Running]) -> None:
+    running = run(connection_limit=60, share=0.25, exempt=networks(["127.0.0.1"]))
+    flood: list[socket.socket] = []
+    with contextlib.ExitStack() as opened:
+        for _ in range(300):
+            line = socket.socket()
+            flood.append(opened.enter_context(contextlib.closing(line)))
+            line.bind(("127.0.0.2", 0))
+            line.connect(("127.0.0.1", int(running.server.port)))
+            line.sendall(b"GET /healthz HT")
+        assert running.ask("GET", "/healthz", timeout=10)[0] == 200
+        wait_for(lambda: running.server._server.connections_of.get("127.0.0.2", 0) <= 50, "room")
+    wait_for(lambda: not running.server._server.connections_of, "all to be counted off")

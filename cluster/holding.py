@@ -1,0 +1,73 @@
+"""How much memory a server gives to requests that are coming and to answers that are not taken. Pure, but for a lock.
+
+Whoever sends a body, or takes an answer, does so at its own pace, and what has come or has not gone is held
+meanwhile. Two sums bound it. Of requests: one client may hold as many bytes as it leaves free, and what does not fit
+is refused. Of answers: those who take least of them lose them. An answer that several are being sent is held, and
+counted, once.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+PATIENCE_S = 1.0
+"""So long anybody may take over the first of it."""
+
+
+class Bytes:
+    """``total`` bytes of requests."""
+
+    def __init__(self, total: int) -> None:
+        self.total: int = total
+        self.taken: int = 0
+        self._lock = threading.Lock()
+        self._by: Counter[str] = Counter()
+
+    def grow(self, client: str, amount: int) -> bool:
+        """Whether ``client`` (empty: it has no share) may hold so many more. Given back by ``shrink``."""
+        with self._lock:
+            free = self.total - self.taken
+            if amount > free or (client and self._by[client] + amount > free):
+                return False
+            self.taken += amount
+            if client:
+                self._by[client] += amount
+            return True
+
+    def shrink(self, client: str, amount: int) -> None:
+        with self._lock:
+            self.taken -= amount
+            if client:
+                self._by[client] -= amount
+                if not self._by[client]:
+                    del self._by[client]
+
+
+class Reader(NamedTuple):
+    """Who is being sent something. ``holds``: what lies in memory for it, and its size. ``took``: bytes that it has
+    taken of late."""
+
+    key: int
+    holds: Mapping[int, int]
+    took: int
+    since: float
+
+
+def too_slow(readers: Collection[Reader], now: float, most: int) -> set[int]:
+    """Who must do without, so that ``most`` bytes are enough for the others; never everybody."""
+    sizes: dict[int, int] = {}
+    for reader in readers:
+        sizes.update(reader.holds)
+    holders = Counter(what for reader in readers for what in reader.holds)
+    total, left, dropped = sum(sizes.values()), len(readers), set[int]()
+    for reader in sorted(readers, key=lambda each: (now - each.since < PATIENCE_S, each.took, each.since)):
+        if total <= most or left <= 1:
+            break
+        left -= 1
+        dropped.add(reader.key)
+        for what in reader.holds:
+            holders[what] -= 1
+            if not holders[what]:
+                total -= sizes[what]
+    return dropped

@@ -30,11 +30,14 @@ from msgspec import Meta, Struct
 from ..replication.errors import Invalid
 from ..replication.records import DEFAULT_ENV, TTL_S_MAX, TTL_S_MIN
 from . import settings_rules, settings_table
+from .service_links import is_service_link
 from .settings_rules import ID_PATTERN, WILDCARDS, joined
 from .settings_table import ENV_PREFIX, Setting, about, table_of
 
-ENV_OTHERS = frozenset({"ROLLCALL_CONFIG", "ROLLCALL_NODES"})
-"""Variables of ours that are no setting of a node: the file, and the CLI's nodes."""
+ENV_OTHERS = frozenset({"ROLLCALL_CONFIG", "ROLLCALL_NODES", "ROLLCALL_DISCOVERY"})
+"""Variables of ours that are no setting of a node: the file, the CLI's nodes, what a sidecar tells its program."""
+
+FILE_BYTES_MAX = 1024 * 1024
 
 
 class Member(Struct, frozen=True):
@@ -281,7 +284,7 @@ def _from_env(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     by_env = {setting.env: setting for setting in TABLE}
     values: dict[str, tuple[Any, str]] = {}
     for name, value in env.items():
-        if not name.startswith(ENV_PREFIX) or name in ENV_OTHERS:
+        if not name.startswith(ENV_PREFIX) or name in ENV_OTHERS or is_service_link(name, value):
             continue
         if name not in by_env:
             raise _not_known("variable", name, [*by_env, *ENV_OTHERS])
@@ -290,11 +293,19 @@ def _from_env(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 
 
 def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
+    _check_text(str(path), "--config", "config")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise Invalid(f"the file {path} cannot be read: {error.strerror}", field="config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(content) > FILE_BYTES_MAX:
+        raise Invalid(f"the file {path} is larger than {FILE_BYTES_MAX} bytes", field="config")
+    try:
+        data = tomllib.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise Invalid(f"the file {path} is nested too deep", field="config") from None
+    except ValueError as error:  # also what the decoder itself raises: bytes that are no text, endless numbers
         raise Invalid(f"the file {path} is not TOML: {error}", field="config") from None
     sections = sorted({setting.section for setting in TABLE})
     values: dict[str, tuple[Any, str]] = {}
@@ -319,13 +330,18 @@ def _not_known(what: str, name: str, known: Iterable[str]) -> Invalid:
 
 
 def _convert(setting: Setting, value: Any, source: str) -> Any:
+    if isinstance(value, str):
+        _check_text(value, source, setting.name)
     try:
         if setting.name == "members":
-            return tuple(_members(value))
+            members = tuple(_members(value))
+            for member in members:
+                _check_text(str(member), source, setting.name)
+            return members
         if setting.type == tuple[str, ...] and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         if setting.type is Path:
-            return Path(msgspec.convert(value, Annotated[str, Meta(min_length=1)])).expanduser()
+            return _path(msgspec.convert(value, Annotated[str, Meta(min_length=1)]))
         if setting.type is float and isinstance(value, str):
             value = _number(value)
         converted = msgspec.convert(value, setting.kind, strict=False)
@@ -340,6 +356,23 @@ def _convert(setting: Setting, value: Any, source: str) -> Any:
     return converted
 
 
+def _check_text(text: str, source: str, field: str) -> None:
+    """Raises ``Invalid`` for bytes that are no UTF-8 (the system hands them on as halves of characters), and NUL."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Invalid(f"{source}: expected text in UTF-8, got {text!r}", field=field) from None
+    if "\0" in text:
+        raise Invalid(f"{source}: expected text without NUL, got {text!r}", field=field)
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise Invalid(f"expected a path, got {text!r}: there is no such user") from None
+
+
 def _in_words(setting: Setting, error: Exception) -> str:
     if setting.choices:
         return f"expected one of {', '.join(setting.choices)}"
@@ -352,7 +385,13 @@ def _in_words(setting: Setting, error: Exception) -> str:
     return text[0].lower() + text[1:] + unit
 
 
-_WORDS = {"`float`": "a number", "`int`": "a whole number", "`bool`": "true or false", "`str`": "text"}
+_WORDS = {
+    "`float`": "a number",
+    "`int`": "a whole number",
+    "`bool`": "true or false",
+    "`str`": "text",
+    "`object`": "a table",
+}
 
 
 def _number(text: str) -> float | str:
@@ -390,6 +429,11 @@ def _member(text: str) -> Member:
 
 def _completed(settings: Settings) -> Settings:
     """The same with what follows from the rest filled in: advertised addresses, members."""
+    for name in ("http_host", "raft_host", "dns_host"):
+        if getattr(settings, name).startswith("["):
+            raise Invalid(
+                f"{name}: write an IPv6 address without brackets, got {getattr(settings, name)!r}", field=name
+            )
     if settings.http_host in WILDCARDS and not settings.http_advertise:
         raise Invalid(
             f"http_host ({settings.http_host!r}) means every address of this machine, and nobody can connect to that: "

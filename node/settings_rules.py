@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -85,6 +86,11 @@ def _check_hosts(settings: "Settings") -> None:
 def _check_security(settings: "Settings") -> None:
     files = ("tls_cert", "tls_key", "tls_ca")
     missing = [name for name in files if not getattr(settings, name)]
+    for name in files:
+        try:
+            Path(getattr(settings, name)).expanduser()
+        except RuntimeError:
+            raise Invalid(f"{name}: there is no such user: {getattr(settings, name)!r}", field=name) from None
     if 0 < len(missing) < len(files):
         raise Invalid(f"{', '.join(missing)} missing: TLS needs all of {', '.join(files)}", field=missing[0])
     if not missing and settings.insecure:

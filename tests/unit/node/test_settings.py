@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from msgspec import Struct
 from rollcall.node.settings import TABLE, Member, Settings, build, load, markdown, sample
-from rollcall.node.settings_table import about, table_of
+from rollcall.node.settings_table import Setting, about, table_of
 from rollcall.replication.errors import Invalid
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -122,6 +122,89 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path):
     assert "is not TOML" in refused("--config", str(file)).message
     file.write_bytes(b"\xff\xfe")
     assert "is not TOML" in refused("--config", str(file)).message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a = " + b"[" * 100_000, "is nested too deep"),
+        (b"[http]\nhttp_port = " + b"[" * 5000 + b"]" * 5000, "is nested too deep"),
+        (b"[http]\nhttp_port = " + b"9" * 5000, "is not TOML"),
+        (b"#" * 2_000_000, "is larger than 1048576 bytes"),
+        (b'[http]\nhttp_host = "a\\u0000b"', "expected text without NUL"),
+        (b'[[cluster.members]]\nid = "n1"\nraft = "a\\u0000b:1"\nhttp = "http://h:1"', "expected text without NUL"),
+        (b"[cluster]\nmembers = [[1]]", "expected a table"),
+        (b"[cluster]\nmembers = [{id = 1}]", "expected text"),
+        (b"[http]\nhttp_port = 1979-05-27", "expected a whole number"),
+        (b"[http]\nwrite_timeout_s = nan", "expected a number"),
+    ],
+)
+def test_a_file_of_any_content_is_refused_in_words(tmp_path: Path, content: bytes, said: str):
+    file = tmp_path / "node.toml"
+    file.write_bytes(content)
+
+    assert said in refused("--config", str(file)).message
+
+
+@pytest.mark.parametrize("setting", TABLE, ids=lambda setting: setting.name)
+def test_bytes_that_are_no_text_are_refused_in_words(setting: Setting):
+    """As the system hands them on in flags and variables."""
+    if setting.type is not bool:
+        assert setting.flag in refused(setting.flag, "n1\udcff").message
+    assert setting.env in refused(**{setting.env: "n1\udcff"}).message
+    assert "--config: expected text in UTF-8" in refused("--config", "/\udcff").message
+    assert "unknown flag" in refused("--\udcff").message
+
+
+def test_a_home_that_does_not_exist_is_refused_in_words():
+    assert "there is no such user" in refused("--data-dir", "~no-such-user-here/x").message
+    files = ("--tls-cert", "~no-such-user-here/c", "--tls-key", "k", "--tls-ca", "a")
+    assert refused(*files).message.startswith("tls_cert: there is no such user")
+
+
+def test_an_ipv6_address_is_written_without_brackets():
+    assert refused("--http-host", "[::1]").message.startswith("http_host: write an IPv6 address without brackets")
+
+
+# What Kubernetes puts into every pod beside them
+
+LINKS = {
+    "ROLLCALL_SERVICE_HOST": "10.96.0.12", "ROLLCALL_SERVICE_PORT": "8500", "ROLLCALL_SERVICE_PORT_HTTP": "8500",
+    "ROLLCALL_PORT": "tcp://10.96.0.12:8500", "ROLLCALL_PORT_8500_TCP": "tcp://10.96.0.12:8500",
+    "ROLLCALL_PORT_8500_TCP_PROTO": "tcp", "ROLLCALL_PORT_8500_TCP_PORT": "8500",
+    "ROLLCALL_PORT_8500_TCP_ADDR": "10.96.0.12", "ROLLCALL_PORT_8600_UDP": "udp://[fd00::c]:8600",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("service", ["", "_HTTP", "_RAFT", "_DNS", "_GATEWAY"])
+def test_links_to_a_service_of_our_name_are_no_settings(service: str):
+    """A Service called rollcall-http sets ``ROLLCALL_HTTP_PORT``, which is the name of a setting."""
+    links = {name.replace("ROLLCALL", f"ROLLCALL{service}", 1): value for name, value in LINKS.items()}
+
+    assert loaded(**links) == loaded()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ROLLCALL_HTTP_PORT", "tcp:/10.0.0.1:8500"),
+        ("ROLLCALL_HTTP_PORT", "tcp://10.0.0.1"),
+        ("ROLLCALL_HTTP_PORT", "tcp://rollcall:8500"),
+        ("ROLLCALL_HTTP_PORT", "http://10.0.0.1:8500"),
+        ("ROLLCALL_HTTP_PORT", "85000"),
+        ("ROLLCALL_PORT", "8500"),
+        ("ROLLCALL_SERVICE_HOST", "rollcall"),
+        ("ROLLCALL_SERVICE_PORT", "http"),
+        ("ROLLCALL_HOST", "10.96.0.12"),
+        ("ROLLCALL_PORT_8500_TCP_PROTO", "http"),
+    ],
+)
+def test_what_only_resembles_such_a_link_is_still_a_mistake(name: str, value: str):
+    assert name in refused(**{name: value}).message
+
+
+def test_what_a_sidecar_tells_its_program_is_no_setting():
+    assert loaded(rollcall_discovery="http://127.0.0.1:1") == loaded()
 
 
 @pytest.mark.parametrize(

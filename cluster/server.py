@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 HEADER_BYTES_MAX = 64 * 1024  # Apache and node.js stop at 8 to 80 KiB; a long watch names many services
 UNSENT_BYTES_MAX = 1024 * 1024  # a stream waits for its reader beyond this
 ASIDE_THREADS = 2
+BACKLOG = 1024
 ACCEPTED_MAX = 100
 CROWDED_S = 0.2
 """Between two looks at who is in the way, where it is crowded."""
@@ -123,6 +124,7 @@ class Server:
         self._on_failure = on_failure
         self._stopping = threading.Event()
         self._pool: _Pool | None = None
+        self._listener: socket.socket | None = None
         self._server: Any = None
         self._loop: threading.Thread | None = None
 
@@ -131,12 +133,25 @@ class Server:
         """The port that is listened on; the real one even if 0 was asked for."""
         return self._server.effective_port if self._server is not None else self._port
 
+    def bind(self) -> None:
+        """Takes the address, and serves nobody yet: who connects is refused. Raises ``OSError`` saying which
+        address cannot be had. ``start`` does this where it was not done before."""
+        if self._listener is None:
+            self._listener = _bound_to(self._host, self._port)
+
     def start(self) -> None:
         """Binds, listens and serves. Raises ``OSError`` saying which address cannot be had."""
         assert self._server is None, "a server starts once"
+        self.bind()
         # The library's warning that requests queue comes once per request: just when it is busiest.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-        listener = _listen(self._host, self._port)
+        listener = self._listener
+        assert listener is not None
+        try:
+            listener.listen(BACKLOG)
+        except OSError as error:  # bound by two at once, and the other one was first
+            listener.close()
+            raise OSError(error.errno, _in_use(self._host, self._port)) from None
         self._pool = _Pool(self._aside, Shares(self._thread_count, self._share, lambda client: not client))
         try:
             self._server = self._build(listener, self._pool)
@@ -150,6 +165,8 @@ class Server:
 
     def stop(self, deadline_s: float = 5.0) -> None:
         """Stops serving within about ``deadline_s``; running requests have until then. May be called twice."""
+        if self._server is None and self._listener is not None:
+            self._listener.close()  # bound, and never served on
         if self._server is None or self._pool is None or self._loop is None or self._stopping.is_set():
             return
         until = time.monotonic() + deadline_s
@@ -637,8 +654,8 @@ class _Channel(HTTPChannel):
             super().send_continue()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound and listening, or an ``OSError`` in the operator's words.
+def _bound_to(host: str, port: int) -> socket.socket:
+    """A socket bound and not listening yet, or an ``OSError`` in the operator's words.
 
     Of a name with several addresses, the first one that this machine has.
     """
@@ -651,10 +668,14 @@ def _listen(host: str, port: int) -> socket.socket:
             return _bound(family, kind, protocol, address)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise OSError(error.errno, f"address {host}:{port} is in use; choose another port") from None
+                raise OSError(error.errno, _in_use(host, port)) from None
             if not left:
                 raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _in_use(host: str, port: int) -> str:
+    return f"address {host}:{port} is in use; choose another port"
 
 
 def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
@@ -662,7 +683,6 @@ def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(1024)
     except OSError:
         listener.close()
         raise

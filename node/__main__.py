@@ -187,7 +187,11 @@ class Node:
         Clients come in last, so that what they read is not older than what this
         node served before it was stopped. After a power cut its disk does not tell how
         much of its log was agreed on: a leader does, if there is one to be met.
+        The ports are taken first: a node that cannot serve anybody must not lead, or vote, for some seconds.
         """
+        self.server.bind()
+        if self.dns is not None:
+            self.dns.bind()
         known = self.engine.status().commit_index
         _freeze()
         self.engine.start()

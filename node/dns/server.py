@@ -35,6 +35,7 @@ CONNECTIONS_MAX = 256
 IDLE_S = 10.0  # RFC 7766 asks for seconds
 DATAGRAMS_PER_TURN = 32  # then it is the connections' turn
 ACCEPTED_PER_TURN = 16
+BACKLOG = 128
 SAME_PORT_TRIES = 10
 LOGGED_AGAIN_S = 60.0
 OUT_OF_FILES_S = 0.1
@@ -98,6 +99,7 @@ class Server:
         self._connections: dict[_Connection, None] = {}
         self._stop_by: float | None = None
         self._logged_at: float | None = None
+        self._bound: tuple[socket.socket, socket.socket] | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -105,11 +107,18 @@ class Server:
         """The port that is listened on; the real one even if 0 was asked for."""
         return self._port
 
+    def bind(self) -> None:
+        """Takes the address, and answers nobody yet. Raises ``OSError`` saying which address cannot be had.
+        ``start`` does this where it was not done before."""
+        if self._bound is None:
+            self._bound = self._listener, self._datagrams = _bind(self._host, self._port)
+            self._port = self._listener.getsockname()[1]
+
     def start(self) -> None:
         """Binds and serves. Raises ``OSError`` saying which address cannot be had."""
         assert self._thread is None, "a server starts once"
-        self._listener, self._datagrams = _bind(self._host, self._port)
-        self._port = self._listener.getsockname()[1]
+        self.bind()
+        self._listener.listen(BACKLOG)
         self._bell, self._rung = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         for waiting in (self._listener, self._datagrams, self._rung):
@@ -120,7 +129,11 @@ class Server:
 
     def stop(self, deadline_s: float = 1.0) -> None:
         """Stops serving; answers under way have ``deadline_s`` to leave. May be called twice, or without ``start``."""
-        if self._thread is None or self._stop_by is not None:
+        if self._thread is None:
+            for held in self._bound or ():
+                held.close()  # bound, and never served on
+            return
+        if self._stop_by is not None:
             return
         self._stop_by = time.monotonic() + deadline_s
         with contextlib.suppress(OSError):  # the thread may have failed, and closed its end
@@ -308,7 +321,6 @@ def _bind_both(family: int, address: Any, port: int) -> tuple[socket.socket, soc
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             datagrams.bind((address[0], listener.getsockname()[1], *address[2:]))
-            listener.listen(128)
         except OSError as error:
             listener.close()
             datagrams.close()

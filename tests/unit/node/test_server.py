@@ -100,6 +100,18 @@ def test_an_address_in_use_is_said_clearly_and_leaves_nothing_behind(run: Callab
     assert threading.active_count() == before
 
 
+def test_a_port_can_be_taken_before_anybody_is_served():
+    server = Server(lambda environ, start_response: [], "127.0.0.1", 0, 4)
+    server.bind()
+    assert server._listener is not None
+    place = server._listener.getsockname()
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(place, 5.0)
+    server.stop(0.0)
+    socket.create_server(place).close()
+
+
 def test_a_poll_whose_client_leaves_gives_its_thread_back(run: Callable[..., Running]) -> None:
     running = run()
     poll = running.park()[0]

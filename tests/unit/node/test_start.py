@@ -1,5 +1,6 @@
 """The order in which a node starts: clients come in last."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,8 @@ from rollcall.node.__main__ import FIRST_ENTRY, Node
 class Parts:
     """What a node is made of, and in which order it was started. ``caught_up_after``: looks until a leader was met."""
 
-    def __init__(self, *, commit_index: int, caught_up_after: int) -> None:
+    def __init__(self, *, commit_index: int, caught_up_after: int, taken: str = "") -> None:
+        self.taken: str = taken
         self.done: list[str] = []
         self.looks: int = 0
         self._commit_index: int = commit_index
@@ -28,6 +30,11 @@ class Parts:
         self.done.append(f"applied {index}")
         return True
 
+    def bind(self, name: str) -> None:
+        if name == self.taken:
+            raise OSError(f"the address of {name} is in use")
+        self.done.append(f"{name} bound")
+
     def part(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(start=lambda: self.done.append(name))
 
@@ -38,6 +45,8 @@ class Parts:
         )
         node.duties, node.checker = self.part("duties"), self.part("checker")
         node.server, node.dns = self.part("clients"), self.part("dns")
+        for served, name in ((node.server, "clients"), (node.dns, "dns")):
+            served.bind = partial(self.bind, name)
         return node
 
 
@@ -47,7 +56,7 @@ def test_clients_come_in_when_this_node_has_caught_up_with_a_leader() -> None:
 
     parts.node().start()
 
-    assert parts.done == ["engine", "applied 900", "caught up", "duties", "checker", "clients", "dns"]
+    assert parts.done[2:] == ["engine", "applied 900", "caught up", "duties", "checker", "clients", "dns"]
 
 
 def test_a_node_that_finds_no_leader_serves_what_it_has_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +76,14 @@ def test_a_new_node_has_nothing_to_wait_for() -> None:
 
     assert parts.looks == 1
     assert "clients" in parts.done
+
+
+@pytest.mark.parametrize("taken", ["clients", "dns"])
+def test_a_node_whose_port_is_taken_takes_no_part(taken: str) -> None:
+    """It could lead, or vote, for the seconds that it takes to find out otherwise."""
+    parts = Parts(commit_index=900, caught_up_after=0, taken=taken)
+
+    with pytest.raises(OSError, match="in use"):
+        parts.node().start()
+
+    assert "engine" not in parts.done

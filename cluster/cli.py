@@ -4,50 +4,57 @@ Exit codes: 0 done, 1 refused or not found, 2 wrong use, 3 certainly not done
 (no node could), 4 perhaps done.
 """
 
-import getpass
-import json
+import io
 import signal
 import sys
 from datetime import UTC, datetime
 from typing import Any, get_args
 
 import click
-import msgspec
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from ..replication.errors import RollcallError
 from ..replication.policies import Policy, policy_of
-from ..replication.records import DEFAULT_ENV, Event, Instance, Status
+from ..replication.records import Event, Instance, Status
 from . import serving
 from .client import Snapshot
 from .lease import check_from
-from .members import DEFAULT_NODES
-from .terminal import Context, Duration, command, fail, pair, styled, table_of
+from .terminal import (
+    Context,
+    Duration,
+    Number,
+    Table,
+    as_json,
+    author,
+    command,
+    common,
+    pair,
+    place,
+    say,
+    styled,
+    visible,
+    whole,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--nodes", envvar="ROLLCALL_NODES", default=DEFAULT_NODES, show_default=True, metavar="URLS",
-    help="Nodes to ask, with commas between them; one is enough. Also ROLLCALL_NODES.",
-)  # fmt: skip
-@click.option("--env", default=DEFAULT_ENV, show_default=True, help="Namespace.")
-@click.option("--timeout", "timeout_s", default=10.0, show_default=True, metavar="S", help="Longest wait, in seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.version_option(package_name="rollcall-registry")
 @click.pass_context
-def main(context: click.Context, nodes: str, env: str, timeout_s: float, as_json: bool) -> None:
+def main(context: click.Context, **given: Any) -> None:
     """Looks into a Rollcall cluster, and registers services in it.
+
+    The options may also stand after the command.
 
     \b
     Exit codes: 0 done, 1 refused or not found, 2 wrong use,
                 3 certainly not done, 4 perhaps done.
     """
-    try:
-        context.obj = Context(nodes, env, timeout_s, as_json)
-    except RollcallError as error:
-        fail(error.message, 2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    context.obj = given
+
+
+main.params[:0] = common()
 
 
 @main.command()
@@ -55,10 +62,10 @@ def main(context: click.Context, nodes: str, env: str, timeout_s: float, as_json
 def services(context: Context) -> None:
     """Lists the services (--env '*': of all namespaces)."""
     found = context.client.services()
-    table = table_of("service", "env", "instances", "serving", "health", "tags")
+    table = Table("service", "env", "instances", "serving", "health", "tags")
     for each in found:
         health = ", ".join(f"{count} {name}" for name, count in each.health.items() if count)
-        tags = escape(", ".join(each.tags))
+        tags = ", ".join(each.tags)
         table.add_row(each.name, each.env, str(each.instances), str(each.serving), health, tags)
     context.show(found, table)
 
@@ -86,21 +93,21 @@ def instances(
     )
     context.show(listing, _instances(listing.instances))
     if not listing.complete:
-        click.echo("the node that answered is not up to date: the list may not be complete", err=True)
+        say("the node that answered is not up to date: the list may not be complete", err=True)
 
 
 def _instances(found: tuple[Instance, ...]) -> Table:
-    table = table_of("id", "address", "status", "health", "lease", "version", "zone", "tags", "registered")
+    table = Table("id", "address", "status", "health", "lease", "version", "zone", "tags", "registered")
     for each in found:
         table.add_row(
-            escape(each.id),
-            escape(f"{each.address}:{each.port}" if each.port else each.address),
+            each.id,
+            place(each.address, each.port),
             styled(each.effective_status),
             styled(each.health),
             "none" if each.ttl_s is None else f"{each.ttl_s:g} s",
-            escape(each.version),
-            escape(each.zone),
-            escape(", ".join(each.tags)),
+            each.version,
+            each.zone,
+            ", ".join(each.tags),
             _when(each.reg_timestamp),
         )
     return table
@@ -115,7 +122,7 @@ def _when(time_ns: int) -> str:
 @click.option("--id", default="", help="Default: SERVICE-ADDRESS:PORT.")
 @click.option("--address", default="", help="Where callers reach it.")
 @click.option("--port", default=0, type=click.IntRange(0, 65_535), help="Where callers reach it.")
-@click.option("--ttl", "ttl_s", type=float, metavar="S", help="Lease in seconds; without: the cluster's default.")
+@click.option("--ttl", "ttl_s", type=Number(), metavar="S", help="Lease in seconds; without: the cluster's default.")
 @click.option("--no-lease", is_flag=True, help="It stays until it is deregistered.")
 @click.option("--tag", "tags", multiple=True, help="May be repeated.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
@@ -154,7 +161,7 @@ def register(
 def deregister(context: Context, service: str, id: str, registration: int) -> None:
     """Removes instance ID of SERVICE."""
     context.client.deregister(service, id, registration=registration)
-    click.echo(f"deregistered {id}")
+    say(f"deregistered {id}")
 
 
 @main.command()
@@ -166,7 +173,7 @@ def heartbeat(context: Context, service: str, id: str) -> None:
     renewal = context.client.heartbeat(service, id)
     lease = "it has no lease" if renewal.ttl_s is None else f"lease {renewal.ttl_s:g} s"
     again = "" if renewal.next_heartbeat_ms is None else f", the next one in {renewal.next_heartbeat_ms / 1000:g} s"
-    click.echo(f"renewed {id}: {lease}{again}")
+    say(f"renewed {id}: {lease}{again}")
 
 
 @main.command()
@@ -190,7 +197,7 @@ def status(
     wanted = None if status == "none" else status
     made = context.client.set_status(service, id, wanted, reason=reason, for_s=for_s, unregistered=unregistered)
     if made is None and not context.as_json:
-        click.echo(f"{id} is not registered: {'no override is left' if status == 'none' else f'it will be {status}'}")
+        say(f"{id} is not registered: {'no override is left' if status == 'none' else f'it will be {status}'}")
         return
     context.show(made, _instances(() if made is None else (made,)))
 
@@ -200,12 +207,12 @@ def status(
 def overrides(context: Context) -> None:
     """Lists what operators say of instances (--env '*': of all namespaces)."""
     found = context.client.overrides()
-    table = table_of("id", "service", "status", "until", "set", "is", "why")
+    table = Table("id", "service", "status", "until", "set", "is", "why")
     for each in found:
         until = "removed" if each.until is None else _when(each.until)
         there = "registered" if each.registered else Text("gone", style="yellow")
-        why = escape(each.reason)
-        table.add_row(escape(each.id), each.service, styled(each.status), until, _when(each.set_at), there, why)
+        why = each.reason
+        table.add_row(each.id, each.service, styled(each.status), until, _when(each.set_at), there, why)
     context.show(found, table)
 
 
@@ -216,10 +223,10 @@ def overrides(context: Context) -> None:
 def checks(context: Context, service: str, id: str) -> None:
     """Shows how the health checks of instance ID of SERVICE stand, and what they were answered."""
     found = context.client.checks(service, id)
-    table = table_of("check", "kind", "state", "asked by", "took", "answer")
+    table = Table("check", "kind", "state", "asked by", "took", "answer")
     for each in found:
         took = "" if each.latency_ms is None else f"{each.latency_ms:.1f} ms"
-        table.add_row(escape(each.name), each.kind, styled(each.state), each.node, took, escape(each.output[:200]))
+        table.add_row(each.name, each.kind, styled(each.state), each.node, took, each.output[:200])
     context.show(found, table)
 
 
@@ -230,20 +237,18 @@ def policies(context: Context, changes: bool) -> None:
     """Lists the routing policies: which share of a service's calls goes where."""
     if changes:
         made = context.client.policy_changes()
-        table = table_of("index", "when", "policy", "what", "by", "why")
+        table = Table("index", "when", "policy", "what", "by", "why")
         for each in made:
             what = "removed" if each.policy is None else _routed(each.policy)
-            table.add_row(
-                str(each.index), _when(each.changed_at), each.name, what, escape(each.author), escape(each.reason)
-            )
+            table.add_row(str(each.index), _when(each.changed_at), each.name, what, each.author, each.reason)
         context.show(made, table)
         return
     found = context.client.policies()
-    table = table_of("policy", "service", "env", "calls", "changed", "by", "why")
+    table = Table("policy", "service", "env", "calls", "changed", "by", "why")
     for record in found:
-        policy, by = record.policy, escape(record.author)
+        policy, by = record.policy, record.author
         changed = _when(record.changed_at)
-        table.add_row(record.name, policy.service, policy.env, _routed(policy), changed, by, escape(record.reason))
+        table.add_row(record.name, policy.service, policy.env, _routed(policy), changed, by, record.reason)
     context.show(found, table)
 
 
@@ -252,23 +257,23 @@ def _routed(policy: Policy) -> str:
     which = f"{policy.percent:g} %"
     if policy.header:
         which = f"with {policy.header}: {policy.value}" if policy.value else f"with {policy.header}"
-    return escape(f"{which} to {', '.join(whom) or 'all'}")
+    return f"{which} to {', '.join(whom) or 'all'}"
 
 
 @main.command("set-policy")
 @click.argument("name")
 @click.argument("service")
-@click.option("--percent", type=float, help="This share of the calls; default: 100.")
+@click.option("--percent", type=Number(), help="This share of the calls; default: 100.")
 @click.option("--header", default="", help="Calls that carry this header, instead of a share.")
 @click.option("--value", default="", help="What that header must be.")
 @click.option("--tag", "tags", multiple=True, help="They go to instances with this tag; may be repeated.")
 @click.option("--match", multiple=True, metavar="KEY=VALUE", help="And this version, zone, region or metadata.")
-@click.option("--author", default="", help="Who says so; default: your user name.")
+@click.option("--author", "by", default="", help="Who says so; default: your user name.")
 @click.option("--reason", default="", help="Why; kept with the change.")
 @command
 def set_policy(
     context: Context, name: str, service: str, percent: float | None, header: str, value: str, tags: tuple[str, ...],
-    match: tuple[str, ...], author: str, reason: str,
+    match: tuple[str, ...], by: str, reason: str,
 ) -> None:  # fmt: skip
     """Puts routing policy NAME in force, for the calls of SERVICE.
 
@@ -283,42 +288,42 @@ def set_policy(
     fields |= {"value": value, "match": dict(pair(text, "--match") for text in match)}
     if percent is not None:
         fields["percent"] = percent
-    context.client.set_policy(name, policy_of(fields), author=author or getpass.getuser(), reason=reason)
-    click.echo(f"policy {name} is in force")
+    context.client.set_policy(name, policy_of(fields), author=author(by), reason=reason)
+    say(f"policy {name} is in force")
 
 
 @main.command("remove-policy")
 @click.argument("name")
-@click.option("--author", default="", help="Who says so; default: your user name.")
+@click.option("--author", "by", default="", help="Who says so; default: your user name.")
 @click.option("--reason", default="", help="Why; kept with the change.")
 @command
-def remove_policy(context: Context, name: str, author: str, reason: str) -> None:
+def remove_policy(context: Context, name: str, by: str, reason: str) -> None:
     """Removes routing policy NAME."""
-    context.client.set_policy(name, None, author=author or getpass.getuser(), reason=reason)
-    click.echo(f"policy {name} is removed")
+    context.client.set_policy(name, None, author=author(by), reason=reason)
+    say(f"policy {name} is removed")
 
 
 @main.command()
 @click.argument("services", nargs=-1)
-@command
+@command(staying=True)
 def watch(context: Context, services: tuple[str, ...]) -> None:
     """Prints every change of SERVICES (none named: of all), until Ctrl-C."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     history = ""
     for change in context.client.watch(*services):
         if context.as_json:
-            click.echo(json.dumps({"type": type(change).__name__.lower(), **msgspec.to_builtins(change)}))
+            click.echo(as_json({"type": type(change).__name__.lower(), **whole(change)}))
         elif isinstance(change, Snapshot):
             anew = "the registry began anew: " if history and change.history not in ("", history) else ""
             history = change.history or history
-            context.console.print(f"{change.index:>8} {anew}{len(change.instances)} instances; waiting for changes")
+            context.line(f"{change.index:>8} {anew}{len(change.instances)} instances; waiting for changes")
         else:
-            context.console.print(_change(change), soft_wrap=True)
+            context.line(_change(change))
 
 
 def _change(change: Event) -> Text:
     what = f" {change.instance.service}  {change.instance.id}"
-    return Text.assemble((f"{change.index:>8} ", "dim"), styled(f"{change.kind:<13}", change.kind), what)
+    return Text.assemble((f"{change.index:>8} ", "dim"), styled(f"{change.kind:<13}", change.kind), visible(what))
 
 
 @main.command()
@@ -326,7 +331,7 @@ def _change(change: Event) -> Text:
 def members(context: Context) -> None:
     """Lists the nodes of the cluster, and says who leads."""
     view = context.client.cluster()
-    table = table_of("node", "role", "reachable", "http", "between nodes")
+    table = Table("node", "role", "reachable", "http", "between nodes")
     for each in view.members:
         reachable = Text("yes") if each.reachable else Text("no", style="red")
         table.add_row(each.id, styled(each.role), reachable, each.http, each.raft)
@@ -334,15 +339,15 @@ def members(context: Context) -> None:
     if context.as_json:
         return
     leader = view.leader or "nobody"
-    click.echo(f"as seen by {view.node}: {leader} leads, term {view.term}, index {view.applied_index}")
+    say(f"as seen by {view.node}: {leader} leads, term {view.term}, index {view.applied_index}")
     if view.protection.get("active"):
-        click.echo(f"evictions are held: {view.protection.get('reason', 'self-protection')}")
+        say(f"evictions are held: {view.protection.get('reason', 'self-protection')}")
     if view.disk_error:
-        click.echo(f"{view.node} cannot write to its disk: {view.disk_error}")
+        say(f"{view.node} cannot write to its disk: {view.disk_error}")
     if view.snapshot_error:
-        click.echo(f"{view.node} writes no state file: {view.snapshot_error}")
+        say(f"{view.node} writes no state file: {view.snapshot_error}")
     if view.clock_error:
-        click.echo(f"{view.node} should not lead: {view.clock_error}")
+        say(f"{view.node} should not lead: {view.clock_error}")
 
 
 @main.command()
@@ -353,7 +358,7 @@ def transfer(context: Context, node: str) -> None:
 
     Before a leader's host is rebooted, say. SIGTERM of the leader does it by itself.
     """
-    click.echo(f"{context.client.transfer(node)} leads now")
+    say(f"{context.client.transfer(node)} leads now")
 
 
 main.add_command(serving.gateway)

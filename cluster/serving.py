@@ -10,7 +10,7 @@ import click
 from .balancer import BALANCERS, Balancer, ZoneFirst
 from .discovery import Discovery
 from .lease import Lease
-from .terminal import Context, command, fail, pair
+from .terminal import Context, Number, Seconds, command, fail, pair, say
 
 
 @click.command()
@@ -23,16 +23,62 @@ from .terminal import Context, command, fail, pair
     metavar="NAME=SERVICE",
     help="What a name in a path or host stands for, e.g. users=user-service; may be repeated.",
 )
-@click.option("--balancer", default="ewma", show_default=True, type=click.Choice(sorted(BALANCERS)))
+@click.option(
+    "--balancer",
+    default="ewma",
+    show_default=True,
+    type=click.Choice(sorted(BALANCERS)),
+    help="How an instance is chosen.",
+)
 @click.option("--zone", default="", help="Instances of this zone first, while it has two.")
-@click.option("--tries", default=5, show_default=True, type=click.IntRange(1, 10), help="Without those that refuse.")
-@click.option("--try-timeout", "try_s", default=10.0, show_default=True, metavar="S", help="Each wait for an instance.")
-@click.option("--total-timeout", "total_s", default=30.0, show_default=True, metavar="S", help="All of them together.")
-@click.option("--keep", type=click.Path(dir_okay=False), help="Keeps lists there, to start while the registry is down.")
-@click.option("--threads", default=64, show_default=True, type=click.IntRange(1, 1000), help="Requests at a time.")
-@click.option("--trusted-network", "trusted", multiple=True, metavar="CIDR", help="Of proxies that are believed.")
-@click.option("--body-max", "body_bytes_max", default=64 * 1024 * 1024, show_default=True, metavar="BYTES")
-@command
+@click.option(
+    "--tries",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 10),
+    help="Most instances asked for one request; refused connections do not count.",
+)
+@click.option(
+    "--try-timeout",
+    "try_s",
+    default=10.0,
+    type=Seconds(),
+    show_default=True,
+    metavar="S",
+    help="Longest wait for one instance.",
+)
+@click.option(
+    "--total-timeout",
+    "total_s",
+    default=30.0,
+    type=Seconds(),
+    show_default=True,
+    metavar="S",
+    help="Longest wait for all of them.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(dir_okay=False),
+    help="File that keeps the lists, so that it can start while the registry is down.",
+)
+@click.option("--threads", default=64, show_default=True, type=click.IntRange(1, 1000), help="Requests at once.")
+@click.option(
+    "--trusted-network",
+    "trusted",
+    multiple=True,
+    metavar="CIDR",
+    help="Proxies there are believed (X-Forwarded-*); may be repeated.",
+)
+@click.option(
+    "--body-max",
+    "body_bytes_max",
+    default=64 * 1024 * 1024,
+    type=click.IntRange(min=1),
+    show_default=True,
+    metavar="BYTES",
+    help="Largest body of a request.",
+)
+@command(staying=True)
 def gateway(
     context: Context, host: str, port: int, routes: tuple[str, ...], balancer: str, zone: str, tries: int, try_s: float,
     total_s: float, keep: str | None, threads: int, trusted: tuple[str, ...], body_bytes_max: int,
@@ -44,8 +90,8 @@ def gateway(
     curl -H 'X-Service: cart' localhost:8080/items
     curl localhost:8080/-/services              what it knows, and how calls go
 
-    Without an instance: 503. What certainly did not arrive, and what may be
-    repeated and got no answer, is tried again at another instance.
+    Without an instance: 503. A request is retried at another instance if it
+    certainly did not arrive, or if its method is idempotent and no answer came.
     """
     from .gateway import Gateway, GatewaySettings, serve
 
@@ -58,13 +104,13 @@ def gateway(
         with Discovery(context.nodes, env=context.client.env, **options) as discovery:
             serve(
                 Gateway(discovery, settings), host, port, threads=threads, body_bytes_max=body_bytes_max,
-                ready=lambda at: click.echo(f"gateway ready  http://{host}:{at}"),
+                ready=lambda at: say(f"gateway ready  http://{host}:{at}"),
             )  # fmt: skip
     except OSError as error:
         fail(error.strerror or str(error), 2)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--service", required=True, help="Of which it is an instance.")
 @click.option("--port", default=0, type=click.IntRange(0, 65_535), help="Where callers reach it.")
 @click.option("--address", default="", help="Where callers reach it; default: this host's, towards the registry.")
@@ -73,16 +119,56 @@ def gateway(
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
 @click.option("--version", default="")
 @click.option("--zone", default="")
-@click.option("--ttl", "ttl_s", type=float, metavar="S", help="Lease in seconds; without: the cluster's default.")
-@click.option("--check", metavar="URL", help="http://… that must answer 2xx, or tcp://HOST:PORT; without: it is well.")
-@click.option("--interval", "interval_s", default=5.0, show_default=True, metavar="S", help="Between two checks.")
-@click.option("--check-timeout", "check_s", default=2.0, show_default=True, metavar="S", help="Of one check.")
-@click.option("--failures", default=3, show_default=True, type=click.IntRange(min=1), help="In a row take it out.")
-@click.option("--drain", "drain_s", default=1.0, show_default=True, metavar="S", help="From taking it out to its end.")
-@click.option("--stop-timeout", "stop_s", default=10.0, show_default=True, metavar="S", help="Then it is killed.")
+@click.option("--ttl", "ttl_s", type=Number(), metavar="S", help="Lease in seconds; without: the cluster's default.")
+@click.option(
+    "--check", metavar="URL", help="http://… that must answer 2xx, or tcp://HOST:PORT; without: always passing."
+)
+@click.option(
+    "--interval",
+    "interval_s",
+    default=5.0,
+    type=Seconds(),
+    show_default=True,
+    metavar="S",
+    help="Time between two checks.",
+)
+@click.option(
+    "--check-timeout",
+    "check_s",
+    default=2.0,
+    type=Seconds(),
+    show_default=True,
+    metavar="S",
+    help="Longest wait for one check.",
+)
+@click.option(
+    "--failures",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Checks that must fail in a row before the instance is deregistered.",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    default=1.0,
+    type=Seconds(0.0),
+    show_default=True,
+    metavar="S",
+    help="Time to drain: from deregistering to SIGTERM.",
+)
+@click.option(
+    "--stop-timeout",
+    "stop_s",
+    default=10.0,
+    type=Seconds(),
+    show_default=True,
+    metavar="S",
+    help="Longest wait for the program to end after SIGTERM; then SIGKILL.",
+)
 @click.option("--discovery-port", type=click.IntRange(0, 65_535), help="Offers discovery on this port of loopback.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
-@command
+@command(staying=True)
 def sidecar(
     context: Context, service: str, ttl_s: float | None, tags: tuple[str, ...], meta: tuple[str, ...],
     check: str | None, interval_s: float, check_s: float, failures: int, drain_s: float, stop_s: float,
@@ -94,8 +180,8 @@ def sidecar(
     rollcall sidecar --service cart --port 8080 --check http://127.0.0.1:8080/health -- ./start-cart
     rollcall sidecar --service db --port 5432 --check tcp://127.0.0.1:5432      (it runs already)
 
-    SIGTERM takes the instance out first and then ends the program. Other
-    signals and the exit code are passed through. With --discovery-port the
+    SIGTERM deregisters the instance, drains (--drain), and then ends the program.
+    Other signals and the exit code are passed through. With --discovery-port the
     program finds others at $ROLLCALL_DISCOVERY/instances/SERVICE.
     """
     from .sidecar import Check, Sidecar

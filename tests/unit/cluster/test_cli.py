@@ -1,14 +1,18 @@
 """The commands: what they print, and the exit code that says how it ended."""
 
 import json
+import unicodedata
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from harness.fakes import FakeSession, problem, response
-from rollcall.cluster import cli, terminal
+from rollcall.cluster import cli, serving, terminal
 from rollcall.cluster.client import Client
 from rollcall.replication.errors import Gone, Invalid, NoLeader, NotFound, Unknown
+from rollcall.replication.records import Instance
 
 TIMES = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 10**18)
 INDEXES = dict.fromkeys(("create_index", "reg_index", "modify_index"), 3)
@@ -212,3 +216,202 @@ def test_a_removal_may_mean_one_registration(asked: Any):
 
     assert result.exit_code == 0
     assert session.asked[0][2]["params"]["registration"] == 7
+
+
+# What a terminal is shown
+
+
+def test_json_has_every_field_those_at_their_defaults_too(asked: Any):
+    """``jq 'select(.health == "passing")'`` finds whom it should."""
+    result, _ = asked(response(200, LISTING), "--json", "instances", "cart")
+    (shown,) = json.loads(result.stdout)["instances"]
+
+    assert shown.keys() == {field.encode_name for field in msgspec.structs.fields(Instance)}
+    assert (shown["status"], shown["health"], shown["meta"], shown["checks"]) == ("up", "passing", {}, [])
+
+
+def test_json_of_changes_is_whole_as_well(asked: Any):
+    left = iter([response(200, LISTING, X_Rollcall_Index=3), problem(Invalid("enough"))])
+    result, _ = asked(lambda: next(left), "--json", "watch", "cart")
+
+    assert json.loads(result.stdout)["instances"][0]["health"] == "passing"
+
+
+@pytest.mark.parametrize(
+    "words", [["services", "--json", "--env", "prod"], ["--json", "services", "--env", "prod"],
+              ["--env", "test", "services", "--env", "prod", "--json"], ["--json", "--env", "prod", "services"]],
+)  # fmt: skip
+def test_options_may_stand_before_and_after_the_command(asked: Any, words: list[str]):
+    result, session = asked(response(200, {"services": []}), *words)
+
+    assert json.loads(result.stdout) == []
+    assert session.asked[0][2]["params"]["env"] == "prod"
+
+
+def test_nodes_may_be_named_after_the_command(asked: Any):
+    result, session = asked(response(200, {"services": []}), "services", "--node", "http://h:1")
+
+    assert result.exit_code == 0
+    assert session.asked[0][1].startswith("http://h:1/")
+
+
+EVIL = "a\x1b[31m\x9b31m\x07\r\x7f\u202eb"
+
+
+MEMBER = {"id": EVIL, "http": EVIL, "raft": EVIL, "role": EVIL, "reachable": True}
+ODD: dict[str, Any] = {
+    "instances cart": {**LISTING, "instances": [{**CART, "id": EVIL, "zone": EVIL, "tags": [EVIL], "version": EVIL}]},
+    "services": {
+        "services": [
+            {"name": "cart", "env": "e", "instances": 1, "serving": 1, "health": {EVIL: 1}, "tags": [EVIL]},
+        ]
+    },
+    "overrides": {
+        "overrides": [
+            {"env": "e", "service": "s", "id": EVIL, "status": "down", "reason": EVIL, "set_at": 1,
+             "registered": True, "index": 1},
+        ]
+    },
+    "checks cart c": {
+        "checks": [{"name": EVIL, "kind": EVIL, "state": "passing", "since": 1, "node": EVIL, "output": EVIL}]
+    },
+    "members": {
+        "node": EVIL, "leader": EVIL, "term": 1, "applied_index": 1, "commit_index": 1, "disk_error": EVIL,
+        "members": [MEMBER],
+    },
+    "heartbeat cart " + EVIL: {"ttl_s": 3.0},
+    "transfer": {"leader": EVIL},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["json", "table"])
+@pytest.mark.parametrize(("words", "answer"), ODD.items(), ids=lambda value: str(value).split(" ")[0])
+def test_what_a_terminal_would_obey_is_shown_and_not_sent(asked: Any, kind: str, words: str, answer: Any):
+    options = ["--json"] if kind == "json" else []
+    result, _ = asked(response(200, answer), *options, *words.split(" "))
+
+    assert result.exit_code == 0, result.output
+    assert [letter for letter in result.output if letter != "\n" and unicodedata.category(letter) in ("Cc", "Cf")] == []
+    assert "31m" in result.output
+
+
+def test_what_a_node_says_of_an_error_is_shown_and_not_obeyed(asked: Any):
+    result, _ = asked(problem(Invalid(EVIL)), "services")
+
+    assert result.stderr == "error: a\\x1b[31m\\x9b31m\\x07\\r\\x7f\\u202eb\n"
+
+
+def test_what_the_encoding_lacks_is_shown_as_an_escape(asked: Any):
+    listing = {**LISTING, "instances": [{**CART, "id": "cart-é"}]}
+    for options, shown in (([], "cart-\\xe9"), (["--json"], "cart-\\u00e9")):
+        session = FakeSession(lambda *_: response(200, listing))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(terminal, "Client", partial(Client, session=session))
+            result = CliRunner(charset="ascii").invoke(cli.main, [*options, "instances", "cart"])
+        assert result.exit_code == 0, result.exception
+        assert shown in result.stdout
+
+
+# Tables
+
+
+def wide() -> terminal.Table:
+    table = terminal.Table("id", "address", "zone", "tags")
+    table.add_row("cart-1", "10.0.0.1:80", "", ", ".join(["somewhat-long"] * 6))
+    table.add_row("cart-2", "10.0.0.2:80", "", "")
+    return table
+
+
+def test_a_table_that_is_piped_has_one_line_for_each_row_however_long():
+    lines = [line.plain for line in wide().lines(None)]
+
+    assert len(lines) == 3
+    assert lines[0].split() == ["id", "address", "tags"]  # nobody has a zone
+    assert lines[1].split()[:2] == ["cart-1", "10.0.0.1:80"]
+
+
+def test_a_table_that_does_not_fit_shows_one_field_a_line():
+    lines = [line.plain for line in wide().lines(80)]
+
+    assert lines == [
+        "id       cart-1",
+        "address  10.0.0.1:80",
+        "tags     " + ", ".join(["somewhat-long"] * 6),
+        "",
+        "id       cart-2",
+        "address  10.0.0.2:80",
+    ]
+    assert len(wide().lines(200)) == 3
+
+
+def test_a_piped_table_of_instances_is_not_folded(asked: Any):
+    listing = {**LISTING, "instances": [{**CART, "tags": ["x" * 250] * 3}]}
+    result, _ = asked(response(200, listing, X_Rollcall_Complete="true"), "instances", "cart")
+
+    assert len(result.stdout.splitlines()) == 2
+
+
+# What is given
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1", "1e400", "x"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--timeout {} services", "services --timeout {}", "gateway --try-timeout {}", "gateway --total-timeout {}",
+        "gateway --body-max {}", "gateway --threads {}", "sidecar --service s --interval {}",
+        "sidecar --service s --check-timeout {}", "sidecar --service s --drain {}",
+        "sidecar --service s --stop-timeout {}", "instances s --limit {}", "status s i up --for {}",
+    ],
+)  # fmt: skip
+def test_a_number_that_nobody_can_wait_for_is_wrong_use(words: str, number: str):
+    result = CliRunner().invoke(cli.main, words.format(number).split())
+
+    assert result.exit_code == 2, result.output
+    assert "Invalid value" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["register s --id i --ttl {}", "set-policy p s --percent {}", "sidecar --service s --ttl {}"]
+)
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_no_number_is_no_lease_and_no_share(words: str, number: str):
+    result = CliRunner().invoke(cli.main, words.format(number).split())
+
+    assert result.exit_code == 2
+    assert "expected a number" in result.stderr
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("no user")])
+def test_a_user_without_a_name_may_set_policies(asked: Any, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def getuser() -> str:
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", getuser)
+    for words in (["set-policy", "p", "cart"], ["remove-policy", "p"]):
+        result, session = asked(response(200, {"name": "p"}), *words)
+        assert result.exit_code == 0, result.exception
+        assert "uid " in str(session.asked[0])
+
+
+def test_ipv6_is_shown_in_brackets(asked: Any):
+    result, _ = asked(response(200, {**LISTING, "instances": [{**CART, "address": "fd00::1"}]}), "instances", "cart")
+
+    assert "[fd00::1]:80" in result.stdout
+
+
+def test_who_waits_is_told_what_for(asked: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(terminal, "SILENT_S", 0.02)
+    result, _ = asked(lambda: problem(NoLeader("nobody leads")), "services")
+
+    assert result.exit_code == 3
+    assert "no answer yet from http://127.0.0.1:8500" in result.stderr
+    assert "0.2 s at most" in result.stderr
+
+
+def test_options_of_a_sidecars_program_are_its_own(monkeypatch: pytest.MonkeyPatch):
+    given = serving.sidecar.make_context(
+        "sidecar", ["--service", "s", "./start", "--port", "1", "--env", "x"], obj={}
+    ).params
+
+    assert given["program"] == ("./start", "--port", "1", "--env", "x")

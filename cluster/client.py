@@ -51,7 +51,7 @@ from ..replication.policies import Policy, PolicyChange, PolicyRecord
 from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
 from . import forks
 from .http import Answer, Session, exchange, history_of, left_by_session
-from .members import DEFAULT_NODES, Members, urls_from
+from .members import DEFAULT_NODES, Members, nodes_from
 from .seen import Seen
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class Client:
     ) -> None:
         self.env: str = env
         self.timeout_s: float = timeout_s
-        urls = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
+        urls = nodes_from(nodes)
         # In any order: else all clients of one configuration would go to the same node.
         self._members = Members(random.sample(urls, len(urls)))
         self._lock = forks.Lock()

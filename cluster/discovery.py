@@ -37,7 +37,7 @@ from .balancer import Balancer, Endpoint, RoundRobin
 from .client import Changes, Client, Listing
 from .following import ABSENT_MAX, Known, idle, note_uses, surplus, whole_env
 from .http import Interrupted, Interruptible
-from .members import DEFAULT_NODES, urls_from
+from .members import DEFAULT_NODES, nodes_from
 from .names import service_name
 from .pool import CAUTION, Caution, NoInstances, Policy, Pool
 
@@ -101,7 +101,7 @@ class Discovery:
         refresh_s: float = REFRESH_S,
         follow_policies: bool = False,
     ) -> None:
-        self._urls: tuple[str, ...] = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
+        self._urls: tuple[str, ...] = nodes_from(nodes)
         self.env: str = env
         self._balancer: Callable[[], Balancer] = balancer
         self._policies: tuple[Policy, ...] = tuple(policies)

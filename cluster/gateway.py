@@ -7,7 +7,7 @@ whole; waitress has read the request's body, to a file where it is large, before
 called, so it can be sent again.
 
 What goes wrong is said as RFC 9110 means it: 400 the request must not be passed on, 404
-no service is named, 503 nobody is there to ask, 502 the instance's answer cannot be
+no service is named, 501 a WebSocket is asked for, 503 nobody is there to ask, 502 the instance's answer cannot be
 used, 504 it did not come in time. A request is tried again at another instance if it
 certainly did not arrive, or if its method may be repeated (RFC 9110, 9.2.2) and its
 answer had not begun.
@@ -29,6 +29,7 @@ import msgspec
 import urllib3
 from msgspec import Struct
 from urllib3 import exceptions as lower
+from urllib3.util import parse_url
 
 from ..replication.errors import Invalid
 from . import forks
@@ -142,6 +143,9 @@ class Gateway:
 
     def _answered(self, environ: Environ, start_response: StartResponse, request_id: str) -> Iterable[bytes]:
         wanted = self._wanted(environ)
+        if "websocket" in environ.get("HTTP_UPGRADE", "").lower():
+            # Passed on as a plain request it would get an answer that says nothing of the reason.
+            raise _Failed(501, "the gateway passes no WebSocket on: ask an instance directly", arrived=False)
         if wanted.target.startswith((OWN, "*")):
             return self._own(wanted.target, start_response, request_id)
         if not wanted.services:
@@ -265,6 +269,9 @@ class Gateway:
             pool.failed(endpoint, time.monotonic())
             raise _Failed(502, f"{endpoint.instance.id}: {error.message}", arrived=False, counts=False) from error
         except lower.HTTPError as error:
+            if isinstance(error, lower.LocationParseError) and not _is_read(target):
+                pool.abandoned(endpoint)  # by urllib3 before 2.8, and by no fault of the instance's
+                raise Malformed("the request's target cannot be read") from error
             pool.failed(endpoint, time.monotonic())
             raise _failed(endpoint, error) from error
         except BaseException:
@@ -373,6 +380,14 @@ def _failed(endpoint: Endpoint, error: lower.HTTPError) -> _Failed:
     return _Failed(502, f"{who} gave no answer that can be used{why}", arrived=True)
 
 
+def _is_read(target: str) -> bool:
+    try:
+        parse_url(target)
+    except lower.LocationParseError:
+        return False
+    return True
+
+
 def _rewound(body: Any, length: int) -> Any:
     if length == 0:
         return None
@@ -449,11 +464,13 @@ def _json(
 
 
 _REASONS = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error", 502: "Bad Gateway",
+    200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error",
+    501: "Not Implemented", 502: "Bad Gateway",
     503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 _TITLES = {
-    400: "Bad request", 404: "No service is named", 500: "Internal error", 502: "Bad gateway",
+    400: "Bad request", 404: "No service is named", 500: "Internal error",
+    501: "Not implemented", 502: "Bad gateway",
     503: "Service not available", 504: "Gateway timeout",
 }  # fmt: skip
 

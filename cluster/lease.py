@@ -39,7 +39,7 @@ from ..replication.records import DEFAULT_ENV, Registration, build
 from . import forks
 from .client import Client, Renewal, Word
 from .http import Interrupted, Interruptible
-from .members import DEFAULT_NODES, urls_from
+from .members import DEFAULT_NODES, nodes_from
 from .sharing import Share
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,8 @@ class Lease:
         client: Client | None = None,
         **more: Any,
     ) -> None:
-        urls = urls_from(nodes) if isinstance(nodes, str) else tuple(nodes)
-        address = address or _address_towards(urls[0])
+        urls = nodes_from(nodes)
+        address = address or _address_towards(urls)
         self.service: str = service
         self.id: str = id or f"{service}-{address}:{port}"
         self.env: str = env
@@ -528,14 +528,22 @@ def check_from(check: str | Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _address_towards(url: str) -> str:
-    """This host's address on the way to ``url``. Nothing is sent: a datagram socket only looks up the route."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, place = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(place)
-            return str(probe.getsockname()[0])
-    except (OSError, IndexError) as error:
-        raise Invalid(f"address: give one, for this host's own was not found ({error})", field="address") from None
+def _address_towards(urls: Iterable[str]) -> str:
+    """This host's address on the way to the first of ``urls`` to which there is one. Nothing is sent: a datagram
+    socket only looks up the route."""
+    failures: list[str] = []
+    for url in urls:
+        parts = urlsplit(url)
+        try:
+            found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError) as error:
+            failures.append(f"{url}: {error}")
+            continue
+        for family, kind, protocol, _, place in found:
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.connect(place)
+                    return str(probe.getsockname()[0])
+            except OSError as error:
+                failures.append(f"{url}: {error}")
+    raise Invalid(f"address: give one, for this host's own was not found ({'; '.join(failures)})", field="address")

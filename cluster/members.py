@@ -37,6 +37,11 @@ def urls_from(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(urls))
 
 
+def nodes_from(nodes: str | Iterable[str]) -> tuple[str, ...]:
+    """The nodes of a text, or of several, each with one or more: ``["HOST:PORT", "http://HOST:PORT"]``."""
+    return urls_from(nodes if isinstance(nodes, str) else ",".join(nodes))
+
+
 class Members:
     """The nodes that a client knows. Not for several threads at once."""
 

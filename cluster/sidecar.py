@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 PASSED_ON = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 """As they come. SIGTERM and SIGINT too, but after the instance was taken out."""
 
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
 LOOK_S = 0.05
 VARIABLE = "ROLLCALL_DISCOVERY"
 
@@ -72,6 +74,21 @@ class Check(Struct, frozen=True, kw_only=True):
         except (OSError, requests.RequestException) as error:
             logger.debug("the check failed: %s", error)
             return False
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[int | None]:
+    """The terminal that this process was started from; None where there is none, or it has gone."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        with contextlib.suppress(OSError):
+            yield terminal
+    finally:
+        os.close(terminal)
 
 
 _AS_IT_IS: dict[str, Any] = {"allow_redirects": False, "stream": True}
@@ -109,6 +126,8 @@ class Sidecar:
         self._discovery: Discovery | None = discovery
         self._discovery_port: int = discovery_port
         self._lease: Lease | None = None
+        self._said: str = ""
+        """The state of the lease that was said last."""
         self._asked_to_stop: int = 0
         self._over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -117,18 +136,21 @@ class Sidecar:
         """Until the program ends, or SIGTERM; the program's exit code (128 and the signal, if one ended it)."""
         with self._told(), self._answering() as variables:
             if self._command:
-                # A group of its own: Ctrl-C must not end the program before callers have gone elsewhere.
+                # A group of its own: Ctrl-C must not end the program before callers have gone elsewhere. One that
+                # reads the terminal gets it, and is then told of Ctrl-C by the kernel, as ever.
                 self._process = subprocess.Popen(self._command, process_group=0, env={**os.environ, **variables})
             watching = threading.Thread(target=self._watch, name="sidecar check", daemon=True)
             watching.start()
             try:
                 while not self._asked_to_stop and (self._process is None or self._process.poll() is None):
+                    self._give_terminal()
                     time.sleep(LOOK_S)
             finally:
                 self._over.set()
                 watching.join()
                 was_registered = self._leave()
                 code = self._end(was_registered)
+                self._take_terminal()
         return code
 
     # -- the check -----------------------------------------------------------------
@@ -142,7 +164,7 @@ class Sidecar:
                 failures = 0
                 if self._lease is None and not self._over.is_set():
                     self._lease = self._make_lease().start()
-                    logger.info("the check passes: %s is registered", self._lease.id)
+                self._say()
             else:
                 failures += 1
                 if self._check is not None and failures >= self._check.failures and self._lease is not None:
@@ -153,8 +175,20 @@ class Sidecar:
             wait_s = interval_s if self._lease is not None else min(interval_s, 0.2 if failures < 50 else 1.0)
             self._over.wait(max(0.0, wait_s - (time.monotonic() - began)))
 
+    def _say(self) -> None:
+        """Whether the registry has it, where that is news."""
+        lease = self._lease
+        if lease is None or lease.state == self._said:
+            return
+        self._said = lease.state
+        if lease.registered:
+            logger.info("the check passes: %s is registered", lease.id)
+        else:
+            logger.warning("the check passes, but no node of the registry takes %s: it is tried on", lease.id)
+
     def _leave(self) -> bool:
         lease, self._lease = self._lease, None
+        self._said = ""
         if lease is not None:
             lease.close()
         return lease is not None
@@ -182,6 +216,38 @@ class Sidecar:
         if process is not None and process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
+                if number in ENDS:
+                    os.killpg(process.pid, signal.SIGCONT)  # one that is stopped hears of nothing else
+
+    def _give_terminal(self) -> None:
+        """To a program that was stopped because it reads the terminal, if that is this command's to give."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        stopped = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG)
+        if stopped is None or stopped.si_status not in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP):
+            return
+        if stopped.si_status == signal.SIGTSTP:
+            # Ctrl-Z: the shell waits for this command, and goes on when it is stopped as well.
+            if self._take_terminal():
+                os.kill(os.getpid(), signal.SIGSTOP)
+                os.killpg(process.pid, signal.SIGCONT)
+            return
+        with _terminal() as terminal:
+            if terminal is not None and os.tcgetpgrp(terminal) == os.getpgrp():
+                os.tcsetpgrp(terminal, process.pid)
+                os.killpg(process.pid, signal.SIGCONT)
+
+    def _take_terminal(self) -> bool:
+        """Back from the program; whether it had it."""
+        with _terminal() as terminal:
+            if terminal is None or self._process is None or os.tcgetpgrp(terminal) != self._process.pid:
+                return False
+            before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or this would stop who is not in front
+            os.tcsetpgrp(terminal, os.getpgrp())
+            signal.signal(signal.SIGTTOU, before)
+            return True
+        return False
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

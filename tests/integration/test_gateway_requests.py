@@ -16,6 +16,7 @@ from harness.served import Served
 from rollcall.cluster.adapter import ServiceAdapter
 from rollcall.cluster.gateway import Gateway, GatewaySettings
 from rollcall.cluster.server import Server
+from urllib3.exceptions import LocationParseError
 
 pytestmark = pytest.mark.integration
 
@@ -315,3 +316,22 @@ def test_an_instance_whose_address_is_none_for_http_is_passed_by(place: str):
     finally:
         server.stop(1.0)
         app.close()
+
+
+def test_a_websocket_is_refused_in_words_and_other_upgrades_are_left_out(bench: Bench):
+    told = bench.ask("GET /api/cart/x", "Upgrade: WebSocket")
+    assert told.status == 501
+    assert "WebSocket" in told.problem["detail"]
+
+    # What curl --http2 and some HTTP clients offer by themselves, and a server may ignore.
+    assert bench.ask("GET /api/cart/x", "Upgrade: h2c").status == 200
+
+
+def test_a_target_that_cannot_be_read_is_not_the_instances_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def urlopen(self: object, *_: object, **__: object) -> None:
+        raise LocationParseError("//[x/")  # as urllib3 before 2.8 does
+
+    monkeypatch.setattr("urllib3.HTTPConnectionPool.urlopen", urlopen)
+
+    assert bench.ask("GET //[x/", "X-Service: cart").status == 400
+    assert bench.failures() == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -164,3 +165,86 @@ def test_what_cannot_be_is_said_before_anything_is_started(three):
     assert "check: Expected http" in said("--service", "x", "--check", "ftp://x")
     assert "service" in said("--service", "no spaces")
     assert "No such file" in said("--service", "x", "--", "/no/such/program")
+
+
+def test_it_does_not_say_that_it_is_registered_before_it_is(tmp_path):
+    program = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
+    running = subprocess.Popen(
+        [*program, "--service", "legacy", "--address", "127.0.0.1", "--port", "1", "--", "sleep", "60"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    try:
+        said = ""
+        while "no node of the registry takes legacy-127.0.0.1:1" not in said:
+            line = running.stderr.readline()
+            assert line, said
+            said += line
+    finally:
+        running.terminate()
+        said += running.communicate(timeout=15)[1]
+
+    assert "is registered" not in said
+
+
+READS = "; ".join(
+    (
+        "import sys, time",
+        "print('asks', flush=True)",
+        "print('got', sys.stdin.readline().strip(), flush=True)",
+        "time.sleep(60)",
+    )
+)
+
+
+def test_a_program_that_reads_the_terminal_gets_it_and_ends_at_sigterm():
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
+    command += ["--service", "legacy", "--address", "127.0.0.1", "--port", "1", "--drain", "0"]
+    # Of a session that this terminal is the terminal of, as a shell's commands are.
+    starts = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    running = subprocess.Popen(
+        [sys.executable, "-c", starts, *command, "--", sys.executable, "-c", READS],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+
+    def heard(word: bytes) -> bool:
+        nonlocal said
+        if select.select([ours], [], [], 0.05)[0]:
+            said += os.read(ours, 4096)
+        return word in said
+
+    try:
+        wait_for(lambda: heard(b"asks"), lambda: str(said), 20.0)
+        os.write(ours, b"hello\n")
+        wait_for(lambda: heard(b"got hello"), lambda: str(said), 20.0)
+
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(9.0) == 128 + signal.SIGTERM
+    finally:
+        running.kill()
+        running.wait()
+        os.close(ours)
+
+
+def test_a_program_that_is_stopped_ends_at_sigterm_as_well(tmp_path):
+    """In the background nobody is given the terminal: it stays stopped, and hears of its end all the same."""
+    pid = tmp_path / "pid"
+    command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
+    command += ["--service", "legacy", "--address", "127.0.0.1", "--port", "1", "--drain", "0"]
+    running = subprocess.Popen([*command, "--", "sh", "-c", f"echo $$ > {pid}; kill -STOP $$; sleep 60"])
+    try:
+        wait_for(lambda: pid.exists() and _state(pid) == "T", "the program to be stopped", 20.0)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(9.0) == 128 + signal.SIGTERM
+    finally:
+        running.kill()
+        running.wait()
+
+
+def _state(pid: Path) -> str:
+    number = pid.read_text().strip()
+    return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] if number else ""

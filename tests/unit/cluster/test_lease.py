@@ -554,3 +554,12 @@ def test_a_child_that_starts_the_same_lease_shares_the_instance_with_its_parent(
         """
 
     assert ran(body) == (0, ["child new registered", "child closed 1", "parent registered 1"])
+
+
+def test_a_node_whose_name_nobody_knows_is_like_one_that_does_not_answer():
+    lease = Lease("http://no-such-node.invalid:8500,http://127.0.0.1:8500", service="cart", port=80)
+
+    assert lease.id == "cart-127.0.0.1:80"
+    assert Lease(["no-such-node.invalid:8500", "127.0.0.1:8500"], service="cart", port=80).id == lease.id
+    with pytest.raises(Invalid, match=r"address: give one.*no-such-node"):
+        Lease("http://no-such-node.invalid:8500", service="cart", port=80)

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.cluster.members import BACKOFF_S_MAX, BACKOFF_S_MIN, Members, urls_from
+from rollcall.cluster.members import BACKOFF_S_MAX, BACKOFF_S_MIN, Members, nodes_from, urls_from
 from rollcall.replication.errors import Invalid
 
 A, B, C = "http://a:1", "http://b:1", "http://c:1"
@@ -104,3 +104,10 @@ def test_nodes_are_named_by_urls_and_a_bare_port_is_one_more_on_the_same_host(te
 def test_what_names_no_node_is_refused(text: str):
     with pytest.raises(Invalid, match="nodes: expected URLs such as"):
         urls_from(text)
+
+
+def test_nodes_may_be_listed_one_by_one_in_the_same_words():
+    assert nodes_from(["a:1", "http://b:2/", "3"]) == ("http://a:1", "http://b:2", "http://b:3")
+    assert nodes_from("a:1,b:2") == nodes_from(("a:1", "b:2")) == ("http://a:1", "http://b:2")
+    with pytest.raises(Invalid, match="nodes: expected URLs"):
+        nodes_from([])

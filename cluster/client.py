@@ -39,6 +39,7 @@ from ..replication.checks import State
 from ..replication.errors import (
     Gone,
     Invalid,
+    KeyReused,
     NotCaughtUp,
     NotDone,
     NotFound,
@@ -77,6 +78,9 @@ POLL_S = 30.0
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 1.0
 CONNECTIONS_MAX = 32
+
+_NOBODYS = (1 << 53) - 1
+"""A ``reg_index`` that no registration has: so far no log comes."""
 
 
 Word = Literal["pass", "warn", "fail"]
@@ -265,6 +269,7 @@ class Client:
         ttl_s: float | Literal["default"] | None = "default",
         if_absent: bool = False,
         timeout_s: float | None = None,
+        idempotency_key: str = "",
         **more: Any,
     ) -> Instance:
         """Registers an instance, or replaces it; ``more`` takes any other field of ``Registration``.
@@ -273,7 +278,8 @@ class Client:
         is the lease; None means that it never expires, left out that the
         cluster's default holds. With ``if_absent``, ``AlreadyRegistered`` is
         raised instead of replacing. The ``reg_index`` of what is returned names this
-        registration: ``deregister`` takes it.
+        registration: ``deregister`` takes it. ``idempotency_key``: for who may have to find out later
+        whether this was done (``registered_by``).
         """
         fields = {"address": address, "port": port, **more}
         if ttl_s != "default":
@@ -286,6 +292,7 @@ class Client:
             params={"env": registration.env, "if_absent": "true" if if_absent else None},
             body=fields,
             timeout_s=timeout_s,
+            key=idempotency_key,
             fits=_about(registration.key),
         )
         made = _instance(answer)
@@ -319,6 +326,30 @@ class Client:
             if found.reg_index != registration:
                 raise Superseded(f"instance {id!r} was registered again since", reg_index=found.reg_index) from None
             self.deregister(service, id, env=key.env, timeout_s=timeout_s)
+
+    def registered_by(
+        self, service: str, id: str, idempotency_key: str, *, env: str | None = None, timeout_s: float | None = None
+    ) -> int:
+        """The ``reg_index`` of the registration that was asked for with this key; 0: it was not done, and will not be.
+
+        The key is used for another write, one that removes nothing. It is refused if the first one was done; if not,
+        it is this one that the key stands for from here on, so that nothing that is still under way can be done.
+        """
+        key = Key(env or self.env, service, id)
+        try:
+            self._write(
+                "DELETE",
+                _instance_path(key),
+                params={"env": key.env, "registration": _NOBODYS},
+                timeout_s=timeout_s,
+                key=idempotency_key,
+            )
+        except KeyReused as error:
+            index = error.facts.get("index")
+            return index if isinstance(index, int) else 0
+        except (NotFound, Superseded):
+            pass
+        return 0
 
     def set_status(
         self,
@@ -624,6 +655,7 @@ class Client:
         params: Mapping[str, Any],
         body: Any = None,
         timeout_s: float | None = None,
+        key: str = "",
         fits: Callable[[Any], bool] | None = None,
         gone_is_done: bool = False,
     ) -> Answer:
@@ -632,7 +664,7 @@ class Client:
             path,
             params=params,
             body=body,
-            headers={"Idempotency-Key": uuid.uuid4().hex},
+            headers={"Idempotency-Key": key or uuid.uuid4().hex},
             attempt_s=WRITE_ATTEMPT_S,
             timeout_s=timeout_s,
             fits=fits,

@@ -26,6 +26,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -34,7 +35,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from ..replication.errors import Gone, Invalid, NotFound, Overloaded, RollcallError, Superseded
+from ..replication.errors import Gone, Invalid, NotFound, Overloaded, RollcallError, Superseded, Unknown
 from ..replication.records import DEFAULT_ENV, Registration, build
 from . import forks
 from .client import Client, Renewal, Word
@@ -141,6 +142,8 @@ class Lease:
         self._line: Interruptible | None = None
         self._share: Share | None = None
         self._cluster: str = ""
+        self._unsure: str = ""
+        """The Idempotency-Key of a registration of which nobody knows whether it was done."""
 
     @property
     def state(self) -> State:
@@ -291,9 +294,15 @@ class Lease:
     def _register(self) -> int:
         """The index from which on to watch."""
         self._join()
-        made = self._client.register(self.service, id=self.id, env=self.env, **self._fields)
+        key = uuid.uuid4().hex
+        try:
+            made = self._client.register(self.service, id=self.id, env=self.env, idempotency_key=key, **self._fields)
+        except Unknown:
+            self._unsure = key
+            raise
         assert self._share is not None
         self._share.registered(made.reg_index)
+        self._unsure = ""
         return made.reg_index
 
     def _join(self) -> None:
@@ -316,7 +325,19 @@ class Lease:
     def _renew(self) -> Renewal:
         return self._client.heartbeat(self.service, self.id, env=self.env)
 
+    def _find_out(self) -> None:
+        """Whether a registration was done after all, so that it can be taken out."""
+        if not self._unsure or self._share is None:
+            return
+        try:
+            self._share.registered(
+                self._client.registered_by(self.service, self.id, self._unsure, env=self.env, timeout_s=CLOSE_S)
+            )
+        except RollcallError as error:
+            logger.warning("%s may be registered, then its lease will run out: %s", self.id, error)
+
     def _leave(self) -> None:
+        self._find_out()
         reg_index = 0 if self._share is None else self._share.leave()
         try:
             if reg_index:

@@ -24,7 +24,7 @@ from rollcall.cluster import lease as lease_module
 from rollcall.cluster.client import Client
 from rollcall.cluster.http import Interrupted
 from rollcall.cluster.lease import Lease, State, lifespan, wsgi
-from rollcall.replication.errors import Invalid, NoLeader, NotFound, Overloaded, Superseded
+from rollcall.replication.errors import Invalid, KeyReused, NoLeader, NotFound, Overloaded, Superseded, Unknown
 
 SEEN_S = 5.0
 
@@ -70,6 +70,9 @@ class Registry:
         self.index: int = 6
         self.asked: list[str] = []
         self.down: bool = False
+        self.mute: bool = False
+        """It does what it is asked to, and says that nobody knows."""
+        self.keys: dict[str, tuple[str, int]] = {}
         self.heartbeat_ms: int | None = 20
         self.session = FakeSession(self._answer)
         self.events: list[dict[str, Any]] = []
@@ -85,6 +88,13 @@ class Registry:
         self.asked.append(call)
         if self.down:
             return problem(NoLeader("there is no leader"))
+        key = options["headers"].get("Idempotency-Key", "") if options.get("headers") else ""
+        if key in self.keys and self.keys[key][0] != call:
+            return problem(KeyReused("used for another write", index=self.keys[key][1]))
+        if self.mute:
+            if call == "PUT" and key not in self.keys:
+                self.keys[key] = (call, self.register(id))
+            return problem(Unknown("nobody knows"))
         if call == "PUT":
             return response(201, _record(id, self.register(id)), X_Rollcall_Index=self.index)
         if id not in self.there:
@@ -563,3 +573,19 @@ def test_a_node_whose_name_nobody_knows_is_like_one_that_does_not_answer():
     assert Lease(["no-such-node.invalid:8500", "127.0.0.1:8500"], service="cart", port=80).id == lease.id
     with pytest.raises(Invalid, match=r"address: give one.*no-such-node"):
         Lease("http://no-such-node.invalid:8500", service="cart", port=80)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_registration_whose_outcome_is_unknown_is_found_and_taken_out_at_the_end(registry: Registry, again: bool):
+    """The steps of the thread, one by one."""
+    registry.mute = True
+    lease = Lease("http://a:1", service="cart", id="c", address="10.0.0.1", client=registry.client())
+    with pytest.raises(Unknown):
+        lease._register()
+    assert "c" in registry.there
+    if again:
+        registry.register("c")  # somebody else, since
+    registry.mute = False
+    lease._leave()
+
+    assert (list(registry.there) == ["c"]) is again

@@ -500,7 +500,10 @@ class Discovery:
         lists = {name: instances for name, instances in lists.items() if instances}
         partial = self._keep.with_name(f"{self._keep.name}.{os.getpid()}")
         try:
-            partial.write_bytes(msgspec.json.encode(_Kept(time.time(), self.env, lists)))
+            # Ours alone, and made here: whoever may write in that directory must not say where this goes.
+            partial.unlink(missing_ok=True)
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(_Kept(time.time(), self.env, lists)))
             partial.replace(self._keep)
         except OSError as error:
             logger.warning("lists cannot be kept in %s: %s", self._keep, error)

@@ -26,7 +26,7 @@ import requests
 from ..replication.errors import RollcallError
 from .client import Client
 from .http import exchange
-from .processes import STOP_S, LocalError, running_nodes
+from .processes import STOP_S, LocalError, flag_of, running_nodes
 
 HOST = "127.0.0.1"
 PORT = 8500
@@ -61,6 +61,8 @@ class LocalCluster:
         self.port: int = port
         self.data_dir: Path = data_dir.absolute()
         self.settings: dict[str, object] = dict(settings or {})
+        self.others: tuple[int, ...] = ()
+        """Nodes that ran in ``data_dir`` before ``start``: they are left alone, by ``stop`` too."""
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._paused: set[int] = set()
 
@@ -79,6 +81,11 @@ class LocalCluster:
     def node_dir(self, i: int) -> Path:
         return self.data_dir / self.node_id(i)
 
+    @property
+    def started(self) -> tuple[int, ...]:
+        """The nodes that were started here."""
+        return tuple(sorted(self._processes))
+
     def pid(self, i: int) -> int | None:
         """The process id of node i while it runs."""
         process = self._processes.get(i)
@@ -96,30 +103,46 @@ class LocalCluster:
 
     # Starting
 
-    def start(self, *, wait: bool = True) -> None:
-        """Starts all nodes, and waits until they are ready. On failure none is left running."""
+    def start(self, *, wait: bool = True, only: Sequence[int] = ()) -> None:
+        """Starts the nodes that do not run yet (of ``only``, if any are named), and waits until they are ready, if
+        there are enough to elect a leader. On failure none of them is left running; those that ran before go on."""
         _check_installed()
+        if any(not 0 <= i < self.nodes for i in only):
+            raise LocalError(f"node {max(only, key=abs)}: nodes are counted from 0 to {self.nodes - 1}")
         running = running_nodes(self.data_dir)
-        if running:
+        self.others = tuple(i for i in range(self.nodes) if self.node_dir(i) in running)
+        missing = [i for i in only or range(self.nodes) if i not in self.others]
+        if not missing:
             raise LocalError(
                 f"nodes are running in {self.data_dir} already (process ids {', '.join(map(str, running.values()))}): "
                 "stop them first (--stop), or use another --data-dir"
             )
         self._check_members()
-        taken = [port for port in _ports(self.port, self.nodes) if not _is_free(port)]
-        if taken:
-            raise LocalError(
-                f"port {taken[0]} on {HOST} is taken by another program: choose another --port "
-                f"(nodes use PORT+i, PORT+{DNS_OFFSET}+i and PORT+{RAFT_OFFSET}+i)"
-            )
+        self._check_ports(missing, running)
         try:
-            for i in range(self.nodes):
+            for i in missing:
                 self.start_node(i)
-            if wait:
-                self.wait_ready()
+            if wait and 2 * (len(missing) + len(self.others)) > self.nodes:
+                self.wait_ready(nodes=missing)
         except BaseException:
             self.stop()
             raise
+
+    def _check_ports(self, missing: Sequence[int], running: Mapping[Path, int]) -> None:
+        for i in self.others:
+            port = flag_of(running[self.node_dir(i)], "--http-port")
+            if port != str(self.port + i):
+                raise LocalError(
+                    f"{self.node_id(i)} runs in {self.data_dir} already, and its port is {port}: start the others with "
+                    f"--port {int(port) - i if port.isdecimal() else '(its own)'}, or stop it first (--stop)"
+                )
+        ports = (self.port + offset + i for offset in (0, DNS_OFFSET, RAFT_OFFSET) for i in missing)
+        taken = next((port for port in ports if not _is_free(port)), None)
+        if taken is not None:
+            raise LocalError(
+                f"port {taken} on {HOST} is taken by another program: choose another --port "
+                f"(nodes use PORT+i, PORT+{DNS_OFFSET}+i and PORT+{RAFT_OFFSET}+i)"
+            )
 
     def _check_members(self) -> None:
         """Raises ``LocalError`` if the data is that of more or of fewer nodes, unless the settings accept that."""

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 STOP_S = 4.5
@@ -29,9 +30,9 @@ def running_nodes(data_dir: Path) -> dict[Path, int]:
     return found
 
 
-def stop_running(data_dir: Path) -> dict[Path, int]:
-    """Ends the nodes that run in ``data_dir``, within 5 s; says which they were."""
-    running = running_nodes(data_dir)
+def stop_running(data_dir: Path, only: Collection[str] = ()) -> dict[Path, int]:
+    """Ends the nodes that run in ``data_dir`` (those of ``only``, if any are named), in 5 s; says which they were."""
+    running = {found: pid for found, pid in running_nodes(data_dir).items() if not only or found.name in only}
     for pid in running.values():
         _send(pid, signal.SIGCONT)
         _send(pid, signal.SIGTERM)
@@ -45,6 +46,12 @@ def stop_running(data_dir: Path) -> dict[Path, int]:
     for directory in running:
         (directory / "pid").unlink(missing_ok=True)
     return running
+
+
+def flag_of(pid: int, flag: str) -> str:
+    """The value of a flag that process ``pid`` was started with; empty if there is none."""
+    words = _command_line(pid).split(" ")
+    return words[words.index(flag) + 1] if flag in words[:-1] else ""
 
 
 def _send(pid: int, number: signal.Signals) -> None:

@@ -32,7 +32,15 @@ from .processes import LocalError, stop_running
 )
 @click.option("--server", type=click.Choice(["waitress"]), default="waitress", show_default=True, help="HTTP server.")
 @click.option("--detach", is_flag=True, help="Return once the nodes are ready, and leave them running.")
-@click.option("--stop", is_flag=True, help="End the nodes that run in --data-dir.")
+@click.option("--stop", is_flag=True, help="End the nodes that run in --data-dir, or those of --node.")
+@click.option(
+    "--node",
+    "only",
+    type=int,
+    multiple=True,
+    metavar="I",
+    help="Only node I (from 0). May be repeated. Without: all that do not run yet.",
+)
 @click.option(
     "--set",
     "settings",
@@ -41,19 +49,30 @@ from .processes import LocalError, stop_running
     help="Any setting of the nodes, by its name in the table of settings. May be repeated.",
 )
 def main(
-    *, nodes: int, port: int, data_dir: Path, server: str, detach: bool, stop: bool, settings: tuple[str, ...]
+    *,
+    nodes: int,
+    port: int,
+    data_dir: Path,
+    server: str,
+    detach: bool,
+    stop: bool,
+    only: tuple[int, ...],
+    settings: tuple[str, ...],
 ) -> None:
-    """Starts a Rollcall cluster on this machine and stops it on Ctrl-C."""
+    """Starts a Rollcall cluster on this machine and stops it on Ctrl-C.
+
+    Where some of its nodes run already, it starts the others, and stops those.
+    """
     try:
         if detach and stop:
             raise LocalError("--detach and --stop exclude each other")
         if stop:
-            _stop(data_dir)
+            _stop(data_dir, only)
             return
         cluster = LocalCluster(
             nodes, data_dir=data_dir, port=port, settings={"server": server, **dict(map(_setting, settings))}
         )
-        _run(cluster, detach=detach)
+        _run(cluster, detach=detach, only=only)
     except LocalError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(1)
@@ -66,8 +85,8 @@ def _setting(text: str) -> tuple[str, str]:
     return name.strip().replace("-", "_"), value
 
 
-def _stop(data_dir: Path) -> None:
-    stopped = stop_running(data_dir)
+def _stop(data_dir: Path, only: tuple[int, ...]) -> None:
+    stopped = stop_running(data_dir, tuple(f"node-{i}" for i in only))
     for directory, pid in stopped.items():
         click.echo(f"stopped {directory.name} (process {pid})")
     if not stopped:
@@ -78,7 +97,7 @@ class _Ended(BaseException):
     """A signal asked to end. Not an ``Exception``, so that nothing on the way takes it for a failure."""
 
 
-def _run(cluster: LocalCluster, *, detach: bool) -> None:
+def _run(cluster: LocalCluster, *, detach: bool, only: tuple[int, ...]) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         # Once is enough: a second Ctrl-C must not interrupt the stopping.
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -87,9 +106,10 @@ def _run(cluster: LocalCluster, *, detach: bool) -> None:
 
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, end)
-    click.echo(f"starting {cluster.nodes} nodes, data in {cluster.data_dir} (at most {READY_S:g} s)")
+    which = f"{cluster.nodes} nodes" if not only else ", ".join(map(cluster.node_id, only))
+    click.echo(f"starting {which}, data in {cluster.data_dir} (at most {READY_S:g} s)")
     try:
-        cluster.start()
+        cluster.start(only=only)
         _greet(cluster, detach=detach)
         if not detach:
             _stand_by(cluster)
@@ -103,15 +123,20 @@ def _run(cluster: LocalCluster, *, detach: bool) -> None:
 def _greet(cluster: LocalCluster, *, detach: bool) -> None:
     first, middle, last = (cluster.url(i) for i in (0, cluster.nodes // 2, cluster.nodes - 1))
     instances = "/api/v1/services/cart/instances"
-    click.echo("cluster ready")
+    up = (*cluster.started, *cluster.others)
+    ready = 2 * len(up) > cluster.nodes
+    click.echo("cluster ready" if ready else f"no leader yet: {cluster.nodes // 2 + 1} nodes are needed for one")
     for i in range(cluster.nodes):
-        click.echo(f"  {cluster.node_id(i)}  {cluster.url(i)}")
+        state = "  (ran already)" if i in cluster.others else "" if i in up else "  (does not run)"
+        click.echo(f"  {cluster.node_id(i)}  {cluster.url(i)}{state}")
     click.echo("try:")
     click.echo(f"""  curl -X PUT {first}{instances}/cart-1 -d '{{"address":"10.0.0.1","port":8080}}'""")
     click.echo(f"  curl {middle}{instances}")
     click.echo(f"  curl -X DELETE {last}{instances}/cart-1")
     if detach:
         click.echo(f"stop with: ./scripts/up --stop --data-dir {cluster.data_dir}")
+    elif cluster.others or len(up) < cluster.nodes:
+        click.echo(f"Ctrl-C stops {', '.join(map(cluster.node_id, cluster.started))}")
     else:
         click.echo("Ctrl-C stops all of them")
 
@@ -126,8 +151,8 @@ def _stand_by(cluster: LocalCluster) -> None:
                 click.echo(
                     f"{cluster.node_id(i)} ended with exit code {code}; its output: {cluster.node_dir(i) / 'log'}"
                 )
-        if len(told) == cluster.nodes:
-            raise LocalError("no node is left")
+        if len(told) == len(cluster.started):
+            raise LocalError("no node is left of those that were started here")
         time.sleep(0.2)
 
 

@@ -189,3 +189,16 @@ def test_a_copy_of_a_stopped_nodes_directory_can_be_read_as_a_cluster_of_its_own
         assert records(shell(exporting, copy.url(0))) == records(shell(exporting, three.url(three.wait_for_leader())))
     finally:
         copy.close()
+
+
+def test_every_call_of_the_scripts_names_what_they_ask_for(tmp_path: Path):
+    """In an emergency they are run as they are shown, and without their file they must not say that all is well."""
+    for call in re.findall(r"sh import\.sh [^`\n]*", DOCUMENT.read_text("utf-8")):
+        assert "<" not in call and len(call.split()) == 4, call
+
+    asked = subprocess.run(
+        ["sh", str(script("import.sh", tmp_path)), "http://127.0.0.1:1"], stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, check=False, timeout=10.0,
+    )  # fmt: skip
+    assert asked.returncode != 0
+    assert b"the file" in asked.stderr

@@ -176,3 +176,39 @@ def test_fewer_or_more_nodes_than_the_data_is_of_are_refused_before_anything_sta
 
     started = up("--nodes", 3, "--port", free_port(3), "--data-dir", data_dir, "--detach")
     assert started.returncode == 0, started.stdout + started.stderr
+
+
+def test_what_does_not_run_any_more_is_started_beside_what_does(data_dir: Path):
+    """Whoever kills nodes to see what happens wants them back; Ctrl-C ends only what came back."""
+    port = free_port(3)
+    options = ("--port", port, "--data-dir", data_dir, "--detach")
+    started = up(*options)
+    assert started.returncode == 0, started.stderr
+    before = running_nodes(data_dir)
+    for node in (0, 2):
+        pid = before[data_dir / f"node-{node}"]
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10.0
+        while data_dir / f"node-{node}" in running_nodes(data_dir):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    other = up("--port", free_port(3), "--data-dir", data_dir, "--detach")
+    assert other.returncode == 1
+    assert f"node-1 runs in {data_dir} already, and its port is {port + 1}: start the others with --port {port}" in (
+        other.stderr
+    )
+    one = up(*options, "--node", 2)
+    assert one.returncode == 0, one.stderr
+    assert "node-0  http" in one.stdout
+    assert one.stdout.count("(does not run)") == one.stdout.count("(ran already)") == 1
+    rest = up(*options)
+    assert rest.returncode == 0, rest.stderr
+    after = running_nodes(data_dir)
+
+    assert after[data_dir / "node-1"] == before[data_dir / "node-1"]
+    assert len(set(after.values()) & set(before.values())) == 1
+    assert len(after) == 3
+    assert "node 3: nodes are counted from 0 to 2" in up(*options, "--node", 3).stderr
+    assert up("--stop", "--node", 1, "--data-dir", data_dir).stdout.startswith("stopped node-1")
+    assert len(running_nodes(data_dir)) == 2

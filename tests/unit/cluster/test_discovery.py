@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -424,6 +425,18 @@ def test_what_is_known_is_not_forgotten_while_no_node_answers(registry: Registry
 
         wait_for(lambda: "made-up" not in discovery._known, "what nobody has to be forgotten", 20.0)
         assert {pool.service for pool in discovery.pools()} == {"cart"}
+
+
+def test_the_file_is_the_owners_alone_and_no_link_is_followed(registry: Registry, tmp_path: Path):
+    file, victim = tmp_path / "lists.json", tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f"lists.json.{os.getpid()}").symlink_to(victim)
+    with Discovery([registry.url], keep=file) as discovery:
+        discovery.pool("cart")
+        wait_for(file.exists, "the file", SOON_S)
+
+    assert victim.read_text() == "mine"
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_names_that_nobody_has_are_not_written_to_the_file(registry: Registry, tmp_path: Path):

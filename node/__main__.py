@@ -35,6 +35,7 @@ from ..replication.transport import Endpoint, Transport
 from . import certs, files, logs
 from .api import ApiSettings, create_app
 from .api.body import limit_of
+from .aside import Worker
 from .budget import Budget
 from .checker import Checker
 from .dns.answers import Answers, Zone
@@ -122,6 +123,7 @@ class Node:
         self.metrics.watch_checks(lambda: len(self.checker))
         about = "Answers to this node's health checks, by what was found."
         self.metrics.watch_counts("rollcall_checks_answers", about, "state", self.checker.answers.copy)
+        self._desk: Worker = Worker("desk")
         self.service: Service = Service(
             self.engine,
             self.duties,
@@ -136,6 +138,7 @@ class Node:
                 ),
             ),
             self.checker,
+            self._desk,
         )
         api = ApiSettings(
             body_bytes_max=settings.body_bytes_max,
@@ -194,6 +197,7 @@ class Node:
             self.dns.bind()
         known = self.engine.status().commit_index
         _freeze()
+        self._desk.start()
         self.engine.start()
         self.engine.wait_applied(known, time.monotonic() + REPLAY_S)
         if known > FIRST_ENTRY:
@@ -250,6 +254,7 @@ class Node:
         self.checker.stop()
         self.duties.stop()
         self.engine.close()
+        self._desk.stop()
 
 
 def _credentials(settings: Settings) -> Credentials | None:

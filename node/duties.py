@@ -14,7 +14,9 @@ None: ask again shortly).
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 from msgspec import Struct
@@ -55,6 +57,9 @@ Short beside what is left of the shortest lease after a renewal was due (2 s, re
 
 VIEW_S = 1.0
 """How often the leader counts who is late, and the others ask it."""
+
+RENEWED_AT_ONCE = 100
+"""Heartbeats for which the lock is held; then others may have it."""
 
 CHECKED_MAX = 500
 """Results, or instances condemned, in one command."""
@@ -98,10 +103,21 @@ class _Tenure:
         """What is under way of each kind, so that it is not proposed twice."""
         self.silenced: frozenset[tuple[Key, str]] = frozenset()
         """Checks of whose silence the last report tells; it may still be under way."""
-        self.early: list[tuple[Event, ...]] = []
+        self.news: deque[Callable[[Leases, Condition], None]] = deque()
+        """What the log did, in its order, for whoever holds the lock next: the log's own thread waits for no lock."""
         self.pace: Pace = Pace()
         self.condemned: Pace = Pace()
         self.view: ProtectionView = NOT_KNOWN
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The lock, with everything heard that the log did so far."""
+        with self.lock:
+            leases, condition = self.leases, self.condition
+            if leases is not None and condition is not None:
+                while self.news:
+                    self.news.popleft()(leases, condition)
+            yield
 
 
 class Duties:
@@ -144,9 +160,12 @@ class Duties:
         if tenure is None:
             raise NotLeader(f"{self._log.node_id} keeps no leases now")
         leases = self._leases_of(tenure)
-        now = time.monotonic()
-        with tenure.lock:
-            renewed = [self._renew_one(leases, renewal, via, now) for renewal in renewals]
+        renewed: list[Renewed | None] = []
+        for start in range(0, len(renewals), RENEWED_AT_ONCE):
+            with tenure.held():
+                now = time.monotonic()
+                for renewal in renewals[start : start + RENEWED_AT_ONCE]:
+                    renewed.append(self._renew_one(leases, renewal, via, now))
         # Once more: this process may have been paused in between, and another leads by now.
         self._leases_of(tenure)
         return renewed
@@ -171,7 +190,7 @@ class Duties:
         if tenure is None:
             raise NotLeader(f"{self._log.node_id} keeps no leases now")
         self._leases_of(tenure)
-        with tenure.lock:
+        with tenure.held():
             if tenure.condition is not None:
                 tenure.condition.heard(key, check, time.monotonic(), note)
             reported = tenure.proposed.get("silent")
@@ -192,7 +211,7 @@ class Duties:
         tenure = self._tenure
         if tenure is None or tenure.condition is None:
             return {}
-        with tenure.lock:
+        with tenure.held():
             return tenure.condition.notes(key)
 
     def lease(self, key: Key) -> LeaseView | None:
@@ -200,7 +219,7 @@ class Duties:
         tenure = self._tenure
         if tenure is None or tenure.leases is None:
             return None
-        with tenure.lock:
+        with tenure.held():
             state = tenure.leases.look(key, time.monotonic())
         if state is None:
             return None
@@ -239,13 +258,13 @@ class Duties:
         tenure = self._tenure
         if tenure is None or not events:
             return
-        with tenure.lock:
-            if tenure.leases is None:
-                tenure.early.append(events)
-            else:
-                tenure.leases.applied(events, time.monotonic())
-                if tenure.condition is not None:
-                    tenure.condition.applied(events, time.monotonic())
+        at = time.monotonic()
+
+        def hear(leases: Leases, condition: Condition) -> None:
+            leases.applied(events, at)
+            condition.applied(events, at)
+
+        tenure.news.append(hear)
 
     # -- the thread ----------------------------------------------------------------
 
@@ -300,10 +319,6 @@ class Duties:
         condition = Condition(checked, time.monotonic() + self._settings.contact_s_max)
         tenure.sharing = Sharing(self._log.registry.assignment.nodes)
         with tenure.lock:
-            for events in tenure.early:
-                leases.applied(events, time.monotonic())
-                condition.applied(events, time.monotonic())
-            tenure.early.clear()
             tenure.leases, tenure.condition = leases, condition
         logger.info("keeping %d leases in term %d", len(leases), tenure.term)
 
@@ -313,7 +328,7 @@ class Duties:
         if leases is None:
             return
         status = self._log.status()
-        with tenure.lock:
+        with tenure.held():
             deaf = self._look(leases, status, now, paused=now - tenure.looked_at > LOOK_S + PAUSED_S)
             if deaf and tenure.condition is not None:
                 tenure.condition.disturbed(now)
@@ -361,7 +376,7 @@ class Duties:
         condition = tenure.condition
         if condition is None:
             return
-        with tenure.lock:
+        with tenure.held():
             silent = condition.silent(now)[:CHECKED_MAX] if self._may_propose(tenure, "silent") else []
             if silent:
                 # From here on, and not only when it is proposed, a word on one of them has to wait.
@@ -400,7 +415,7 @@ class Duties:
 
     def _view_now(self, tenure: _Tenure, leases: Leases, now: float) -> None:
         """Counts who is late, and says so when that starts or stops holding evictions."""
-        with tenure.lock:
+        with tenure.held():
             leased, late = leases.count(now)
         view = protection(leased, late, self._settings.protection_threshold)
         if view.active != tenure.view.active:
@@ -411,7 +426,7 @@ class Duties:
         """Proposes the evictions that are due, within what protection and pace allow."""
         self._view_now(tenure, leases, now)
         view = tenure.view
-        with tenure.lock:
+        with tenure.held():
             room = tenure.pace.room(view.allowed_late, now)
             groups = choose(leases.overdue(now), view, room=room, seed=time.time_ns())
             for judged in groups:
@@ -428,14 +443,7 @@ class Duties:
                 logger.info(
                     "evicted %d instances at index %d", removed, proposal.outcome.index if proposal.outcome else 0
                 )
-            now = time.monotonic()
-            with tenure.lock:
-                leases.unmark_evicting(judged)
-                for judgement in judged:
-                    # Void for one: there is a registration that this table missed.
-                    instance = self._log.registry.instance(judgement.key)
-                    if instance is not None and instance.reg_index != judgement.reg_index:
-                        leases.registered(instance, now)
+            tenure.news.append(lambda leases, condition: self._evicted_or_not(leases, judged))
 
         for judgement in judged:
             logger.info(
@@ -446,3 +454,11 @@ class Duties:
                 judgement.reg_index,
             )
         self._log.propose(Evict(judged, tenure.term), time_ns=time.time_ns()).on_done(settled)
+
+    def _evicted_or_not(self, leases: Leases, judged: tuple[Judgement, ...]) -> None:
+        leases.unmark_evicting(judged)
+        for judgement in judged:
+            # Void for one: there is a registration that this table missed.
+            instance = self._log.registry.instance(judgement.key)
+            if instance is not None and instance.reg_index != judgement.reg_index:
+                leases.registered(instance, time.monotonic())

@@ -13,7 +13,7 @@ or says ``NotLeader``; it never passes it on, so nothing can bounce.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -21,21 +21,24 @@ from msgspec import Meta, Struct
 
 from ..replication.checks import State
 from ..replication.commands import REQUEST_ID_MAX, from_peer, to_peer
-from ..replication.errors import Invalid, NotDone, RollcallError, Unknown, from_wire, to_wire
-from ..replication.log import Log, Proposal, Reply
+from ..replication.errors import Invalid, NotDone, Overloaded, RollcallError, Unknown, from_wire, to_wire
+from ..replication.log import Handler, Log, Proposal, Reply
 from ..replication.records import Key
 from ..replication.registry import Outcome
+from .aside import Aside, at_once
 from .values import Renewal, Renewed
 
 SUBMIT, BARRIER, RENEW, PROTECTION, HAND_OVER = "submit", "barrier", "renew", "protection", "hand over"
 SAY, NOTES = "say of a check", "notes on checks"
 """Kinds of requests between nodes."""
 
-ROUND_MAX = 10_000
-"""Items in one round; what is over waits for the next."""
-ROUND_BYTES_MAX = 4 * 1024 * 1024
-"""What they take, unless it is one alone: half a frame between nodes. One heartbeat of many instances comes
-in a body of 2 MiB at most."""
+ROUND_MAX = 1_000
+"""Items in one round (heartbeats, where an item is some of them), unless it is one item alone; what is over
+waits for the next. Either end is done with so many in a few milliseconds."""
+ROUND_BYTES_MAX = 1024 * 1024
+"""What they take, unless it is one alone."""
+HEAVY_BYTES = 16 * 1024
+"""A command that takes more is not taken apart on the log's thread."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,14 +62,18 @@ class Rounds(Generic[T, R]):
     ``send(items, deadline)`` answers all items of a round, in their order, or
     raises a ``RollcallError`` that then reaches everybody in it. It runs on the
     thread of the one who has the most time, so that nobody who has more is told
-    that it is up. ``size`` is what an item takes in a message.
+    that it is up. ``size`` is what an item takes in a message, ``count`` for how many it counts.
     """
 
     def __init__(
-        self, send: Callable[[list[T], float], Sequence[R]], size: Callable[[T], int] = lambda item: 0
+        self,
+        send: Callable[[list[T], float], Sequence[R]],
+        size: Callable[[T], int] = lambda item: 0,
+        count: Callable[[T], int] = lambda item: 1,
     ) -> None:
         self._send: Callable[[list[T], float], Sequence[R]] = send
         self._size: Callable[[T], int] = size
+        self._count: Callable[[T], int] = count
         self._lock = threading.Lock()
         self._waiting: deque[_Asked[T, R]] = deque()
         self._under_way: bool = False
@@ -95,12 +102,9 @@ class Rounds(Generic[T, R]):
         with self._lock:
             if own in self._waiting:
                 self._waiting.remove(own)
-            group, size = [own], self._size(own.item)
-            while self._waiting and len(group) < ROUND_MAX:
-                size += self._size(self._waiting[0].item)
-                if size > ROUND_BYTES_MAX:
-                    break
-                group.append(self._waiting.popleft())
+            group = self._that_fit([own, *self._waiting])
+            for _ in group[1:]:
+                self._waiting.popleft()
         error: RollcallError | None = Unknown("the question was not asked to its end")
         answers: Sequence[R | None] = [None] * len(group)
         try:
@@ -110,7 +114,8 @@ class Rounds(Generic[T, R]):
             error = problem
         finally:
             with self._lock:
-                following = max(self._next(), key=lambda asked: asked.deadline, default=None)
+                # Those that have waited longest, as many as one round takes: one of them sends it, so all get a turn.
+                following = max(self._that_fit(self._waiting), key=lambda asked: asked.deadline, default=None)
                 self._under_way = following is not None
                 if following is not None:
                     following.leads = True
@@ -120,15 +125,16 @@ class Rounds(Generic[T, R]):
             if following is not None:
                 following.answered.set()
 
-    def _next(self) -> list[_Asked[T, R]]:
-        """Those that have waited longest, as many as one round takes: one of them sends it, so all get their turn."""
+    def _that_fit(self, asked: Iterable[_Asked[T, R]]) -> list[_Asked[T, R]]:
+        """The first of ``asked``, and those after it that fit in one round with it."""
         group: list[_Asked[T, R]] = []
-        size = 0
-        for asked in self._waiting:
-            size += self._size(asked.item)
-            if group and (size > ROUND_BYTES_MAX or len(group) == ROUND_MAX):
+        size = count = 0
+        for each in asked:
+            size += self._size(each.item)
+            count += self._count(each.item)
+            if group and (size > ROUND_BYTES_MAX or count > ROUND_MAX):
                 break
-            group.append(asked)
+            group.append(each)
         return group
 
 
@@ -213,7 +219,8 @@ class Desk:
 
     ``propose`` stamps and proposes one command; ``barrier`` proposes a barrier;
     ``renew`` renews; ``report`` takes a service's word, ``notes`` are what was said
-    beside it. All of them are called on the log's thread and do not wait.
+    beside it. None of them waits. What may take long, or take a lock that others hold for
+    long, is done ``aside``: the log's thread has heartbeats of its own to send.
     """
 
     def __init__(
@@ -226,6 +233,7 @@ class Desk:
         report: Callable[[Key, str, State, str], Proposal | None],
         notes: Callable[[Key], dict[str, str]],
         protection: Callable[[], bytes],
+        aside: Aside = at_once,
     ) -> None:
         def submit(peer: str, payload: bytes, reply: Reply) -> None:
             asked = _submission.decode(payload)
@@ -248,11 +256,13 @@ class Desk:
             else:
                 proposal.on_done(lambda proposal: reply(_settled(proposal)))
 
-        log.serve(SUBMIT, _guarded(submit))
-        log.serve(SAY, _guarded(say))
-        log.serve(NOTES, _guarded(lambda peer, payload, reply: reply(_encode(notes(_key.decode(payload))))))
+        log.serve(SUBMIT, _aside(aside, _guarded(submit), over=HEAVY_BYTES))
+        log.serve(SAY, _aside(aside, _guarded(say)))
+        log.serve(
+            NOTES, _aside(aside, _guarded(lambda peer, payload, reply: reply(_encode(notes(_key.decode(payload))))))
+        )
         log.serve(BARRIER, _guarded(read))
-        log.serve(RENEW, _guarded(renewals))
+        log.serve(RENEW, _aside(aside, _guarded(renewals)))
         log.serve(HAND_OVER, _guarded(hand_over))
         log.serve(PROTECTION, lambda peer, payload, reply: reply(protection()))
 
@@ -260,6 +270,18 @@ class Desk:
 def _settled(proposal: Proposal) -> bytes:
     error = to_wire(proposal.error) if proposal.error is not None else None
     return _encode(Answered(outcome=proposal.outcome, error=error))
+
+
+def _aside(aside: Aside, handler: Handler, *, over: int = -1) -> Handler:
+    """A handler of which those requests that take more than ``over`` bytes are handled aside."""
+
+    def handle(peer: str, payload: bytes, reply: Reply) -> None:
+        if len(payload) <= over:
+            handler(peer, payload, reply)
+        elif not aside(lambda: handler(peer, payload, reply), len(payload)):
+            reply(_encode(Answered(error=to_wire(Overloaded("too many requests of other nodes wait already")))))
+
+    return handle
 
 
 def _guarded(handler: Callable[[str, bytes, Reply], None]) -> Callable[[str, bytes, Reply], None]:

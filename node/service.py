@@ -41,6 +41,7 @@ from ..replication.errors import (
 from ..replication.log import Log, LogStatus, Proposal, Role
 from ..replication.records import Instance, Key, Registration
 from ..replication.registry import Outcome, Registry, superseded
+from .aside import Aside, at_once
 from .budget import Budget
 from .checker import Checker
 from .duties import Duties
@@ -77,8 +78,12 @@ LEADER_SEEN_S = 10.0
 ASK_AGAIN_S = 0.02
 
 READ_INDEX_LEVEL = 2
-NOTES_S = 1.0
 """Feature level from which the leader can ask its peers instead of writing to the log."""
+
+NOTES_S = 1.0
+
+HEARTBEATS_AT_ONCE = 250
+"""Of one request; the rest takes its turn behind what others have sent meanwhile."""
 
 
 class ServiceSettings(Struct, frozen=True, kw_only=True):
@@ -95,7 +100,13 @@ class Service:
     """One node's verbs. Thread-safe; made once by ``__main__``."""
 
     def __init__(
-        self, log: Log, duties: Duties, budget: Budget, settings: ServiceSettings, checker: Checker | None = None
+        self,
+        log: Log,
+        duties: Duties,
+        budget: Budget,
+        settings: ServiceSettings,
+        checker: Checker | None = None,
+        aside: Aside = at_once,
     ) -> None:
         self._checker: Checker | None = checker
         self._log: Log = log
@@ -109,7 +120,7 @@ class Service:
         self.changes: Changes = log.changes
         self._barriers: Rounds[None, int] = Rounds(self._barrier_round)
         self._renewals: Rounds[Sequence[Renewal], Sequence[Renewed | None]] = Rounds(
-            self._renewal_round, renewals_bytes
+            self._renewal_round, renewals_bytes, len
         )
         Desk(
             log,
@@ -119,6 +130,7 @@ class Service:
             report=duties.report,
             notes=duties.notes,
             protection=duties.protection_bytes,
+            aside=aside,
         )
 
     # -- writes --------------------------------------------------------------------
@@ -346,6 +358,14 @@ class Service:
         if self._draining:
             raise Draining(f"{self.node_id} is shutting down: use another node")
         deadline = time.monotonic() + self._settings.write_timeout_s
+        parts = range(0, len(renewals), HEARTBEATS_AT_ONCE)
+        return [
+            answer
+            for start in parts
+            for answer in self._renew_some(renewals[start : start + HEARTBEATS_AT_ONCE], deadline)
+        ]
+
+    def _renew_some(self, renewals: Sequence[Renewal], deadline: float) -> list[Renewed]:
         renewed: list[Renewed | None] = [None] * len(renewals)
         open_places = list(range(len(renewals)))
         while True:

@@ -44,8 +44,11 @@ KEEP_LEVEL = 4
 COMMAND_BYTES_MAX = 2 * 1024 * 1024
 """An encoded command; the append batch (4 MiB) and the frame (8 MiB) hold it."""
 
+BATCH_MAX = 500
+"""Operations in one batch, for what is new: it is applied in one go, and nothing else happens meanwhile."""
+
 OPERATIONS_MAX = 10_000
-"""Operations in one batch (its bytes are usually the tighter limit)."""
+"""Operations in a batch of the log: what earlier releases let in is applied."""
 
 REQUEST_ID_MAX = 128
 """Characters of an ``Idempotency-Key``, all of them of one byte."""
@@ -359,6 +362,11 @@ def from_peer(data: bytes) -> Submittable:
         command = _submittable.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_from(error) from None
+    if isinstance(command, Batch) and len(command.operations) > BATCH_MAX:
+        raise TooLarge(
+            f"operations: Expected at most {BATCH_MAX}, got {len(command.operations)}; send fewer at a time",
+            limit=BATCH_MAX,
+        )
     for operation in command.operations if isinstance(command, Batch) else (command,):
         if isinstance(operation, Register):
             check_registration(operation.registration)

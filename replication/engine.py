@@ -110,10 +110,13 @@ WINDOW_BYTES = 4 * 1024 * 1024
 """Unsent to one follower before the leader stops adding to it."""
 PROPOSALS_MAX = 20_000
 """Waiting to be taken up; past that a proposal is refused at once."""
+BATCH_ENTRIES = 2_000
+"""Of them, as many as are stored in a few milliseconds."""
 DRAIN_BYTES = 1024 * 1024
-"""Of proposals taken up in one tick."""
-APPLY_S = 0.02
-"""Spent on applying in one tick, so that a long backlog does not stop heartbeats."""
+DRAIN_S = 0.005
+"""Of proposals taken up in one tick, and the time for it."""
+APPLY_S = 0.005
+"""Spent on applying in one tick, and on the entry that is applied then: a long backlog does not stop heartbeats."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
 """A log file that grew by so much is cut even if its entries are few."""
 LOG_BYTES_HARD = 4 * LOG_BYTES_MAX
@@ -259,6 +262,8 @@ class Engine(SyncObj):
         self._compared_at: float = 0.0
         self._changed_index: int = 0
         self._known_index: int = 0
+        self._agreed_index: int = 0
+        """What a leader's words prove to be committed. The commit index follows with the sync (``_flush``)."""
         self._verified: tuple[int, str, int] = (0, "", 0)
         self._send_now: bool = False
         self._commit_moved: bool = False
@@ -355,7 +360,7 @@ class Engine(SyncObj):
             if self._claims() is not None:
                 self._standing.count()
             self._introduce()
-            self._poller: Poller = _GatedPoller(self._poller, self._flush)
+            self._poller: Poller = _GatedPoller(self._poller, self._flush, transport.run_posted)
             self._poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
             transport.attach(
                 self._poller,
@@ -638,6 +643,11 @@ class Engine(SyncObj):
         return self._SyncObj__raftLastApplied
 
     @property
+    def _committed(self) -> int:
+        """Up to which entry this node knows that the log is agreed on, be it on its disk yet or not."""
+        return max(self._commit_index, self._agreed_index)
+
+    @property
     def _match(self) -> dict[Node, int]:
         return self._SyncObj__raftMatchIndex
 
@@ -725,7 +735,10 @@ class Engine(SyncObj):
         once a command, forwards by itself (D20, D21) and keeps commands whose
         client has gone."""
         taken = 0
+        until = time.monotonic() + DRAIN_S
         while self._proposals and taken < DRAIN_BYTES and self._transfer is None and self._log_has_room:
+            if time.monotonic() > until:
+                break
             proposal = self._proposals.popleft()
             if self._role != LEADER:
                 proposal.resolve(None, NotLeader(f"{self.node_id} does not lead any more"))
@@ -811,7 +824,7 @@ class Engine(SyncObj):
         first = start - self._journal.base_index
         for position in range(first, len(self._journal)):
             size += len(self._journal[position][0]) + 16
-            if count and size > BATCH_BYTES:
+            if count and (size > BATCH_BYTES or count == BATCH_ENTRIES):
                 break
             count += 1
         return count
@@ -939,7 +952,7 @@ class Engine(SyncObj):
         term, leader, verified = self._verified
         if (term, leader) != (message.term, node.id):
             verified = 0
-        verified = max(verified, self._commit_index)
+        verified = max(verified, self._committed)
         entries = message.entries
         previous, previous_term = message.previous_index, message.previous_term
         if previous < self._journal.base_index:
@@ -948,7 +961,7 @@ class Engine(SyncObj):
             previous, previous_term = self._journal.base_index, self._journal[0][2]
         held = self._journal.term_at(previous)
         if held != previous_term:
-            if held is not None and previous <= self._commit_index:
+            if held is not None and previous <= self._committed:
                 what = f"{node.id}, the leader of term {message.term}, has term {previous_term} at entry {previous}"
                 raise self._contradiction(node, f"{what}, which is committed with term {held} on {self.node_id}")
             self._verified = (message.term, node.id, verified)
@@ -965,9 +978,8 @@ class Engine(SyncObj):
         verified = max(verified, end)
         self._verified = (message.term, node.id, verified)
         commit = min(message.commit_index, verified)
-        if commit > self._commit_index:
-            self._SyncObj__raftCommitIndex = commit
-            self._journal.setRaftCommitIndex(commit)
+        if commit > self._committed:
+            self._agreed_index = commit
             self._peers.hear(node.id, Position(message.term, self._journal.term_at(commit) or 0, commit))
         self._answer(node, next_index=verified + 1)
 
@@ -1006,7 +1018,7 @@ class Engine(SyncObj):
             if held == term:
                 continue
             if held is not None:
-                if index <= self._commit_index:
+                if index <= self._committed:
                     what = f"entry {index} of term {term} from {node.id} contradicts a committed one of term {held}"
                     raise self._contradiction(node, f"{what} on {self.node_id}")
                 journal.deleteEntriesFrom(index - journal.base_index)
@@ -1481,8 +1493,17 @@ class Engine(SyncObj):
                 raise Fatal(f"the library sends {other!r}, which this engine replaces")
 
     def _flush(self) -> None:
-        """Makes the log durable, then lets go what was held for it. Before and after each poll."""
+        """Makes the log durable, then lets go what was held for it. Before and after each poll.
+
+        One sync for all that a poll brought: the commit index of a follower moves behind it, and not
+        with each message, of which each would sync for itself.
+        """
         self._journal.sync()
+        if self._agreed_index > self._commit_index:
+            self._SyncObj__raftCommitIndex = self._agreed_index
+            self._journal.setRaftCommitIndex(self._agreed_index)
+            # Only a note, which needs no sync: but a process that is killed finds it again.
+            self._journal.sync()
         if not self._held:
             return
         held, self._held = self._held, []
@@ -1878,12 +1899,14 @@ class _GatedPoller(Poller):
     """The library's poller with the gate on both sides of the wait.
 
     Before: what this tick noted becomes durable and what was held leaves. After:
-    the acknowledgements of what just arrived go out without another round.
+    the acknowledgements of what just arrived go out without another round. What other
+    threads want sent does not wait for that sync: a slow disk is none of its business.
     """
 
-    def __init__(self, poller: Poller, flush: Callable[[], None]) -> None:
+    def __init__(self, poller: Poller, flush: Callable[[], None], run_posted: Callable[[], None]) -> None:
         self._inner: Poller = poller
         self._gate: Callable[[], None] = flush
+        self._run_posted: Callable[[], None] = run_posted
 
     def subscribe(self, descr: int, callback: Callable[[int, int], None], eventMask: int) -> None:
         self._inner.subscribe(descr, callback, eventMask)
@@ -1894,6 +1917,7 @@ class _GatedPoller(Poller):
     def poll(self, timeout: float) -> None:
         self._gate()
         self._inner.poll(timeout)
+        self._run_posted()
         self._gate()
 
 

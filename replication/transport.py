@@ -72,6 +72,8 @@ SILENCE_S = 3.5
 BACKLOG_BYTES_MAX = 64 * 1024 * 1024
 READ_BYTES = 256 * 1024
 READS_PER_EVENT = 8
+READ_S = 0.01
+"""Spent in one event on what a peer sends: the rest is there at the next poll, and others get their turn before it."""
 STRANGERS_READ_BYTES = 16 * 1024
 STRANGERS_S = 0.003
 """Spent in one tick on what strangers send; a handshake costs about 1 ms."""
@@ -334,8 +336,7 @@ class Transport:
     def tick(self) -> None:
         """Runs what other threads posted; dials, pings, and closes what is silent."""
         self._tick_thread = threading.get_ident()
-        while self._posted:
-            self._posted.popleft()()
+        self.run_posted()
         self._strangers_s = 0.0
         now = time.monotonic()
         if not self._accepting and now >= self._accept_after:
@@ -360,6 +361,11 @@ class Transport:
         )
 
     # -- for the services ----------------------------------------------------------
+
+    def run_posted(self) -> None:
+        """Runs what other threads posted so far."""
+        for _ in range(len(self._posted)):
+            self._posted.popleft()()
 
     def post(self, action: Callable[[], None]) -> None:
         """Runs ``action`` on the tick thread, soon. For any thread."""
@@ -540,6 +546,7 @@ class Transport:
         self._close(connection, "", quiet=True)
 
     def _read(self, connection: _Connection) -> None:
+        until = time.monotonic() + READ_S
         for _ in range(READS_PER_EVENT):
             size = READ_BYTES if connection.peer is not None else STRANGERS_READ_BYTES
             try:
@@ -554,7 +561,7 @@ class Transport:
                 return
             connection.heard_at = time.monotonic()
             self._take(connection, data)
-            if connection.closed or connection.peer is None or len(data) < size:
+            if connection.closed or connection.peer is None or len(data) < size or connection.heard_at > until:
                 return
 
     def _take(self, connection: _Connection, data: bytes) -> None:

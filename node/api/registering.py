@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ...replication.checks import INTERVAL_S_MIN, TIMEOUT_S, State
-from ...replication.commands import OPERATIONS_MAX, Batch, Deregister, Operation, Register
+from ...replication.commands import BATCH_MAX, Batch, Deregister, Operation, Register
 from ...replication.errors import Invalid, TooLarge
 from ...replication.records import DEFAULT_ENV, Id, Key, Name, Registration, Status, build
 from .overrides import Said
@@ -85,7 +85,7 @@ def batch(sent: dict[str, Any], *, ttl_s: float, env: str | None) -> Batch:
     unknown = next((name for name in sent if name != "operations"), None)
     if unknown is not None:
         raise Invalid(f"field {unknown!r} is not known here; leave it out", field=unknown)
-    operations = listed(sent, "operations", OPERATIONS_MAX)
+    operations = listed(sent, "operations", BATCH_MAX)
     if not operations:
         raise Invalid("operations: Expected at least one operation", field="operations")
     built: list[Operation] = []

@@ -26,6 +26,7 @@ from rollcall.cluster.local import LocalCluster, free_port
 from rollcall.cluster.processes import LocalError
 
 from harness import checks_bench
+from harness.cluster import BATCH
 from harness.load import Load, each, pump, request
 from harness.traffic import Ledger, Traffic, Writer
 from harness.waiting import wait_for
@@ -86,7 +87,7 @@ class Bench:
     def load(self, url: str, requests: Iterator[bytes], *, connections: int, seconds: float | None = None) -> Load:
         return pump(url, each(requests), connections=connections, seconds=seconds)
 
-    def fill(self, count: int, *, service: str, batch: int = 1000) -> Load:
+    def fill(self, count: int, *, service: str, batch: int = BATCH) -> Load:
         """Registers so many instances in batches, through a follower."""
 
         def batches() -> Iterator[bytes]:
@@ -127,8 +128,8 @@ def registers(bench: Bench) -> Iterator[Row]:
 def batches(bench: Bench) -> Iterator[Row]:
     count = 20_000 if bench.quick else 50_000
     load = bench.fill(count, service="batch")
-    rate = load.done * 1000 / load.seconds
-    yield Row("instances registered in batches of 1000", 10_000, rate, "/s", at_most=False, note=load.refused)
+    rate = load.done * BATCH / load.seconds
+    yield Row(f"instances registered in batches of {BATCH}", 10_000, rate, "/s", at_most=False, note=load.refused)
 
 
 def renewals(bench: Bench) -> Iterator[Row]:

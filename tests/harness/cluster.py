@@ -24,6 +24,8 @@ from rollcall.cluster.processes import LocalError
 from harness.waiting import wait_for
 
 STARTS_MAX = 3
+BATCH = 500
+"""Operations that a node takes in one batch."""
 FAULTS = ("Traceback (most recent call last)", " critical ", "Exception ignored", "Fatal Python error")
 """What no node may ever log, unless a test says that it should."""
 FAULT_LINES = 25
@@ -159,13 +161,22 @@ class Cluster(LocalCluster):
         return answer.index
 
     def register_many(self, i: int, service: str, ids: Iterable[str], **fields: Any) -> int:
-        """The same for many, in one commit."""
-        operations = [
-            {"op": "register", "service": service, "id": id, "address": "10.0.0.1", "port": 80, **fields} for id in ids
-        ]
-        answer = self.ask(i, "POST", "/api/v1/batch", {"operations": operations})
-        assert answer.status == 200, answer
-        return answer.index
+        """The same for many, as few commits as that takes; the index of the last."""
+        return self._batch(
+            i,
+            [
+                {"op": "register", "service": service, "id": id, "address": "10.0.0.1", "port": 80, **fields}
+                for id in ids
+            ],
+        )
+
+    def _batch(self, i: int, operations: list[dict[str, Any]]) -> int:
+        index = 0
+        for start in range(0, len(operations), BATCH):
+            answer = self.ask(i, "POST", "/api/v1/batch", {"operations": operations[start : start + BATCH]})
+            assert answer.status == 200, answer
+            index = answer.index
+        return index
 
     def deregister_all(self, i: int) -> int:
         """Empties the registry; the index at which it is empty."""
@@ -175,11 +186,7 @@ class Cluster(LocalCluster):
             for service in services
             for id in self.ids(i, service["name"], env=service["env"])
         ]
-        if not operations:
-            return self.view(i)["applied_index"]
-        answer = self.ask(i, "POST", "/api/v1/batch", {"operations": operations})
-        assert answer.status == 200, answer
-        return answer.index
+        return self._batch(i, operations) or self.view(i)["applied_index"]
 
     def ids(self, i: int, service: str, *, env: str = "default", min_index: int = 0) -> set[str]:
         """All instances of a service, as node i has them."""

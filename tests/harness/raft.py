@@ -314,6 +314,9 @@ class MemoryTransport:
         self._network.hang_up(self.id)
 
     def tick(self) -> None:
+        self.run_posted()
+
+    def run_posted(self) -> None:
         while self._posted:
             self._posted.popleft()()
 

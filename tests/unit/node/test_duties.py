@@ -261,3 +261,39 @@ def test_a_word_while_its_silence_is_being_noted_is_acknowledged_after_that_and_
     speaking.join(5)
 
     assert answered == ["passing"]
+
+
+def test_the_log_waits_for_nobody_who_is_busy_with_leases(pair: Pair) -> None:
+    """Its thread sends the heartbeats that keep this node the leader."""
+    register(pair, 1)
+    tenure = pair.duties._tenure
+    assert tenure is not None
+    applied = threading.Event()
+
+    def write() -> None:
+        register(pair, 2)
+        applied.set()
+
+    with tenure.lock:
+        writing = threading.Thread(target=write)
+        writing.start()
+        assert applied.wait(5)
+    writing.join(5)
+
+    assert pair.leader.renew([Renewal(key(2))])[0].status == "ok"
+    assert pair.duties.lease(key(2)) is not None
+
+
+def test_many_heartbeats_at_once_leave_room_for_others_and_come_back_in_order(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    renew = pair.duties.renew
+    monkeypatch.setattr(pair.duties, "renew", lambda asked, via: taken.append(len(asked)) or renew(asked, via))
+    for number in range(0, 600, 2):
+        pair.leader.submit(Register(Registration(service="cart", id=f"c{number}", ttl_s=600)))
+
+    renewed = pair.leader.renew([Renewal(key(number)) for number in range(600)])
+
+    assert [answer.status for answer in renewed] == ["ok", "unknown"] * 300
+    assert taken == [250, 250, 100]

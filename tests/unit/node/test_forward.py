@@ -7,8 +7,22 @@ from contextlib import contextmanager
 
 import pytest
 from harness.waiting import wait_for
-from rollcall.node.forward import Rounds
-from rollcall.replication.errors import NotDone, Unknown
+from rollcall.node.forward import (
+    RENEW,
+    ROUND_BYTES_MAX,
+    SUBMIT,
+    Desk,
+    Rounds,
+    read_answer,
+    renewals_asked,
+    submission,
+)
+from rollcall.node.values import Renewal, Renewed
+from rollcall.replication.commands import Batch, Deregister
+from rollcall.replication.errors import NotDone, Overloaded, Unknown
+from rollcall.replication.log import Handler, LocalLog, Proposal
+from rollcall.replication.records import Key
+from rollcall.replication.registry import Outcome
 
 
 class Leader:
@@ -152,3 +166,106 @@ def test_a_hundred_threads_each_get_their_own_answer() -> None:
         pass
 
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("count", "items", "rounds_of"),
+    [
+        (400, [1, 2, 3], [[1, 2], [3]]),
+        (1, [ROUND_BYTES_MAX + 1, 7, ROUND_BYTES_MAX - 7], [[7, ROUND_BYTES_MAX - 7], [ROUND_BYTES_MAX + 1]]),
+    ],
+    ids=["by number", "by bytes, and one alone in any case"],
+)
+def test_a_round_takes_so_much_and_the_rest_waits_for_the_next(
+    count: int, items: list[int], rounds_of: list[list[int]]
+) -> None:
+    """So what one client asks at once holds up neither others nor the thread that answers."""
+    leader = Leader()
+    rounds: Rounds[int, int] = Rounds(leader.send, size=lambda item: item, count=lambda item: count)
+    started = threading.Event()
+
+    def ask(number: int) -> None:
+        if number:
+            assert started.wait(5)
+            wait_for(lambda: len(rounds._waiting) == number - 1, "those before", every_s=0.001)
+        rounds.ask(items[number - 1] if number else 5, time.monotonic() + 5)
+
+    with asking(4, ask):
+        assert leader.began.acquire(timeout=5)
+        started.set()
+        wait_for(lambda: len(rounds._waiting) == 3, "three askers to join")
+        for _ in range(2):
+            leader.go.release()
+            assert leader.began.acquire(timeout=5)
+        leader.go.release()
+
+    assert sorted(map(sorted, leader.rounds[1:])) == rounds_of
+
+
+class Bench:
+    """A desk on a log in memory, with a worker that runs when it is told to."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Handler] = {}
+        self.put_aside: list[Callable[[], None]] = []
+        self.full = False
+        self.done: list[str] = []
+        self.answers: list[bytes] = []
+        log = LocalLog()
+        log.serve = self.handlers.__setitem__
+        Desk(
+            log,
+            propose=self._propose,
+            barrier=log.read_index,
+            renew=self._renew,
+            report=lambda key, check, state, note: None,
+            notes=lambda key: {},
+            protection=lambda: b"",
+            aside=self._aside,
+        )
+
+    def _aside(self, job: Callable[[], None], size: int) -> bool:
+        if not self.full:
+            self.put_aside.append(job)
+        return not self.full
+
+    def _propose(self, command: object, request_id: str) -> Proposal:
+        self.done.append("write")
+        proposal = Proposal(b"")
+        proposal.resolve(Outcome(1, ("created",)))
+        return proposal
+
+    def _renew(self, renewals: object, peer: str) -> list[Renewed | None]:
+        self.done.append("renewal")
+        return [Renewed("ok")]
+
+    def ask(self, kind: str, payload: bytes) -> None:
+        self.handlers[kind]("n2", payload, self.answers.append)
+
+
+KEY = Key("default", "web", "a")
+HEAVY = Batch(tuple(Deregister(Key("default", "web", "a" * 500)) for _ in range(50)))
+
+
+def test_what_takes_long_or_takes_a_lock_is_not_done_on_the_thread_of_the_log() -> None:
+    bench = Bench()
+
+    bench.ask(RENEW, renewals_asked([Renewal(KEY)]))
+    bench.ask(SUBMIT, submission(HEAVY, ""))
+    bench.ask(SUBMIT, submission(Deregister(KEY), ""))
+
+    assert (bench.done, len(bench.answers), len(bench.put_aside)) == (["write"], 1, 2)
+    for job in bench.put_aside:
+        job()
+    assert bench.done == ["write", "renewal", "write"]
+    assert [bool(read_answer(answer).outcome or read_answer(answer).renewed) for answer in bench.answers] == [True] * 3
+
+
+def test_where_too_much_is_put_aside_already_the_peer_is_told_that_it_was_not_done() -> None:
+    bench = Bench()
+    bench.full = True
+
+    bench.ask(RENEW, renewals_asked([Renewal(KEY)]))
+
+    with pytest.raises(Overloaded):
+        read_answer(bench.answers[0])

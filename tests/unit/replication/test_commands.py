@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import (
+    BATCH_MAX,
     COMMAND_BYTES_MAX,
     FORMAT,
     LEVEL,
@@ -122,6 +123,15 @@ def test_a_command_over_the_limit_is_refused_before_it_is_proposed() -> None:
 def test_a_batch_from_a_peer_has_operations_and_not_too_many(count: int) -> None:
     with pytest.raises(Invalid, match="operations"):
         from_peer(to_peer(Batch((Deregister(KEY),) * count)))
+
+
+def test_a_batch_that_an_earlier_release_let_in_is_read_from_the_log_and_taken_from_no_peer() -> None:
+    """It would be applied in one go, and no heartbeat would leave meanwhile."""
+    large = Batch((Deregister(KEY),) * (BATCH_MAX + 1))
+
+    with pytest.raises(TooLarge, match="at most 500, got 501"):
+        from_peer(to_peer(large))
+    assert decode(encode(Envelope(FORMAT, 0, large))).command == large
 
 
 @pytest.mark.parametrize("command", [{"type": "barrier"}, {"type": "of a later version"}])

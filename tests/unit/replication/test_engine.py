@@ -1123,3 +1123,59 @@ def test_a_leader_whose_disk_is_full_gives_way_and_takes_part_again(cluster):
 
     for name in cluster.names:
         assert cluster.values(name) == {"y"}
+
+
+def test_a_follower_that_is_behind_syncs_once_for_all_that_waits_for_it(cluster):
+    """Each message of a busy leader moves the commit index. Were each of them made durable by itself, a follower
+    with a slow disk would fall behind further and further."""
+    leader = cluster.wait_for_leader()
+    cluster.settle()
+    follower = next(name for name in cluster.names if name != leader)
+    cluster.paused.add(follower)
+    for number in range(12):
+        cluster.propose(leader, f"v{number}")
+        cluster.round()
+    cluster.paused.discard(follower)
+    before = cluster[follower]._journal.sync_count
+
+    cluster.until(lambda: "v11" in cluster.values(follower), "the follower to catch up", 20)
+
+    assert cluster[follower]._journal.sync_count - before <= 4
+
+
+def test_what_a_follower_was_told_is_committed_is_on_its_disk_before_it_counts(cluster):
+    leader = cluster.wait_for_leader()
+    cluster.settle()
+    follower = next(name for name in cluster.names if name != leader)
+    journal = cluster[follower]._journal
+    unsynced: list[int] = []
+    set_commit = journal.setRaftCommitIndex
+
+    def watched(index: int) -> None:
+        if journal._unsynced:
+            unsynced.append(index)
+        set_commit(index)
+
+    journal.setRaftCommitIndex = watched
+    for number in range(10):
+        cluster.write(leader, f"v{number}")
+    cluster.settle()
+
+    assert not unsynced
+
+
+def test_a_follower_takes_what_its_leader_says_is_committed_for_that_before_its_disk_has_it(cluster):
+    """Another message of the same poll may not cut it off any more: two histories were agreed on."""
+    leader = cluster.wait_for_leader()
+    cluster.write(leader, "v")
+    cluster.settle()
+    follower = next(name for name in cluster.names if name != leader)
+    engine = cluster[follower]
+    node = next(node for node in engine._wire.nodes() if node.id == leader)
+    last, term = engine._journal.last_index, engine._term
+    entry = (b"\x01", last + 1, term)
+    engine._on_message(node, wire.Append(term, last + 1, last, term, (entry,)))
+    assert engine._commit_index == last
+
+    with pytest.raises(Fatal, match="contradicts a committed one"):
+        engine._on_message(node, wire.Append(term + 1, last + 1, last, term, ((b"\x01", last + 1, term + 1),)))

@@ -38,7 +38,7 @@ from ..replication.errors import NotDone, NotFound, NotLeader, RollcallError
 from ..replication.log import Leadership, Log, LogStatus, Proposal
 from ..replication.records import Event, Key, Override
 from .condition import Condition, Sharing, ttl_check
-from .eviction import Pace, ProtectionView, allowed, choose, protection
+from .eviction import Pace, ProtectionView, allowed, by_service, choose, protection
 from .forward import PROTECTION
 from .leases import Leases
 from .values import LeaseView, Renewal, Renewed
@@ -106,6 +106,7 @@ class _Tenure:
         self.news: deque[Callable[[Leases, Condition], None]] = deque()
         """What the log did, in its order, for whoever holds the lock next: the log's own thread waits for no lock."""
         self.pace: Pace = Pace()
+        self.unheard_pace: Pace = Pace()
         self.condemned: Pace = Pace()
         self.view: ProtectionView = NOT_KNOWN
 
@@ -416,10 +417,23 @@ class Duties:
     def _view_now(self, tenure: _Tenure, leases: Leases, now: float) -> None:
         """Counts who is late, and says so when that starts or stops holding evictions."""
         with tenure.held():
-            leased, late = leases.count(now)
-        view = protection(leased, late, self._settings.protection_threshold)
+            counted, late = leases.count(now)
+            never_renewed = len(leases) - counted
+            view = protection(counted, late, self._settings.protection_threshold, never_renewed=never_renewed)
+            if view.active:
+                unheard, overdue = set(leases.overdue(now).unheard), leases.overdue(now).judged
+                held = [judged.key for judged in overdue if judged not in unheard]
+                view = msgspec.structs.replace(
+                    view, held=len(held), held_of=by_service(held), late_of=by_service(leases.late(now))
+                )
         if view.active != tenure.view.active:
-            logger.warning("self-protection %s: %s", "holds evictions" if view.active else "ended", view.reason)
+            whose = ", ".join(f"{each.instances} of {each.env}/{each.service}" for each in view.late_of)
+            logger.warning(
+                "self-protection %s: %s%s",
+                "holds evictions" if view.active else "ended",
+                view.reason,
+                f". Late are {whose}" if whose else "",
+            )
         tenure.view = view
 
     def _sweep(self, tenure: _Tenure, leases: Leases, now: float) -> None:
@@ -427,11 +441,16 @@ class Duties:
         self._view_now(tenure, leases, now)
         view = tenure.view
         with tenure.held():
+            found = leases.overdue(now)
             room = tenure.pace.room(view.allowed_late, now)
-            groups = choose(leases.overdue(now), view, room=room, seed=time.time_ns())
+            unheard_room = tenure.unheard_pace.room(allowed(view.leased), now)
+            groups = choose(found, view, room=room, unheard_room=unheard_room, seed=time.time_ns())
+            unheard = set(found.unheard)
             for judged in groups:
                 leases.mark_evicting(judged)
-                tenure.pace.evicted(len(judged), now)
+                of_unheard = sum(each in unheard for each in judged)
+                tenure.unheard_pace.evicted(of_unheard, now)
+                tenure.pace.evicted(len(judged) - of_unheard, now)
         for judged in groups:
             self._evict(tenure, leases, judged)
 

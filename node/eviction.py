@@ -4,16 +4,21 @@ When many leases are late at once, the fault is more likely the network's than
 theirs: nobody is evicted then (the 85 % rule). And at most 15 % go in any
 minute, in random order, so that no service is emptied first while the rest
 might still come back.
+
+Both are counted over the whole registry, of those that were heard of since they
+registered: who never was is neither late nor one of the 85 %, is not protected, and
+has a pace of its own (15 % of all leases a minute), which takes nothing of the others'.
 """
 
 import random
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from msgspec import Struct
 
 from ..replication.commands import Judgement
+from ..replication.records import Key
 from .leases import Overdue
 
 THRESHOLD = 0.85
@@ -26,14 +31,42 @@ JUDGED_MAX = 500
 """Evictions in one command. A key takes at most 2.4 KB, so that is under its 2 MiB."""
 
 
+class ServiceCount(Struct, frozen=True):
+    """So many instances of a service."""
+
+    env: str
+    service: str
+    instances: int
+
+
 class ProtectionView(Struct, frozen=True):
-    """Whether evictions are held, and why, in a sentence for an operator."""
+    """Whether evictions are held, and why, in a sentence for an operator.
+
+    ``leased`` counts all leases, ``never_renewed`` those among them that do not count: they were not heard
+    of since they registered. ``held``: whose time is up and who is kept all the same. ``held_of`` and
+    ``late_of``: whose instances these are, and whose the late ones that hold them; the services with most.
+    """
 
     active: bool
     leased: int
     late: int
     allowed_late: int
     reason: str
+    never_renewed: int = 0
+    held: int = 0
+    held_of: tuple[ServiceCount, ...] = ()
+    late_of: tuple[ServiceCount, ...] = ()
+
+
+SHOWN_MAX = 10
+"""Services named of those that are held, or late."""
+
+
+def by_service(keys: Iterable[Key]) -> tuple[ServiceCount, ...]:
+    """How many of ``keys`` each service has, for those that have most."""
+    counts = Counter((key.env, key.service) for key in keys)
+    most = sorted(counts.items(), key=lambda counted: (-counted[1], counted[0]))[:SHOWN_MAX]
+    return tuple(ServiceCount(env, service, count) for (env, service), count in most)
 
 
 def allowed(leased: int, threshold: float = THRESHOLD) -> int:
@@ -45,8 +78,8 @@ def allowed(leased: int, threshold: float = THRESHOLD) -> int:
     return leased - int(leased * Fraction(str(threshold)))
 
 
-def protection(leased: int, late: int, threshold: float = THRESHOLD) -> ProtectionView:
-    """Whether so many late ones among so many leased hold evictions."""
+def protection(leased: int, late: int, threshold: float = THRESHOLD, *, never_renewed: int = 0) -> ProtectionView:
+    """Whether so many late ones among so many leased hold evictions. ``never_renewed`` are beside them, and do not count."""
     limit = allowed(leased, threshold)
     active = late > limit
     if active:
@@ -56,7 +89,16 @@ def protection(leased: int, late: int, threshold: float = THRESHOLD) -> Protecti
         )
     else:
         reason = f"{late} of {leased} leased instances are late with their heartbeats; up to {limit} may be"
-    return ProtectionView(active=active, leased=leased, late=late, allowed_late=limit, reason=reason)
+    if never_renewed:
+        reason += f" ({never_renewed} more have sent none since they registered, and do not count)"
+    return ProtectionView(
+        active=active,
+        leased=leased + never_renewed,
+        late=late,
+        allowed_late=limit,
+        reason=reason,
+        never_renewed=never_renewed,
+    )
 
 
 class Pace:
@@ -84,15 +126,19 @@ def choose(
     *,
     room: int,
     seed: int,
+    unheard_room: int = 0,
     judged_max: int = JUDGED_MAX,
 ) -> tuple[tuple[Judgement, ...], ...]:
     """Whom to evict now: one tuple for each command to propose.
 
     At most ``room`` (see ``Pace``) in an order that ``seed`` decides; while
-    protection is active only those silent past the ceiling.
+    protection is active only those silent past the ceiling. And at most ``unheard_room``
+    of those who were never heard of, whom nothing protects.
     """
-    candidates = overdue.forced if view.active else overdue.judged
+    unheard = set(overdue.unheard)
+    candidates = [judged for judged in (overdue.forced if view.active else overdue.judged) if judged not in unheard]
     chosen = _shuffled(candidates, seed)[: max(0, room)]
+    chosen += _shuffled(overdue.unheard, seed)[: max(0, unheard_room)]
     return tuple(tuple(chosen[start : start + judged_max]) for start in range(0, len(chosen), judged_max))
 
 

@@ -16,6 +16,10 @@ length (``_due``):
   a full length from the loss, since its clients know to go elsewhere; and from
   its return, if that comes before.
 
+A lease that was never heard of again since it was registered, neither renewed nor
+registered anew, says nothing about the network: self-protection leaves it out. Of what a
+new leader finds registered it is not known, so all of that counts.
+
 Silence is counted in time during which the leader could listen. Past the
 ceiling (an hour, or the length of the lease if that is more) nothing but the
 leader's own deafness helps, not even self-protection.
@@ -72,10 +76,12 @@ class LeaseState(Struct, frozen=True, gc=False):
 
 
 class Overdue(Struct, frozen=True):
-    """Whom a sweep found. ``forced`` are among ``judged``: silent past the ceiling."""
+    """Whom a sweep found. ``forced`` are among ``judged``: silent past the ceiling. So are ``unheard``, who were
+    never heard of since they registered."""
 
     judged: tuple[Judgement, ...]
     forced: tuple[Judgement, ...]
+    unheard: tuple[Judgement, ...] = ()
 
 
 _NONE = Grant("none")
@@ -94,6 +100,8 @@ class _Lease(Struct, gc=False):
     heard: float
     """When it was last heard, on the clock that stands still while the leader is deaf."""
     evicting: bool = False
+    heard_again: bool = False
+    """Whether it was heard of since it was registered, or may have been."""
 
 
 class _Contact:
@@ -140,6 +148,8 @@ class Leases:
         self._heard_again_at: float = now + former_s
         for instance in instances:
             self.registered(instance, now)
+        for lease in self._leases.values():
+            lease.heard_again = True
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -170,7 +180,10 @@ class Leases:
         if instance.ttl_s is None:
             return
         judgement = Judgement(key, instance.reg_index)
-        self._leases[key] = _Lease(judgement, instance.ttl_s, via, now, now + instance.ttl_s, self._clock(now))
+        lease = _Lease(judgement, instance.ttl_s, via, now, now + instance.ttl_s, self._clock(now))
+        if before is not None:
+            lease.heard_again = before.heard_again or before.judgement.reg_index < instance.reg_index
+        self._leases[key] = lease
         self._lengths[instance.ttl_s] = self._lengths.get(instance.ttl_s, 0) + 1
 
     def removed(self, instance: Instance) -> None:
@@ -187,6 +200,7 @@ class Leases:
         if lease.evicting:
             return _EVICTING
         lease.via = via
+        lease.heard_again = True
         lease.renewed_at = now
         lease.runs_out_at = now + lease.ttl_s
         lease.heard = self._clock(now)
@@ -245,13 +259,26 @@ class Leases:
         run_out = [lease for lease in self._leases.values() if lease.runs_out_at <= now and not lease.evicting]
         forced = [lease for lease in run_out if self._past_ceiling(lease, now)]
         judged = [lease for lease in run_out if self._due(lease) <= now or self._past_ceiling(lease, now)]
-        return Overdue(tuple(lease.judgement for lease in judged), tuple(lease.judgement for lease in forced))
+        return Overdue(
+            tuple(lease.judgement for lease in judged),
+            tuple(lease.judgement for lease in forced),
+            tuple(lease.judgement for lease in judged if not lease.heard_again),
+        )
 
     def count(self, now: float) -> tuple[int, int]:
-        """All leases, and how many of them are late: silent for longer than self-protection allows."""
+        """The leases that count for self-protection (see above), and how many of them are late: silent for longer
+        than it allows."""
+        heard = [lease for lease in self._leases.values() if lease.heard_again]
+        return len(heard), len(self._late(heard, now))
+
+    def late(self, now: float) -> list[Key]:
+        """Those who are late, of the leases that count."""
+        return [lease.judgement.key for lease in self._late(self._leases.values(), now) if lease.heard_again]
+
+    def _late(self, leases: Iterable[_Lease], now: float) -> list[_Lease]:
         clock = self._clock(now)
         share = self._late_intervals / self._intervals_per_lease
-        return len(self._leases), sum(clock - lease.heard > lease.ttl_s * share for lease in self._leases.values())
+        return [lease for lease in leases if clock - lease.heard > lease.ttl_s * share]
 
     def sweep_interval_s(self) -> float:
         """How long until the next sweep: a tenth of the shortest lease, within limits."""

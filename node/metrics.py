@@ -125,7 +125,7 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         service = self._service
         status, protection, budget = service.status(), service.protection(), service.budget
-        held = budget.by_kind()
+        places = budget.by_kind()
         yield _gauge("rollcall_instances", "Instances registered.", len(service.registry))
         yield _gauge("rollcall_applied_index", "Last index applied by this node.", status.applied_index)
         yield _gauge("rollcall_commit_index", "Last index known to be committed.", status.commit_index)
@@ -148,12 +148,16 @@ class _Gauges(Collector):
         yield _gauge("rollcall_protection_active", "1 while evictions are held back.", protection.active)
         yield _gauge("rollcall_leases", "Instances with a lease.", protection.leased)
         yield _gauge("rollcall_leases_late", "Instances late with their heartbeat.", protection.late)
+        never = "Instances that were not heard of since they registered; self-protection leaves them out."
+        yield _gauge("rollcall_leases_never_renewed", never, protection.never_renewed)
+        held = "Instances whose lease ran out and that self-protection keeps."
+        yield _gauge("rollcall_protection_held", held, protection.held)
         yield _gauge("rollcall_budget_total", "Places for requests that wait.", budget.total)
         in_use = GaugeMetricFamily("rollcall_budget_in_use", "Places taken, by kind.", labels=("kind",))
-        for kind, count in held.items():
+        for kind, count in places.items():
             in_use.add_metric((kind,), count)
         yield in_use
-        yield _gauge("rollcall_watchers", "Long polls and streams parked here.", held["watch"])
+        yield _gauge("rollcall_watchers", "Long polls and streams parked here.", places["watch"])
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -8,6 +8,7 @@ import pytest
 from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
 from rollcall.node import duties as duties_module
+from rollcall.node.eviction import ServiceCount
 from rollcall.node.values import Renewal
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import (
@@ -93,17 +94,36 @@ def test_an_evicted_instance_is_told_to_register_again(pair: Pair) -> None:
 def test_most_of_them_silent_at_once_are_protected_and_it_ends_by_itself(pair: Pair) -> None:
     for number in range(12):
         register(pair, number)
+    pair.leader.renew([Renewal(key(number)) for number in range(12)])
 
     wait_for(lambda: pair.leader.protection().active, "protection to begin", 5)
     with Renewing(pair, range(3)):
         time.sleep(0.8)  # well past every lease: what must not happen has had its time
         assert len(there(pair)) == 12
-        assert "12" in pair.leader.protection().reason
+        view = pair.leader.protection()
+        assert "12" in view.reason
+        assert view.held == 9
+        assert view.held_of == view.late_of == (ServiceCount("default", "cart", 9),)
         for number in range(3, 12):
             pair.leader.submit(Deregister(key(number)))
         wait_for(lambda: not pair.leader.protection().active, "protection to end", 5)
 
     assert there(pair) >= {"c0", "c1", "c2"}
+
+
+def test_strangers_that_register_and_are_never_heard_again_keep_nobody_dead_in_the_registry(pair: Pair) -> None:
+    for number in range(8):
+        register(pair, number)
+    pair.leader.renew([Renewal(key(number)) for number in range(8)])
+    for number in range(100, 112):
+        register(pair, number)
+
+    with Renewing(pair, range(7)):
+        wait_for(lambda: "c7" not in there(pair), "the dead one to be evicted", 5)
+        wait_for(lambda: len(there(pair)) < 19, "strangers to be evicted as well", 5)
+
+    assert there(pair) >= {f"c{number}" for number in range(7)}
+    assert "do not count" in pair.leader.protection().reason
 
 
 def test_a_new_leader_starts_every_lease_at_full_length(pair: Pair) -> None:
@@ -167,6 +187,7 @@ def test_a_pause_of_the_leader_evicts_nobody(pair: Pair, monkeypatch: pytest.Mon
 def test_the_follower_learns_from_the_leader_whether_evictions_are_held(pair: Pair) -> None:
     for number in range(10):
         register(pair, number)
+    pair.leader.renew([Renewal(key(number)) for number in range(10)])
     pair.follower_duties.start()
     try:
         wait_for(lambda: pair.follower.protection().active, "the follower to know", 6)

@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.node.eviction import JUDGED_MAX, PACE_S, Pace, allowed, choose, protection
+from rollcall.node.eviction import JUDGED_MAX, PACE_S, Pace, allowed, by_service, choose, protection
 from rollcall.node.leases import Overdue
 from rollcall.replication.commands import COMMAND_BYTES_MAX, FORMAT, Envelope, Evict, Judgement, encode
 from rollcall.replication.records import ID_LENGTH_MAX, Key
@@ -180,3 +180,36 @@ def test_no_service_is_emptied_before_the_others() -> None:
 
     for number in range(10):
         assert 30 < sum(judged.key.service == f"s{number}" for judged in gone) < 70
+
+
+def test_nothing_protects_who_was_never_heard_of_and_its_pace_is_its_own() -> None:
+    dead = judgements(20)
+    found = Overdue(dead, dead[:2], dead[10:])
+
+    def gone(late: int, room: int, unheard_room: int) -> set[Judgement]:
+        parts = choose(found, protection(100, late), room=room, unheard_room=unheard_room, seed=1)
+        return {judged for part in parts for judged in part}
+
+    assert gone(late=50, room=100, unheard_room=100) == {*dead[:2], *dead[10:]}
+    assert gone(late=0, room=100, unheard_room=0) == set(dead[:10])
+    assert len(gone(late=0, room=0, unheard_room=3)) == 3
+
+
+@given(st.integers(0, 2_000), st.integers(0, 2_000), st.integers(0, 2_000))
+def test_however_many_were_never_renewed_evictions_go_on_as_without_them(
+    counted: int, late: int, strangers: int
+) -> None:
+    """And a real outage holds them as without them."""
+    late = min(late, counted)
+    view, without = protection(counted, late, never_renewed=strangers), protection(counted, late)
+
+    assert (view.active, view.allowed_late, view.late) == (without.active, without.allowed_late, without.late)
+    assert (view.leased, view.never_renewed) == (counted + strangers, strangers)
+
+
+def test_the_services_with_most_are_named_and_not_all_of_them() -> None:
+    keys = [Key("default", f"s{number}", f"{place}") for number in range(30) for place in range(number + 1)]
+
+    named = by_service(keys)
+
+    assert [(each.service, each.instances) for each in named] == [(f"s{n}", n + 1) for n in range(29, 19, -1)]

@@ -349,6 +349,19 @@ def test_a_lease_is_late_after_one_and_a_half_of_its_own_intervals() -> None:
     assert leases.count(46.0) == (2, 1)
 
 
+def test_who_was_never_heard_of_since_it_registered_does_not_count() -> None:
+    """It is no sign of a broken network: whoever can register could hold all evictions with a few of those."""
+    leases = table("old", now=0.0)
+    for id in ("new", "renewed", "again"):
+        leases.registered(instance(id, reg_index=2), 0.0)
+    leases.renew(key("renewed"), "n1", 0.0)
+    leases.registered(instance("again", reg_index=3), 0.0)
+
+    assert leases.count(45.1) == (3, 3)
+    assert {late.id for late in leases.late(45.1)} == {"old", "renewed", "again"}
+    assert [judged.key.id for judged in leases.overdue(90.0).unheard] == ["new"]
+
+
 def test_an_hour_of_silence_is_named_apart() -> None:
     leases = Leases([instance("a", ttl_s=90.0), instance("b", ttl_s=7_200.0)], 0.0)
 
@@ -394,6 +407,7 @@ class PlainLease(Struct):
     ttl_s: float
     heard_at: float
     via: str | None
+    heard_again: bool = False
 
 
 class PlainLeases:
@@ -441,8 +455,9 @@ class PlainLeases:
             sorted(id for id, lease in asked.items() if self.forced(lease, now)),
         )
 
-    def late(self, now: float) -> int:
-        return sum(self.silence(lease, now) > lease.ttl_s / 2 for lease in self.leases.values())
+    def counted(self, now: float) -> tuple[int, int]:
+        heard = [lease for lease in self.leases.values() if lease.heard_again]
+        return len(heard), sum(self.silence(lease, now) > lease.ttl_s / 2 for lease in heard)
 
 
 ids = st.sampled_from("abc")
@@ -472,7 +487,7 @@ def test_whatever_happens_the_table_finds_whom_the_plain_rules_find(history: lis
                 index += 1
                 leases.registered(instance(id, ttl_s=ttl_s, reg_index=index), now)
                 via = plain.leases[id].via if id in plain.leases else None
-                plain.leases[id] = PlainLease(index, ttl_s, now, via)
+                plain.leases[id] = PlainLease(index, ttl_s, now, via, id in plain.leases)
                 plain.evicting.discard(id)
             case "remove", str(id):
                 leases.removed(instance(id, reg_index=index))
@@ -487,6 +502,7 @@ def test_whatever_happens_the_table_finds_whom_the_plain_rules_find(history: lis
                 else:
                     assert answer == "renewed"
                     plain.leases[id].heard_at, plain.leases[id].via = now, via
+                    plain.leases[id].heard_again = True
             case ("lost" | "down") as how, str(node):
                 leases.lost(node, now, down=how == "down")
                 losses = plain.losses[node]
@@ -517,7 +533,10 @@ def test_whatever_happens_the_table_finds_whom_the_plain_rules_find(history: lis
                     if j.key.id in plain.leases and plain.leases[j.key.id].reg_index == j.reg_index
                 }
         assert (overdue(leases, now), forced(leases, now)) == plain.expected(now)
-        assert leases.count(now) == (len(plain.leases), plain.late(now))
+        assert leases.count(now) == plain.counted(now)
+        assert len(leases.late(now)) == plain.counted(now)[1]
+        unheard = {judged.key.id for judged in leases.overdue(now).unheard}
+        assert unheard == {id for id in overdue(leases, now) if not plain.leases[id].heard_again}
         for id in plain.leases:
             state = leases.look(key(id), now)
             assert state is not None

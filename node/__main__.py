@@ -99,6 +99,7 @@ class Node:
                 election_timeout_s_max=settings.election_timeout_s_max,
                 heartbeat_period_s=settings.heartbeat_period_s,
                 leader_fallback_s=settings.leader_fallback_s,
+                transfer_interval_s=settings.transfer_interval_s,
                 snapshot_entries=settings.snapshot_entries,
                 snapshot_interval_s=settings.snapshot_interval_s,
                 rejoin=settings.rejoin,

@@ -79,7 +79,7 @@ def allowed(leased: int, threshold: float = THRESHOLD) -> int:
 
 
 def protection(leased: int, late: int, threshold: float = THRESHOLD, *, never_renewed: int = 0) -> ProtectionView:
-    """Whether so many late ones among so many leased hold evictions. ``never_renewed`` are beside them, and do not count."""
+    """Whether so many late ones among so many leased hold evictions. ``never_renewed`` do not count."""
     limit = allowed(leased, threshold)
     active = late > limit
     if active:

@@ -179,6 +179,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     leader_fallback_s: Annotated[
         _Positive, about("raft", "a leader that heard no quorum for this long steps down", unit="s", agree=True)
     ] = 1.5
+    transfer_interval_s: Annotated[
+        Annotated[float, Meta(ge=0, le=86_400)],
+        about("raft", "leadership is handed over on request at most this often; 0: without a limit", unit="s"),
+    ] = 60.0
     snapshot_entries: Annotated[
         Annotated[int, Meta(ge=100, le=10_000_000)], about("raft", "log entries after which the log is compacted")
     ] = 10_000

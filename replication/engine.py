@@ -70,8 +70,10 @@ from .errors import (
     Overloaded,
     Overwritten,
     RollcallError,
+    TooSoon,
     Unknown,
 )
+from .handing import Transfers
 from .install import Incoming, Outgoing
 from .journal import NO_OP, REGULAR, Cut, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
@@ -164,6 +166,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """The operator's word that the list of members is another one from here on."""
     restored: bool = False
     """The operator's word that all directories were put back from copies: the history gets a new id."""
+    transfer_interval_s: float = 0.0
+    """Between two hand-overs of leadership on request (``handing.py``). 0: no limit."""
     level: int = LEVEL
     """The feature level that this node understands; tests play an older or a newer node with it."""
 
@@ -276,6 +280,7 @@ class Engine(SyncObj):
         self._pace: Saving = Saving(time.monotonic())
         self._transfer: tuple[Node, float] | None = None
         self._transfer_asked: bool = False
+        self._transfers: Transfers = Transfers(config.transfer_interval_s)
         self._disk_error: str = ""
         self._disk_retry_at: float = 0.0
         self._wall_clocks: Clocks = Clocks()
@@ -586,10 +591,13 @@ class Engine(SyncObj):
             return self._leadership
 
     def hand_over(self, to: str = "") -> Proposal:
+        return self._hand_over(lambda: self._begin_wanted_transfer(to))
+
+    def _hand_over(self, begin_transfer: Callable[[], NotDone | None]) -> Proposal:
         begun = Proposal(b"")
 
         def begin() -> None:
-            error = self._begin_transfer(to)
+            error = begin_transfer()
             begun.resolve(Outcome(self._applied, ()) if error is None else None, error)
 
         self._wire.post(begin)
@@ -598,7 +606,7 @@ class Engine(SyncObj):
     def transfer_leadership(self, deadline: float) -> bool:
         """Hands leadership over and waits. True once this node does not lead (any more);
         False if nobody took over by ``deadline``."""
-        begun = self.hand_over()
+        begun = self._hand_over(self._begin_transfer)
         while self._role == LEADER and time.monotonic() < deadline:
             if begun.settled and self._transfer is None:
                 break  # nobody is able, or who was chosen did not take over
@@ -1416,6 +1424,8 @@ class Engine(SyncObj):
         # A quorum has just voted for this node.
         self._heard = dict.fromkeys(self._wire.nodes(), time.monotonic())
         super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
+        if self._forced_term == self._term:
+            self._transfers.happened(time.monotonic())
         logger.info("leading term %d from entry %d on", self._term, self._journal.last_index)
 
     def _SyncObj__setState(self, newState: int) -> None:
@@ -1787,6 +1797,22 @@ class Engine(SyncObj):
             self._answer(leader, next_index=header.index + 1)
 
     # -- leadership transfer (dissertation 3.10) -----------------------------------
+
+    def _begin_wanted_transfer(self, to: str) -> NotDone | None:
+        """The same on request: at most one within a while."""
+        now = time.monotonic()
+        wait_s = self._transfers.wait_s(now)
+        if self._role == LEADER and wait_s:
+            every_s = self._config.transfer_interval_s
+            return TooSoon(
+                f"leadership was handed over a moment ago, and is on request at most every {every_s:g} s "
+                f"(transfer_interval_s): ask again in {math.ceil(wait_s)} s",
+                retry_after_s=math.ceil(wait_s),
+            )
+        error = self._begin_transfer(to)
+        if error is None:
+            self._transfers.happened(now)
+        return error
 
     def _begin_transfer(self, to: str = "") -> NotDone | None:
         """Why it did not begin, if it did not."""

@@ -16,6 +16,7 @@
     │   ├── NotLeader             the node asked does not lead (any more)
     │   ├── Overwritten           another leader's entry took the place of the write
     │   ├── Overloaded            a queue or the budget of waiting threads is full
+    │   ├── TooSoon               that was asked for a moment ago already; ``retry_after_s`` says when it may be again
     │   ├── Draining              the node is shutting down
     │   ├── DiskUnavailable       the node cannot write to its data directory
     │   └── NotCaughtUp           this node has not applied the wanted index in time
@@ -163,6 +164,12 @@ class Overloaded(NotDone):
     """A queue or the budget of waiting threads is full."""
 
     title: ClassVar[str] = "Overloaded"
+
+
+class TooSoon(NotDone):
+    """What was asked for happened a moment ago; ``facts["retry_after_s"]`` says when it may happen again."""
+
+    title: ClassVar[str] = "Too soon"
 
 
 class Draining(NotDone):

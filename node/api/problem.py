@@ -62,7 +62,8 @@ def _ours(error: RollcallError) -> Problem:
     for name, fact in error.facts.items():
         if name not in members and fact not in ("", None):
             members[name] = fact
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    retry_after_s = error.facts.get("retry_after_s", error.retry_after_s)
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return Problem(error.status, members, headers)
 
 

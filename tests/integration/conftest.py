@@ -99,7 +99,7 @@ def start_cluster(bench: Path, pytestconfig: pytest.Config) -> Iterator[StartClu
 @pytest.fixture(scope="module")
 def three(start_cluster: StartCluster) -> Cluster:
     """Three nodes and the service that ``harness.traffic`` reads; a module may have a ``three`` of its own."""
-    cluster = start_cluster(3)
+    cluster = start_cluster(3, transfer_interval_s=0)
     cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
     cluster.wait_same()
     return cluster

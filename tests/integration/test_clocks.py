@@ -53,7 +53,7 @@ class Clocked(Cluster):
 
 @pytest.fixture
 def three(bench: Path, request: pytest.FixtureRequest) -> Iterator[Clocked]:
-    cluster = Clocked(bench / f"clocks-{request.node.name[:40]}", 3)
+    cluster = Clocked(bench / f"clocks-{request.node.name[:40]}", 3, transfer_interval_s=0)
     cluster.start()
     try:
         yield cluster

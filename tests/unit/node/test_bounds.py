@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from harness.waiting import wait_for
 from rollcall.node import checker, duties, eviction, forward
+from rollcall.node.service import HEARTBEATS_AT_ONCE
 from rollcall.node.values import Renewal
 from rollcall.replication import wire
 from rollcall.replication.commands import (
@@ -66,8 +67,8 @@ def test_a_round_of_heartbeats_fits_in_a_frame_however_many_ask() -> None:
         assert go.wait(10)
         return [len(renewals) for renewals in asked]
 
-    rounds = forward.Rounds(send, forward.renewals_bytes)
-    many = (Renewal(LONGEST, LAST),) * 500
+    rounds = forward.Rounds(send, forward.renewals_bytes, len)
+    many = (Renewal(LONGEST, LAST),) * (HEARTBEATS_AT_ONCE // 2)
     answers: list[int] = []
     threads = [
         threading.Thread(target=lambda: answers.append(rounds.ask(many, time.monotonic() + 10))) for _ in range(12)
@@ -81,7 +82,7 @@ def test_a_round_of_heartbeats_fits_in_a_frame_however_many_ask() -> None:
     for thread in threads:
         thread.join(10)
 
-    assert answers == [500] * 12
+    assert answers == [HEARTBEATS_AT_ONCE // 2] * 12
     assert len(sent) < 12, "they share rounds all the same"
     assert max(sent) < wire.FRAME_BYTES_MAX
 

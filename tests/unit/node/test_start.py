@@ -44,6 +44,7 @@ class Parts:
             start=lambda: self.done.append("engine"), status=self.status, wait_applied=self.wait_applied
         )
         node.duties, node.checker = self.part("duties"), self.part("checker")
+        node._desk = self.part("desk")
         node.server, node.dns = self.part("clients"), self.part("dns")
         for served, name in ((node.server, "clients"), (node.dns, "dns")):
             served.bind = partial(self.bind, name)
@@ -56,7 +57,7 @@ def test_clients_come_in_when_this_node_has_caught_up_with_a_leader() -> None:
 
     parts.node().start()
 
-    assert parts.done[2:] == ["engine", "applied 900", "caught up", "duties", "checker", "clients", "dns"]
+    assert parts.done[2:] == ["desk", "engine", "applied 900", "caught up", "duties", "checker", "clients", "dns"]
 
 
 def test_a_node_that_finds_no_leader_serves_what_it_has_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

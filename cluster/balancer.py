@@ -22,6 +22,7 @@ from hashlib import blake2b
 from operator import attrgetter
 from typing import Protocol
 
+from ..replication.places import place_of, url_of
 from ..replication.records import Instance
 
 DECAY_S = 10.0
@@ -54,19 +55,19 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        return self.instance.address or self.instance.hostname
+        place = place_of(self.instance)
+        return place.host if place is not None else ""
 
     @property
     def port(self) -> int:
-        return self.instance.port
+        place = place_of(self.instance)
+        return place.port if place is not None else 0
 
     @property
     def url(self) -> str:
-        """The first of its ``addrs``, or ``http://`` and its address and port."""
-        if self.instance.addrs:
-            return self.instance.addrs[0]
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}" if self.port else f"http://{host}"
+        """Where HTTP calls to it go: the first of its ``addrs`` that is HTTP, or ``http://`` and its address and
+        port."""
+        return url_of(self.instance)
 
     def took(self, latency_s: float, now: float) -> None:
         """A call ended. A rise counts at once, a fall little by little (peak EWMA, as in Finagle)."""

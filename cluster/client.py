@@ -49,7 +49,17 @@ from ..replication.errors import (
     Unknown,
 )
 from ..replication.policies import Policy, PolicyChange, PolicyRecord
-from ..replication.records import DEFAULT_ENV, Event, Instance, Key, Registration, Status, build
+from ..replication.records import (
+    DEFAULT_ENV,
+    STEPS,
+    Event,
+    Instance,
+    Key,
+    Registration,
+    Status,
+    build,
+    check_names,
+)
 from . import forks
 from .http import Answer, Session, exchange, history_of, left_by_session
 from .members import DEFAULT_NODES, Members, nodes_from
@@ -308,6 +318,9 @@ class Client:
         again since, and nothing changed. Left out: whatever is registered.
         """
         key = Key(env or self.env, service, id)
+        if not _fits_a_path(key):
+            self._remove_by_batch(key, registration, timeout_s)
+            return
         named: dict[str, Any] = {"env": key.env, "registration": registration or None}
         try:
             self._write(
@@ -350,6 +363,12 @@ class Client:
         except (NotFound, Superseded):
             pass
         return 0
+
+    def _remove_by_batch(self, key: Key, registration: int, timeout_s: float | None) -> None:
+        operation = {"op": "deregister", "env": key.env, "service": key.service, "id": key.id}
+        if registration:
+            operation["registration"] = registration
+        self._write("POST", "/batch", params={}, body={"operations": [operation]}, timeout_s=timeout_s, gone_is_done=True)
 
     def set_status(
         self,
@@ -401,6 +420,7 @@ class Client:
     ) -> None:
         """A service's own word on its check with ``ttl_s``; to be repeated within that time."""
         key = Key(env or self.env, service, id)
+        check_names(check=check)
         path = f"{_instance_path(key)}/checks/{quote(check, safe='')}"
         self._write("PUT", path, params={"env": key.env}, body={"status": status, "note": note})
 
@@ -423,6 +443,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> Listing:
         """The instances that should get traffic, or those that the filters name (``health="any"``: all)."""
+        check_names(service=service)
         filters = {"health": health, "status": status, "version": version, "zone": zone, "region": region}
         tagged = {f"meta.{name}": value for name, value in (meta or {}).items()}
         answer = self._read(
@@ -577,7 +598,9 @@ class Client:
         index = history = None
         if not names:
             answer = self._read("/services", params={"env": env}, timeout_s=timeout_s)
-            names = [service.name for service in _part(answer, "services", tuple[_Named, ...])]
+            # Of releases that took such names; a path would lead elsewhere.
+            every = _part(answer, "services", tuple[_Named, ...])
+            names = [service.name for service in every if service.name not in STEPS]
             index, history = answer.index, answer.history
         listings = [self.instances(name, env=env, health="any", timeout_s=timeout_s) for name in names]
         found = tuple(instance for listing in listings for instance in listing.instances)
@@ -818,9 +841,14 @@ def _policy_record(shown: dict[str, Any]) -> PolicyRecord:
     return _read_as({**facts, "policy": fields}, PolicyRecord)
 
 
+def _fits_a_path(key: Key) -> bool:
+    return not STEPS & {key.service, key.id}
+
+
 def _instance_path(key: Key) -> str:
     if not key.id:
         raise Invalid("id: Expected at least 1 character", field="id")
+    check_names(service=key.service, id=key.id)
     return f"/services/{quote(key.service, safe='')}/instances/{quote(key.id, safe='')}"
 
 

@@ -12,10 +12,10 @@ compatible, NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380).
 import ipaddress
 from collections.abc import Collection
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from ..replication import places
 from ..replication.errors import Invalid
 from ..replication.records import Instance
 
@@ -110,10 +110,8 @@ def own_hosts(instance: Instance) -> tuple[str, ...]:
 
 def _host_of(addr: str) -> str:
     """The host of an address with or without scheme and port."""
-    try:
-        return urlsplit(addr if "//" in addr else f"//{addr}").hostname or ""
-    except ValueError:
-        return ""
+    place = places.read(addr)
+    return place.host if place is not None else ""
 
 
 def _within(ip: Address, networks: tuple[Network, ...]) -> bool:

@@ -140,6 +140,9 @@ def checked(checks: Sequence[Check]) -> None:
         if check.name in names:
             raise Invalid(f"{field}.name: {check.name!r} is taken by another check", field=f"{field}.name")
         names.add(check.name)
+        if check.name in (".", ".."):
+            message = f"{field}.name: {check.name!r} can be no name: a path would lead elsewhere"
+            raise Invalid(message, field=f"{field}.name")
         if check.asks and check.timeout_s > check.interval_s:
             message = f"{field}.timeout_s: Expected at most interval_s ({check.interval_s:g}), got {check.timeout_s:g}"
             raise Invalid(message, field=f"{field}.timeout_s", limit=check.interval_s)

@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from .checks import State
 from .errors import Fatal, TooLarge
 from .policies import Policy, check_policy
-from .records import Id, Key, Name, Registration, Status, Text, TimeNs, check_registration, invalid_from
+from .records import Id, Key, Name, Registration, Status, Text, TimeNs, check_names, check_registration, invalid_from
 
 FORMAT = 1
 """Format of the commands that every release knows."""
@@ -368,8 +368,19 @@ def from_peer(data: bytes) -> Submittable:
             limit=BATCH_MAX,
         )
     for operation in command.operations if isinstance(command, Batch) else (command,):
-        if isinstance(operation, Register):
-            check_registration(operation.registration)
-        elif isinstance(operation, SetPolicy) and operation.policy is not None:
-            check_policy(operation.policy)
+        check_new(operation)
     return command
+
+
+def check_new(operation: Operation | SetPolicy) -> None:
+    """Raises ``Invalid`` on what may not come into being under these rules, whatever an earlier release took."""
+    match operation:
+        case Register():
+            check_registration(operation.registration)
+        case SetStatus() if operation.unregistered and operation.status is not None:
+            check_names(env=operation.env, service=operation.service, id=operation.id)
+        case SetPolicy() if operation.policy is not None:
+            check_policy(operation.policy)
+            check_names(name=operation.name, service=operation.policy.service, env=operation.policy.env)
+        case _:
+            pass

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .checks import Check, CheckState, State, checked
 from .errors import Invalid
+from .places import addr_fault, address_fault
 
 DEFAULT_ENV = "default"
 TTL_S_MIN = 2
@@ -228,16 +229,38 @@ def _without_defaults(value: Any) -> Any:
     return {field.encode_name: _without_defaults(held) for field, held in fields}
 
 
+STEPS = frozenset({".", ".."})
+"""No names: in a path they are steps to elsewhere."""
+
+
+def check_names(**names: str) -> None:
+    """Raises ``Invalid`` on a name that no URL's path can hold: ``.`` and ``..`` are steps there.
+
+    Only for what is new: what an earlier release took under such a name stays, and can be removed.
+    """
+    for field, name in names.items():
+        if name in STEPS:
+            raise Invalid(f"{field}: {name!r} can be no name: a path would lead elsewhere", field=field)
+
+
 def check_registration(registration: Registration) -> None:
-    """The rules that a type cannot state: printable ids, sizes in bytes, checks. Raises ``Invalid``.
+    """The rules that a type cannot state: names, addresses, printable ids, sizes in bytes, checks. Raises ``Invalid``.
 
     Only for what is new: a registration that an earlier release took is kept as it is.
     """
+    check_names(env=registration.env, service=registration.service, id=registration.id)
     if not registration.id.isprintable():
         raise Invalid("id: Expected printable characters only", field="id")
     for field in ("hostname", "address", "version", "region", "zone"):
         if not (getattr(registration, field) or " ").isprintable():
             raise Invalid(f"{field}: Expected printable characters only", field=field)
+    for field in ("hostname", "address"):
+        text = getattr(registration, field)
+        if text and (fault := address_fault(text)):
+            raise Invalid(f"{field}: {fault}", field=field)
+    for number, addr in enumerate(registration.addrs):
+        if fault := addr_fault(addr):
+            raise Invalid(f"addrs[{number}]: {fault}", field=f"addrs[{number}]")
     meta_bytes = sum(len(k.encode()) + len(v.encode()) for k, v in registration.meta.items())
     if meta_bytes > META_BYTES_MAX:
         raise Invalid(

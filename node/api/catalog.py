@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, g
 
+from ...replication.places import Place, place_of
 from ...replication.records import DEFAULT_ENV, Instance
 from .context import Context, json_answer
 from .query import Query, checked_name
@@ -45,10 +46,11 @@ class Catalog:
         return answer
 
     def _row(self, instance: Instance) -> dict[str, Any]:
-        service, host = self._context.service, instance.address or instance.hostname
+        service = self._context.service
+        place = place_of(instance) or Place("", 0)
         member = next((each for each in service.members() if each.id == service.node_id), None)
         node_address = (urlsplit(member.http).hostname if member is not None else None) or "127.0.0.1"
-        tagged = {"lan": {"Address": host, "Port": instance.port}} if host else {}
+        tagged = {"lan": {"Address": place.host, "Port": place.port}} if place.host else {}
         return {
             "ID": service.node_id,
             "Node": service.node_id,
@@ -60,8 +62,8 @@ class Catalog:
             "ServiceID": instance.id,
             "ServiceName": instance.service,
             "ServiceTags": instance.tags,
-            "ServiceAddress": host,
-            "ServicePort": instance.port,
+            "ServiceAddress": place.host,
+            "ServicePort": place.port,
             "ServiceMeta": instance.meta,
             "ServiceWeights": {"Passing": max(1, instance.weight), "Warning": 1},
             "ServiceTaggedAddresses": tagged,

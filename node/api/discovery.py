@@ -22,11 +22,12 @@ from msgspec import Meta, Struct
 
 from ...replication.commands import Deregister, Register
 from ...replication.errors import Conflict, Invalid, KeyReused, NotFound, TooLarge
+from ...replication.places import Place, address_fault, first_of
 from ...replication.records import Instance, Key, Registration, TimeNs, build, invalid_from
 from ..values import Member, Renewal
 from .body import parsed, read
 from .context import Context, json_answer
-from .fields import S0_NOT_RECEIVE, S0_RECEIVE, S0_STATUS, address_of, in_s0_words, s0_env, to_s0
+from .fields import S0_NOT_RECEIVE, S0_RECEIVE, S0_STATUS, in_s0_words, s0_env, to_s0
 from .problem import Problem, problem_of
 from .query import checked_key
 
@@ -181,7 +182,9 @@ def app_of(body: bytes) -> _App:
 
 
 def registration(app: _App, *, ttl_s: float) -> Registration:
-    """The registration of an S0 body: ``hostname`` is the id, ``addrs[0]`` gives address and port."""
+    """The registration of an S0 body: ``hostname`` is the id, ``addrs`` give address and port.
+
+    An id need not be the name of a host; it is taken for one where it may be."""
     key = app.key()
     status = S0_STATUS.get(app.status)
     if status is None:
@@ -190,15 +193,15 @@ def registration(app: _App, *, ttl_s: float) -> Registration:
         )
     if app.appid == NODES_APP:
         raise Invalid(f"appid: {NODES_APP} lists the registry's own nodes; nothing registers there", field="appid")
-    address, port = address_of(app.addrs[0]) if app.addrs else ("", 0)
+    place = first_of(app.addrs) or Place("", 0)
     data = {
         "env": key.env,
         "service": key.service,
         "id": key.id,
-        "hostname": key.id,
+        "hostname": "" if address_fault(key.id) else key.id,
         "addrs": app.addrs,
-        "address": address,
-        "port": port,
+        "address": place.host,
+        "port": place.port,
         "version": app.version,
         "status": status,
         "ttl_s": ttl_s,

@@ -6,11 +6,11 @@ hostname is our id.
 """
 
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from ...replication.errors import Invalid
+from ...replication.places import authority, place_of
 from ...replication.records import DEFAULT_ENV, Instance, Status
 
 
@@ -53,11 +53,8 @@ def from_s4(sent: dict[str, Any]) -> dict[str, Any]:
 
 def to_s4(instance: Instance) -> dict[str, Any] | None:
     """Where to connect to, or None for an instance that says no address."""
-    address, port = instance.address, instance.port
-    if not address and instance.addrs:
-        address, port = address_of(instance.addrs[0])
-    address = address or instance.hostname
-    return {"host": address, "port": port} if address else None
+    place = place_of(instance)
+    return None if place is None else {"host": place.host, "port": place.port}
 
 
 def in_s4_words(error: Invalid) -> Invalid:
@@ -95,19 +92,8 @@ def s0_status(instance: Instance) -> Literal[1, 2]:
 
 def addrs_of(instance: Instance) -> list[str]:
     """``addrs`` for an instance that was registered with an address alone."""
-    if not instance.address:
-        return []
-    host = f"[{instance.address}]" if ":" in instance.address else instance.address
-    return [f"http://{host}:{instance.port}" if instance.port else f"http://{host}"]
-
-
-def address_of(addr: str) -> tuple[str, int]:
-    """Address and port of ``scheme://host:port``; empty and 0 for what is not that."""
-    try:
-        parts = urlsplit(addr if "//" in addr else f"//{addr}")
-        return parts.hostname or "", parts.port or 0
-    except ValueError:
-        return "", 0
+    place = place_of(instance)
+    return [] if place is None else [f"http://{authority(place.host, place.port)}"]
 
 
 def s0_env(sent: str) -> str:

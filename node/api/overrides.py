@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from flask import Blueprint, Response, g
 from msgspec import Meta, Struct
 
-from ...replication.commands import FOR_S_MAX, SetStatus
+from ...replication.commands import FOR_S_MAX, SetStatus, check_new
 from ...replication.errors import Invalid
 from ...replication.records import Key, Override, Status, Text
 from ...replication.registry import Registry
@@ -59,9 +59,11 @@ class Said(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid(
                 "status: Expected one where a time is given; without it the override is removed", field="status"
             )
-        return SetStatus(
+        command = SetStatus(
             key.env, key.service, key.id, self.status, self.reason, self.for_s, self._until(), self.unregistered
         )
+        check_new(command)
+        return command
 
     def _until(self) -> int | None:
         """In nanoseconds. As it was said: a retry with the same ``Idempotency-Key`` must be the same command."""

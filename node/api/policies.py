@@ -5,10 +5,11 @@ from typing import Annotated, Any
 import msgspec
 from flask import Blueprint, Response, g, request
 
-from ...replication.commands import SetPolicy
+from ...replication.commands import SetPolicy, check_new
 from ...replication.errors import NotFound
 from ...replication.policies import Policy, PolicyRecord, policy_of
 from ...replication.records import build
+from ...replication.registry import Registry
 from .body import json_object
 from .context import Context, Freshness, json_answer
 from .query import Query, checked_name
@@ -63,8 +64,10 @@ class Policies:
         sent = json_object(self._context.settings.body_bytes_max)
         words = build(Words, {field: sent.pop(field) for field in ("author", "reason") if field in sent})
         policy = policy_of(sent)
-        self._context.submit(SetPolicy(name, policy, words.author or _caller(), words.reason))
-        return json_answer(shown(self._record(name)))
+        command = SetPolicy(name, policy, words.author or _caller(), words.reason)
+        check_new(command)
+        self._context.submit(command)
+        return json_answer({**shown(self._record(name)), **_warned(warnings(self._registry, name, policy))})
 
     def delete(self, name: str) -> Response:
         query = Query.of_request()
@@ -100,6 +103,30 @@ def shown(record: PolicyRecord) -> dict[str, Any]:
     policy = {field: getattr(record.policy, field) for field in Policy.__struct_fields__}
     facts = {field: getattr(record, field) for field in PolicyRecord.__struct_fields__ if field != "policy"}
     return {**facts, **policy}
+
+
+def warnings(registry: Registry, name: str, policy: Policy) -> list[str]:
+    """What whoever puts ``policy`` in force under ``name`` may not have meant, as this node's copy has it."""
+    view = registry.service(policy.env, policy.service)
+    instances = () if view is None else view.instances
+    found: list[str] = []
+    if not instances:
+        found.append(f"no instance of service {policy.service!r} is registered in env {policy.env!r}")
+    elif not any(map(policy.matches, instances)):
+        found.append(f"no instance of service {policy.service!r} matches: its share goes to all others meanwhile")
+    others = (r.policy for r in registry.policies if r.name != name)
+    shares = [p.percent for p in (*others, policy) if _key(p) == _key(policy) and not p.header]
+    if not policy.header and sum(shares) > 100:
+        found.append(f"the policies of service {policy.service!r} ask for {sum(shares):g} % of its calls in all")
+    return found
+
+
+def _key(policy: Policy) -> tuple[str, str]:
+    return policy.env, policy.service
+
+
+def _warned(found: list[str]) -> dict[str, list[str]]:
+    return {"warnings": found} if found else {}
 
 
 def _caller() -> str:

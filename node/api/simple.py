@@ -8,22 +8,19 @@ farewell takes out whoever registered there last. Other ids are unknown here.
 Reads are linearizable; without a leader they are this node's copy, marked ``X-Rollcall-Stale``.
 """
 
-import re
 from typing import Any
 
 from flask import Blueprint, Response, g
 
 from ...replication.commands import Deregister, Register
 from ...replication.errors import Invalid, NotFound
+from ...replication.places import address_fault
 from ...replication.records import DEFAULT_ENV, Key, Registration, build
 from ..values import Renewal
 from .body import json_object
 from .context import Context, json_answer
 from .fields import from_s4, in_s4_words, to_s4
 from .query import checked_key, checked_name
-
-# What stands in a path as it is, since simple clients paste the id into it unencoded.
-_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 
 
 class Simple:
@@ -77,8 +74,8 @@ def registration(sent: dict[str, Any], *, ttl_s: float) -> Registration:
         if sent.get(name) in (None, ""):
             raise Invalid(f"field {name!r} is required", field=name)
     host, port = sent["host"], sent["port"]
-    if isinstance(host, str) and not _HOST.fullmatch(host):
-        raise Invalid("host: Expected an IP address or a host name", field="host")
+    if isinstance(host, str) and (fault := address_fault(host)):
+        raise Invalid(f"host: {fault}", field="host")
     if port == 0:
         raise Invalid("port: Expected 1 to 65535", field="port")
     try:

@@ -45,7 +45,7 @@ def registration(letter: str, number: int = 0) -> Registration:
             "service": NAME,
             "id": id,
             "env": NAME,
-            "addrs": [letter * 255] * 16,
+            "addrs": ["http://h/" + letter * 246] * 16,
             "tags": [letter * min(256, filled)] * TAGS_MAX if filled else [],
             "meta": {f"{n}": letter * 20 for n in range(60)},
         }

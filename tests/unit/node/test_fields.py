@@ -5,7 +5,6 @@ import pytest
 from rollcall.node.api.fields import (
     FIELDS,
     S0_STATUS,
-    address_of,
     addrs_of,
     from_s4,
     in_s0_words,
@@ -64,29 +63,10 @@ def test_s0_status_1_is_what_gets_traffic() -> None:
     assert s0_status(_but(health="warning")) == 1
 
 
-@pytest.mark.parametrize(
-    ("addr", "expected"),
-    [
-        ("http://10.0.0.1:8080", ("10.0.0.1", 8080)),
-        ("grpc://[fd00::1]:9000", ("fd00::1", 9000)),
-        ("http://host", ("host", 0)),
-        ("host:80", ("host", 80)),
-        ("http://host:80/path?x=1", ("host", 80)),
-        ("http://host:99999", ("", 0)),
-        ("http://[broken", ("", 0)),
-        ("http://host:port", ("", 0)),
-        ("", ("", 0)),
-        ("://", ("", 0)),
-    ],
-)
-def test_address_and_port_of_an_addr(addr: str, expected: tuple[str, int]) -> None:
-    assert address_of(addr) == expected
-
-
-def test_addrs_are_made_of_an_address_and_back() -> None:
-    for address, port in (("10.0.0.1", 80), ("fd00::1", 80), ("host", 0)):
-        (addr,) = addrs_of(_but(address=address, port=port))
-        assert address_of(addr) == (address, port)
+def test_addrs_are_made_of_a_place() -> None:
+    assert addrs_of(_but(address="10.0.0.1", port=80)) == ["http://10.0.0.1:80"]
+    assert addrs_of(_but(address="fd00::1", port=80)) == ["http://[fd00::1]:80"]
+    assert addrs_of(_but(address="host")) == ["http://host"]
     assert addrs_of(INSTANCE) == []
 
 

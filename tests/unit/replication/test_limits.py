@@ -119,7 +119,7 @@ def test_checks_are_limited_in_all() -> None:
 
 def test_what_a_peer_of_another_release_lets_in_is_refused_by_the_leader() -> None:
     data = msgspec.structs.asdict(registration("a"))
-    large = Registration(**{**data, "tags": ("😀" * 256,) * 64, "addrs": ("😀" * 255,) * 16})
+    large = Registration(**{**data, "tags": ("😀" * 256,) * 64, "addrs": ("http://h/" + "😀" * 246,) * 16})
     policy_too = SetPolicy("p", msgspec.convert({"service": "s", "tags": ["😀" * 256] * 16}, policies_module.Policy))
 
     for command in (Register(large), Batch((Register(large),)), policy_too):

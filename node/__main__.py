@@ -39,6 +39,7 @@ from .aside import Worker
 from .budget import Budget
 from .checker import Checker
 from .dns.answers import Answers, Zone
+from .dns.rates import Rates
 from .dns.server import Server as DnsServer
 from .duties import Duties, DutySettings
 from .metrics import Metrics
@@ -180,7 +181,8 @@ class Node:
             hosts={member.id: urlsplit(member.http).hostname or "" for member in settings.members},
         )
         answers = Answers(self.engine.registry, zone, random.Random())
-        server = DnsServer(answers, settings.dns_host, settings.dns_port, on_failure=_die)
+        rates = Rates(networks(settings.trusted_networks))
+        server = DnsServer(answers, settings.dns_host, settings.dns_port, rates=rates, on_failure=_die)
         about = "DNS questions answered, by transport."
         self.metrics.watch_counts("rollcall_dns_questions", about, "transport", lambda: server.answered)
         return server

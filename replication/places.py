@@ -6,6 +6,7 @@ An instance may say an ``address`` with a ``port``, ``addrs`` (URLs, or HOST:POR
 let in and what cannot be read here is nowhere, and breaks nothing.
 """
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Protocol
@@ -87,7 +88,7 @@ def authority(host: str, port: int) -> str:
     return f"{host}:{port}" if port else host
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=4096)
 def read(addr: str) -> Place | None:
     """A URL, a HOST:PORT or a host as a place; None if it is none of them."""
     if not addr.isprintable() or " " in addr:
@@ -130,4 +131,11 @@ def addr_fault(text: str) -> str:
     return "Expected HOST:PORT or a URL such as http://10.0.0.1:8080, its host an IP address or a host name"
 
 
-_is_host = lru_cache(maxsize=16_384)(is_host)
+def _is_host(text: str) -> bool:
+    # Nearly all are of this form, and a service may have ten thousands of them.
+    return bool(_IPV4.fullmatch(text)) or _is_other_host(text)
+
+
+_BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}")
+_is_other_host = lru_cache(maxsize=4096)(is_host)

@@ -46,13 +46,15 @@ from dns.rdatatype import RdataType
 from msgspec import Struct
 
 from ...replication.records import DEFAULT_ENV, Instance
-from ...replication.registry import Registry
+from ...replication.registry import Registry, ServiceView
+from .crowds import Crowd, Crowds
 
 UDP_BYTES_MIN = 512
 """What every client takes (RFC 1035), and all that one without EDNS takes."""
 
-UDP_BYTES_MAX = 4096
-"""The most that is sent in one datagram, whatever a client advertises."""
+UDP_BYTES_MAX = 1232
+"""The most that is sent in one datagram, whatever a client advertises: no network cuts it in pieces (DNS flag day 2020),
+and who forges a sender multiplies little."""
 
 TCP_BYTES_MAX = 65_535
 
@@ -70,6 +72,10 @@ _RECORDS_MAX = 3
 _HEADER_BYTES = 12
 _OPT_BYTES = 11
 _TEXT_BYTES_MAX = 255
+_RECORD_BYTES_MIN = 16
+_HINFO = 13
+_ANY = b"\x07RFC8482\0"
+"""What ANY is told over UDP: records there are many, ask for one type (RFC 8482). Over TCP it gets them all."""
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\Z")
 
@@ -127,6 +133,7 @@ class Answers:
         self._hosts: dict[bytes, str] = {id.encode().lower(): host for id, host in zone.hosts.items()}
         self._node: bytes = _wire((*zone.node_id.encode().split(b"."), b"node"))
         self._names: _Names = _Names(registry, zone.env)
+        self._crowds: Crowds = Crowds()
 
     def reply(self, data: bytes, now: float, *, tcp: bool) -> bytes | None:
         """The message that answers ``data``; None where silence is the answer.
@@ -158,7 +165,9 @@ class Answers:
             return reply.refused(Rcode.REFUSED)
         depth = len(question.name) - len(self._domain)
         asked = _Asked(question.rdtype, question.name.labels[:depth], question.name.labels[depth:])
-        found = self._find(asked, now)
+        found = self._find(asked, now, reply.most)
+        if found is not None and asked.kind == RdataType.ANY and not reply.tcp:
+            found = [_Record(RdataType(_HINFO), _ANY)]
         records = [] if found is None else reply.fitting(found)
         if found is not None and (records or reply.truncated):
             return reply.message(Rcode.NOERROR, answers=records, ttl_s=self._zone.ttl_s)
@@ -168,7 +177,7 @@ class Answers:
 
     # What there is by a name: None if there is no such name
 
-    def _find(self, asked: _Asked, now: float) -> Iterable[_Record] | None:
+    def _find(self, asked: _Asked, now: float, most: int) -> Iterable[_Record] | None:
         folded = tuple(label.lower() for label in asked.labels)
         if not folded:
             return (record for record in self._apex(asked) if asked.kind in (record.kind, RdataType.ANY))
@@ -176,8 +185,8 @@ class Answers:
             return ()
         match folded[-1]:
             case b"service":
-                instances = self._instances(asked.labels[:-1], now)
-                return _of_service(asked, instances) if instances else None
+                crowd = self._crowd(asked.labels[:-1], now)
+                return _of_service(asked, crowd, most, self._chance) if crowd.instances else None
             case b"node":
                 host = self._hosts.get(_joined(folded[:-1]))
                 return None if host is None else _addresses(asked.kind, _places([host]))
@@ -201,34 +210,35 @@ class Answers:
         numbers = struct.pack("!5I", self._registry.applied_index % 2**32, 3600, 600, 86_400, 0)
         return _Record(RdataType.SOA, names + numbers)
 
-    def _instances(self, labels: tuple[bytes, ...], now: float) -> list[Instance]:
-        """Who serves what ``labels`` name, in the order in which they should be tried.
+    def _crowd(self, labels: tuple[bytes, ...], now: float) -> Crowd:
+        """Who serves what ``labels`` name.
 
         A service's name may hold dots, so the whole is looked for first. Only
         where no such service is registered is a part of it a tag.
         """
-        registered = self._registered(labels, now)
+        views = self._registered(labels, now)
         tag: bytes | None = None
-        if not registered and len(labels) > 1:
+        if not views and len(labels) > 1:
             if labels[0].startswith(b"_") and labels[-1].startswith(b"_"):
                 tag, labels = labels[-1][1:].lower(), (labels[0][1:], *labels[1:-1])
                 if tag in (b"tcp", b"udp"):
                     tag = None
             else:
                 tag, labels = labels[0].lower(), labels[1:]
-            registered = self._registered(labels, now)
-        serving = (instance for instance in registered if instance.serving)
-        if tag is not None:
-            serving = (i for i in serving if any(each.encode().lower() == tag for each in i.tags))
-        return weighted(serving, self._chance)
+            views = self._registered(labels, now)
+        names = tuple(view.name for view in views)
+        return self._crowds.get((names, tag), tuple(view.modify_index for view in views), lambda: _serving(views, tag))
 
-    def _registered(self, labels: tuple[bytes, ...], now: float) -> list[Instance]:
-        found: list[Instance] = []
-        for name in self._names.of(_joined(labels), now):
-            view = self._registry.service(self._zone.env, name)
-            if view is not None:
-                found += view.instances
-        return found
+    def _registered(self, labels: tuple[bytes, ...], now: float) -> list[ServiceView]:
+        names = self._names.of(_joined(labels), now)
+        views = (self._registry.service(self._zone.env, name) for name in names)
+        return [view for view in views if view is not None]
+
+
+def _serving(views: Iterable[ServiceView], tag: bytes | None) -> Iterator[Instance]:
+    for instance in (each for view in views for each in view.instances if each.serving):
+        if tag is None or any(each.encode().lower() == tag for each in instance.tags):
+            yield instance
 
 
 class _Names:
@@ -266,28 +276,37 @@ def failure(data: bytes) -> bytes | None:
     return _Reply(data).refused(Rcode.SERVFAIL) if len(data) >= 2 else None
 
 
-def weighted(instances: Iterable[Instance], chance: random.Random) -> list[Instance]:
-    """The instances in a random order in which each is the next with a chance like its weight; weight 0 comes last."""
-
-    def key(instance: Instance) -> tuple[bool, float]:
-        # The order of random() ** (1 / weight), largest first, without its rounding to 1 for large weights.
-        drawn = -math.log(1.0 - chance.random())
-        return (True, drawn) if instance.weight <= 0 else (False, drawn / instance.weight)
-
-    return sorted(instances, key=key)
+def truncated(data: bytes) -> bytes | None:
+    """The answer that says no more than "ask over TCP", and is no longer than the question; None for what is none."""
+    if len(data) < _HEADER_BYTES or data[2] & 0x80 or data[4:6] != b"\0\1":
+        return None
+    end = _HEADER_BYTES
+    while end < len(data) and 0 < data[end] < 64:
+        end += 1 + data[end]
+    end += 5
+    if end > len(data) or data[end - 5]:
+        return None
+    flags = 0x8000 | dns.flags.TC | (data[2] & 0x79) << 8
+    return data[:2] + struct.pack("!5H", flags, 1, 0, 0, 0) + data[_HEADER_BYTES:end]
 
 
 # Records
 
 
-def _of_service(asked: _Asked, instances: Sequence[Instance]) -> Iterable[_Record]:
+def _of_service(asked: _Asked, crowd: Crowd, most: int, chance: random.Random) -> Iterable[_Record]:
+    """Its records in the order in which they should be tried; no more of them than ``most`` could be sent."""
     if asked.kind == RdataType.SRV:
-        return _services(asked, instances)
+        return _services(asked, crowd, crowd.ports.drawn(most, chance))
     if asked.kind == RdataType.TXT:
-        return _texts(instances)
-    if asked.kind in _ADDRESSES:
-        return _addresses(asked.kind, _places(instance.address or instance.hostname for instance in instances))
-    return ()
+        return _texts(crowd.instances[number] for number in crowd.everybody.drawn(most, chance))
+    if asked.kind not in _ADDRESSES:
+        return ()
+    ipv4, ipv6, names = crowd.hosts
+    if not ipv4 and not ipv6:
+        return _addresses(asked.kind, _places(names.drawn(most, chance)))
+    hosts = ipv4.drawn(most, chance) if asked.kind in (RdataType.A, RdataType.ANY) else []
+    hosts += ipv6.drawn(most, chance) if asked.kind in (RdataType.AAAA, RdataType.ANY) else []
+    return _addresses(asked.kind, _places(hosts))
 
 
 def _addresses(kind: RdataType, places: Sequence[Place]) -> Iterable[_Record]:
@@ -305,27 +324,27 @@ def _addresses(kind: RdataType, places: Sequence[Place]) -> Iterable[_Record]:
     return (record for record in records if kind in (record.kind, RdataType.ANY))
 
 
-def _services(asked: _Asked, instances: Sequence[Instance]) -> Iterator[_Record]:
+def _services(asked: _Asked, crowd: Crowd, ports: Iterable[tuple[str, int]]) -> Iterator[_Record]:
     """Each address and port once, each with an address record of its own: HAProxy takes one
     for each SRV record, also where two of them point to the same name."""
     seen: set[tuple[Place, int]] = set()
     domain, here = _wire(asked.domain), asked.here
-    for instance in instances:
-        place = _place(instance.address or instance.hostname)
-        if place is None or (place, instance.port) in seen:
+    for host, port in ports:
+        place = _place(host)
+        if place is None or (place, port) in seen:
             continue
-        seen.add((place, instance.port))
+        seen.add((place, port))
         # A target is written in full (RFC 2782).
         if isinstance(place, Name):
             target, extra = _wire(place.labels), ()
         else:
             labels = _wire((place.packed.hex().encode(), b"addr"))
             target, extra = labels + domain, (_address(place, labels + here),)
-        weight = min(max(instance.weight, 0), 65_535)
-        yield _Record(RdataType.SRV, struct.pack("!3H", 1, weight, instance.port) + target, extra=extra)
+        weight = min(max(crowd.ports.weight((host, port)), 0), 65_535)
+        yield _Record(RdataType.SRV, struct.pack("!3H", 1, weight, port) + target, extra=extra)
 
 
-def _texts(instances: Sequence[Instance]) -> Iterator[_Record]:
+def _texts(instances: Iterable[Instance]) -> Iterator[_Record]:
     """One record for each instance, of one text for each key. A pair too long for a text is left out."""
     seen: set[bytes] = set()
     for instance in instances:
@@ -349,7 +368,7 @@ def _places(texts: Iterable[str]) -> list[Place]:
     return [place for text in texts if (place := _place(text)) is not None]
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=4096)
 def _place(text: str) -> Place | None:
     """The place that ``text`` says; None if it is neither an address nor a name that DNS can carry."""
     try:
@@ -391,12 +410,18 @@ class _Reply:
         self._question: bytes = b""
         self._room: int = TCP_BYTES_MAX if tcp else UDP_BYTES_MIN
         self.truncated: bool = False
+        self.tcp: bool = tcp
         if query is not None:
             asked = query.question[0]
             self._question = _wire(asked.name.labels) + struct.pack("!HH", asked.rdtype, asked.rdclass)
             if query.edns >= 0 and not tcp:
                 self._room = min(max(query.payload, UDP_BYTES_MIN), UDP_BYTES_MAX)
         self._room -= _HEADER_BYTES + len(self._question) + _OPT_BYTES
+
+    @property
+    def most(self) -> int:
+        """One more record than fit, however short they are: so ``fitting`` sees that there are more."""
+        return max(0, self._room) // _RECORD_BYTES_MIN + 1
 
     def fitting(self, records: Iterable[_Record]) -> list[_Record]:
         """As many of the first records as there is room for, each with what belongs to it;

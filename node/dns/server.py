@@ -24,7 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .answers import failure
+from .answers import failure, truncated
+from .rates import Rates, Word
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Server:
         *,
         connections_max: int = CONNECTIONS_MAX,
         idle_s: float = IDLE_S,
+        rates: Rates | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._replies: Replies = replies
@@ -93,8 +95,9 @@ class Server:
         self._connections_max: int = connections_max
         self._idle_s: float = idle_s
         self._on_failure: Callable[[BaseException], None] | None = on_failure
-        self.answered: dict[str, int] = {"udp": 0, "tcp": 0}
-        """Questions so far, by transport."""
+        self._rates: Rates = rates if rates is not None else Rates()
+        self.answered: dict[str, int] = {"udp": 0, "tcp": 0, "udp_limited": 0}
+        """Questions so far, by transport; those of networks that asked too many (``rates``) apart."""
         # By when they were last active: the first has been silent longest.
         self._connections: dict[_Connection, None] = {}
         self._stop_by: float | None = None
@@ -211,13 +214,20 @@ class Server:
                 return
             except OSError:
                 continue  # an earlier answer came back as undeliverable
-            answer = self._reply(data, tcp=False)
+            answer = self._datagram_answer(data, client[0])
             if answer is not None:
                 try:
                     self._datagrams.sendto(answer, client)
                 except OSError as error:
                     # Nobody can be told, and who asked asks again: that is UDP.
                     logger.debug("an answer could not be sent: %s", error)
+
+    def _datagram_answer(self, data: bytes, address: str) -> bytes | None:
+        word = self._rates.word(address, time.monotonic())
+        if word is Word.ANSWER:
+            return self._reply(data, tcp=False)
+        self.answered["udp_limited"] += 1
+        return truncated(data) if word is Word.TRUNCATE else None
 
     # TCP
 

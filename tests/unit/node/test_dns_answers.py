@@ -15,7 +15,8 @@ import dns.update
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.node.dns.answers import NAMES_S, UDP_BYTES_MAX, UDP_BYTES_MIN, Answers, Zone, failure, weighted
+from rollcall.node.dns import crowds
+from rollcall.node.dns.answers import NAMES_S, UDP_BYTES_MAX, UDP_BYTES_MIN, Answers, Zone, failure, truncated
 from rollcall.replication.commands import Command, Deregister, Envelope, Register, SetStatus
 from rollcall.replication.records import Key, Registration
 from rollcall.replication.registry import Registry
@@ -91,7 +92,7 @@ def test_a_service_has_the_addresses_of_its_instances_each_once(desk: Desk) -> N
     assert response.flags & dns.flags.AA
     assert [r.ttl for r in response.answer] == [0, 0]
     assert answered(desk.ask("cart.service.rollcall", "AAAA")) == ["AAAA 2001:db8::1"]
-    assert len(desk.ask("cart.service.rollcall", "ANY").answer) == 3
+    assert len(desk.ask("cart.service.rollcall", "ANY", tcp=True).answer) == 3
 
 
 def test_an_srv_record_names_a_target_that_comes_with_it_and_can_be_asked_for(desk: Desk) -> None:
@@ -318,18 +319,61 @@ def test_the_order_is_random_by_weight_and_weight_0_comes_last(desk: Desk) -> No
     assert 0.70 < first["A 10.0.0.1"] / 2000 < 0.80  # three to one; the seed is fixed
 
 
-@given(st.lists(st.integers(0, 65_535), max_size=30), st.randoms(use_true_random=False))
-def test_every_order_holds_everybody_once(weights: list[int], chance: random.Random) -> None:
-    desk = Desk()
-    for number, weight in enumerate(weights):
-        desk.register("cart", str(number), weight=weight)
-    view = desk.registry.service("default", "cart")
-    instances = view.instances if view else ()
+@given(st.lists(st.integers(0, 65_535), max_size=300), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_whoever_is_drawn_is_drawn_once_and_weight_0_comes_last(
+    weights: list[int], most: int, chance: random.Random
+) -> None:
+    pool = crowds.Pool(dict(enumerate(weights)))
 
-    ordered = weighted(instances, chance)
-    assert sorted(each.id for each in ordered) == sorted(each.id for each in instances)
-    zeros = [each.weight == 0 for each in ordered]
+    drawn = pool.drawn(most, chance)
+    assert len(set(drawn)) == len(drawn) == min(most, len(weights))
+    zeros = [weights[number] == 0 for number in drawn]
     assert zeros == sorted(zeros)
+    assert not any(zeros) or all(number in drawn for number, weight in enumerate(weights) if weight > 0)
+
+
+@pytest.mark.parametrize("heavy", [1, 1_000_000])
+def test_a_few_of_many_are_drawn_by_weight(heavy: int) -> None:
+    """One that outweighs a thousand others comes first, however few are wanted; even ones come equally often."""
+    pool, chance = crowds.Pool(dict.fromkeys(range(1000), 1) | {1000: heavy}), random.Random(3)
+
+    first = Counter(pool.drawn(3, chance)[0] for _ in range(300))
+    assert first[1000] > 290 if heavy > 1 else max(first.values()) < 10
+
+
+def test_what_is_kept_of_large_services_has_a_size() -> None:
+    """Strangers can ask by any tag, and a crowd of nobody is not remembered."""
+    desk = Desk()
+    for number in range(40):
+        desk.register("cart", str(number), f"10.0.0.{number}", tags=("all", f"t{number}"))
+    view = desk.registry.service("default", "cart")
+    assert view is not None
+    kept = crowds.Crowds(4 * crowds.CROWD_BYTES + 4 * crowds.INSTANCE_BYTES)
+
+    for number in range(40):
+        kept.get(number, 1, lambda: view.instances[:1])
+        kept.get(("nobody", number), 1, lambda: ())
+        kept.get("too large", 1, lambda: view.instances)
+        assert 0 < kept.bytes <= 4 * crowds.CROWD_BYTES + 4 * crowds.INSTANCE_BYTES
+    assert kept.get(39, 1, lambda: view.instances[1:2]).instances[0] is view.instances[0]
+    assert kept.get(39, 2, lambda: view.instances[1:2]).instances[0] is view.instances[1]
+
+
+def test_a_few_of_a_large_service_are_looked_at_and_no_more(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each state of the service; then a question costs what is sent."""
+    for number in range(3000):
+        desk.register("cart", str(number), f"10.0.{number // 250}.{number % 250}", 80)
+    drawn: list[int] = []
+    serving = crowds.place_of
+    monkeypatch.setattr(crowds, "place_of", lambda instance: drawn.append(1) or serving(instance))
+
+    for kind in ("A", "SRV"):
+        for _ in range(3):
+            assert desk.ask("cart.service.rollcall", kind, edns=4096).answer
+    assert len(drawn) == 2 * 3000
+    desk.do(SetStatus("default", "cart", "0", "down"))
+    assert desk.ask("cart.service.rollcall", edns=4096).answer
+    assert len(drawn) == 3 * 3000 - 1
 
 
 # Size
@@ -349,7 +393,7 @@ def test_what_does_not_fit_into_a_datagram_is_cut_and_whole_over_tcp(desk: Desk)
     assert (more.edns, more.payload) == (0, UDP_BYTES_MAX)
     most = desk.ask("cart.service.rollcall", "A", edns=65_000)
     assert most.flags & dns.flags.TC
-    assert len(most.answer) > 240
+    assert 70 < len(most.answer) < 80, "no datagram is larger than networks carry in one piece"
     whole = desk.ask("cart.service.rollcall", "SRV", tcp=True)
     assert not whole.flags & dns.flags.TC
     assert len(whole.answer) == len(whole.additional) == 300
@@ -388,6 +432,37 @@ def test_every_answer_parses_and_keeps_to_its_size(count: int, payload: int, kin
     assert set(answered(cut)) <= set(answered(whole))
     assert bool(cut.flags & dns.flags.TC) == (len(cut.answer) < len(whole.answer))
     assert bool(cut.answer) == bool(whole.answer)
+
+
+@pytest.mark.parametrize("edns", [None, 4096])
+def test_any_is_told_little_over_udp_and_all_over_tcp(desk: Desk, edns: int | None) -> None:
+    """RFC 8482."""
+    for number in range(100):
+        desk.register("cart", str(number), f"10.0.0.{number}", 80)
+
+    (told,) = desk.ask("cart.service.rollcall", "ANY", edns=edns).answer
+    assert (told.rdtype, told[0].cpu) == (dns.rdatatype.HINFO, b"RFC8482")
+    assert len(desk.ask("cart.service.rollcall", "ANY", tcp=True).answer) == 100
+    assert desk.ask("nobody.service.rollcall", "ANY", edns=edns).rcode() == dns.rcode.NXDOMAIN
+
+
+def test_who_asks_too_much_is_told_to_come_by_tcp_in_no_more_bytes_than_were_sent() -> None:
+    query = dns.message.make_query("cart.service.rollcall", "SRV", use_edns=0, payload=4096)
+
+    data = truncated(query.to_wire())
+    assert data is not None
+    assert len(data) <= len(query.to_wire())
+    told = dns.message.from_wire(data)
+    assert query.is_response(told)
+    assert told.flags & dns.flags.TC
+    assert truncated(data) is None, "an answer is not answered"
+
+
+@given(st.binary(max_size=60) | st.binary(max_size=40).map(lambda rest: b"ab\x01\0\0\x01\0\0\0\0\0\0" + rest))
+def test_whatever_comes_too_often_makes_nothing_larger(data: bytes) -> None:
+    answer = truncated(data)
+
+    assert answer is None or len(answer) <= len(data)
 
 
 # What is refused

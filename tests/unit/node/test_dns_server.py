@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from harness.waiting import wait_for
+from rollcall.node.dns.rates import Rates
 from rollcall.node.dns.server import QUESTION_BYTES_MAX, Server
 
 HERE = "127.0.0.1"
@@ -326,3 +327,24 @@ def test_a_loop_that_ends_unasked_is_reported(run) -> None:
     wait_for(lambda: bool(failed), "the failure to be reported")
     assert str(failed[0]) == "the loop broke"
     server.stop()
+
+
+def test_a_network_that_asks_too_much_gets_no_more_than_it_sends_and_tcp_stays_open(run, echo: Echo) -> None:
+    question = b"ab\x01\0\0\x01\0\0\0\0\0\0\4cart\0\0\1\0\1"
+    server, client = run(rates=Rates((), per_s=0.0, burst=3.0))
+    one = client.udp()
+    for _ in range(3):
+        one.send(question)
+        assert one.recv(100) == b"udp:" + question
+    for _ in range(4):
+        one.send(question)
+    one.settimeout(5)
+
+    limited = [one.recv(100) for _ in range(2)]
+    assert {len(each) for each in limited} == {len(question)}
+    assert all(each[2] & 0x02 for each in limited), "truncated"
+    wait_for(lambda: server.answered["udp_limited"] == 4, "the questions that were past the limit")
+    assert len(echo.asked) == 3
+    over_tcp = client.tcp()
+    over_tcp.sendall(framed(question))
+    assert read(over_tcp) == b"tcp:" + question

@@ -365,10 +365,12 @@ class Client:
         return 0
 
     def _remove_by_batch(self, key: Key, registration: int, timeout_s: float | None) -> None:
-        operation = {"op": "deregister", "env": key.env, "service": key.service, "id": key.id}
+        operation: dict[str, Any] = {"op": "deregister", "env": key.env, "service": key.service, "id": key.id}
         if registration:
             operation["registration"] = registration
-        self._write("POST", "/batch", params={}, body={"operations": [operation]}, timeout_s=timeout_s, gone_is_done=True)
+        self._write(
+            "POST", "/batch", params={}, body={"operations": [operation]}, timeout_s=timeout_s, gone_is_done=True
+        )
 
     def set_status(
         self,

@@ -53,8 +53,8 @@ UDP_BYTES_MIN = 512
 """What every client takes (RFC 1035), and all that one without EDNS takes."""
 
 UDP_BYTES_MAX = 1232
-"""The most that is sent in one datagram, whatever a client advertises: no network cuts it in pieces (DNS flag day 2020),
-and who forges a sender multiplies little."""
+"""The most that is sent in one datagram, whatever a client advertises: no network cuts it in pieces (DNS flag day
+2020), and who forges a sender multiplies little."""
 
 TCP_BYTES_MAX = 65_535
 

@@ -650,7 +650,23 @@ class TestBudget:
 class TestPaths:
     @pytest.mark.parametrize(
         "id",
-        ["a/b", "/", "//", "a b", "50%", "%2F", "a%2Fb", "ä/ö", "名前", "a?b#c", "...", "a;b=c", "~", "+", "\U0001f600"],
+        [
+            "a/b",
+            "/",
+            "//",
+            "a b",
+            "50%",
+            "%2F",
+            "a%2Fb",
+            "ä/ö",
+            "名前",
+            "a?b#c",
+            "...",
+            "a;b=c",
+            "~",
+            "+",
+            "\U0001f600",
+        ],
     )
     def test_an_id_may_hold_anything_printable(self, api: Api, id: str) -> None:
         path = f"{ORDERS}/{quote(id, safe='')}"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rollcall.cluster.local import DNS_OFFSET
 from rollcall.cluster.processes import LocalError
 
 from harness.cluster import Cluster, Line, instance_path
@@ -334,9 +335,54 @@ def unknown_names(cluster: Cluster, strength: float) -> Figures:
     }
 
 
+def dns_flood(cluster: Cluster, strength: float) -> Figures:
+    """Questions about a service of 20 000 instances and of every kind, thousands a second, from one network.
+
+    ``amplification``: bytes sent to the abuser for each of its own.
+    """
+    size = max(1000, int(20_000 * strength))
+    for first in range(0, size, 1000):
+        operations = [
+            {"op": "register", "service": "large", "id": str(n), "address": f"10.9.{n // 250}.{n % 250}", "port": 80}
+            for n in range(first, min(size, first + 1000))
+        ]
+        cluster.ask(0, "POST", "/api/v1/batch", msgspec.json.encode({"operations": operations}))
+    ports = [cluster.port + DNS_OFFSET + number for number in range(cluster.nodes)]
+    question = b"\x05large\x07service\x08rollcall\0"
+    options = b"\0\0\x29\x10\0\0\0\0\0\0\0"
+    kinds = (1, 28, 33, 255)
+    asked = answered = sent = 0
+    with attacking(cluster) as (others, _), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as abuser:
+        abuser.bind((ABUSER, 0))
+        abuser.setblocking(False)
+        until, number = time.monotonic() + 8.0, 0
+        while time.monotonic() < until:
+            for _ in range(max(1, int(100 * strength))):
+                number += 1
+                head = number.to_bytes(2, "big", signed=False) if number < 65_536 else b"ab"
+                kind = kinds[number % len(kinds)].to_bytes(2, "big")
+                data = head + b"\x01\0\0\x01\0\0\0\0\0\x01" + question + kind + b"\0\x01" + options
+                with contextlib.suppress(BlockingIOError):
+                    asked += abuser.sendto(data, (HERE, ports[number % len(ports)]))
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += len(abuser.recv(8192))
+                    answered += 1
+            time.sleep(0.005)
+    return {**others.figures(), "questions": number, "answers": answered, "amplification": round(sent / asked, 2)}
+
+
 ATTACKS: dict[str, Callable[[Cluster, float], Figures]] = {
     attack.__name__: attack
-    for attack in (bodies_half_sent, answers_not_taken, waiting_reads, slow_requests, foreign_pages, unknown_names)
+    for attack in (
+        bodies_half_sent,
+        answers_not_taken,
+        waiting_reads,
+        slow_requests,
+        foreign_pages,
+        unknown_names,
+        dns_flood,
+    )
 }
 
 

@@ -531,6 +531,31 @@ def test_a_watch_begins_with_what_is_there_and_skips_what_that_contained():
     assert session.asked[-1][2]["params"]["index"] == 5
 
 
+def test_a_watch_of_everything_passes_over_a_service_that_no_path_can_name():
+    """An older release registered it: one such service ended everybody's watch."""
+    services = {"services": [{"name": ".."}, {"name": "cart"}]}
+    here = {"service": "cart", "env": "default", "index": 3, "instances": [instance(index=2)]}
+    sdk, session = client(script(response(200, services, index=3), response(200, here, index=3)))
+
+    snapshot = next(sdk.watch())
+    assert isinstance(snapshot, Snapshot)
+    assert [each.id for each in snapshot.instances] == ["cart-1"]
+    assert all("/services/.." not in url for _, url, _ in session.asked)
+
+
+@pytest.mark.parametrize(("service", "id"), [("..", "i"), ("cart", ".")])
+def test_what_no_path_can_name_is_removed_by_name(service: str, id: str):
+    sdk, session = client(lambda *_: response(200, {"index": 3, "results": []}))
+
+    sdk.deregister(service, id, registration=7)
+    ((method, url, options),) = session.asked
+    assert (method, url.endswith("/api/v1/batch")) == ("POST", True)
+    named = {"op": "deregister", "env": "default", "service": service, "id": id, "registration": 7}
+    assert msgspec.json.decode(options["data"]) == {"operations": [named]}
+    with pytest.raises(Invalid):
+        sdk.instance(service, id)
+
+
 def test_a_watcher_that_fell_too_far_behind_gets_everything_afresh():
     sdk, _ = client(registry_with(problem(Gone("too old", floor=6)), response(200, {"events": [event("EVICT", 9)]})))
 

@@ -1,7 +1,6 @@
 """The table that maps the small dialects' fields to ours."""
 
 import msgspec
-import pytest
 from rollcall.node.api.fields import (
     FIELDS,
     S0_STATUS,

@@ -39,7 +39,9 @@ def test_an_instance_is_at_one_place(said: dict[str, Any], place: Place | None, 
     assert (place_of(instance), url_of(instance)) == (place, url)
 
 
-@pytest.mark.parametrize("text", ["", "://", "http://", "http://h:99999", "http://[broken", "h:port", "a b", "h:0", "\n"])
+@pytest.mark.parametrize(
+    "text", ["", "://", "http://", "http://h:99999", "http://[broken", "h:port", "a b", "h:0", "\n"]
+)
 def test_what_cannot_be_read_is_no_place(text: str) -> None:
     assert read(text) is None
 

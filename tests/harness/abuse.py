@@ -341,10 +341,10 @@ def dns_flood(cluster: Cluster, strength: float) -> Figures:
     ``amplification``: bytes sent to the abuser for each of its own.
     """
     size = max(1000, int(20_000 * strength))
-    for first in range(0, size, 1000):
+    for first in range(0, size, 500):
         operations = [
             {"op": "register", "service": "large", "id": str(n), "address": f"10.9.{n // 250}.{n % 250}", "port": 80}
-            for n in range(first, min(size, first + 1000))
+            for n in range(first, min(size, first + 500))
         ]
         cluster.ask(0, "POST", "/api/v1/batch", msgspec.json.encode({"operations": operations}))
     ports = [cluster.port + DNS_OFFSET + number for number in range(cluster.nodes)]

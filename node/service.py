@@ -63,6 +63,7 @@ from .forward import (
     said,
     submission,
 )
+from .heard import Heard
 from .masking import is_masked, restored
 from .position import Position, reach
 from .values import CheckShown, LeaseView, Member, Renewal, Renewed
@@ -112,6 +113,7 @@ class Service:
         self._log: Log = log
         self._duties: Duties = duties
         self._settings: ServiceSettings = settings
+        self._heard: Heard = Heard()
         self._draining: bool = False
         self.budget: Budget = budget
         self.node_id: str = log.node_id
@@ -392,6 +394,10 @@ class Service:
             answers: Sequence[Renewed | None] = self._duties.renew(flat, leader)
         else:
             answers = read_answer(self._log.request(leader, RENEW, renewals_asked(flat), deadline)).renewed
+            done = (
+                renewal.key for renewal, answer in zip(flat, answers, strict=False) if answer and answer.status == "ok"
+            )
+            self._heard.note(done, time.monotonic())
         if len(answers) != len(flat):
             raise NotDone(f"{leader} answered {len(answers)} of {len(flat)} heartbeats")
         split: list[Sequence[Renewed | None]] = []
@@ -462,11 +468,12 @@ class Service:
         self.changes.close()
 
     def lease(self, key: Key) -> LeaseView | None:
-        """The lease of an instance: exact on the leader, its length alone elsewhere."""
+        """The lease of an instance: exact on the leader; elsewhere its length, and the last renewal that this node
+        passed on."""
         instance = self.registry.instance(key)
         if instance is None:
             return None
-        return self._duties.lease(key) or LeaseView(instance.ttl_s, None, False)
+        return self._duties.lease(key) or LeaseView(instance.ttl_s, self._heard.ms_ago(key, time.monotonic()), False)
 
     def status(self) -> LogStatus:
         return self._log.status()

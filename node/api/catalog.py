@@ -3,16 +3,25 @@
 In Consul's shape. The rest of its API is not here. All instances are listed whatever their
 health, as there; ``?tag=`` may be repeated. Reads are linearizable; without a leader
 they are this node's copy, marked ``X-Rollcall-Stale``.
+
+``?index=N&wait=30s`` blocks as there: until the service's index (``X-Consul-Index``) is above N, or
+for ``wait`` (5 m unless said), and then answers what is there.
 """
 
+import contextlib
+import re
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, g
+from flask import Blueprint, Response, g, request
 
+from ...replication.changes import Interest
+from ...replication.errors import Draining, Gone, Invalid
 from ...replication.places import Place, place_of
 from ...replication.records import DEFAULT_ENV, Instance
-from .context import Context, json_answer
+from ...replication.registry import ServiceView
+from .context import Context, client_left, json_answer
 from .query import Query, checked_name
 
 DATACENTER = "dc1"
@@ -31,19 +40,38 @@ class Catalog:
 
     def service(self, service: str) -> Response:
         # Parameters that are not known here are passed over: clients of Consul send many.
-        tags = Query.of_request().every("tag")
+        query = Query.of_request()
+        tags, after = query.every("tag"), query.number("index") or 0
+        wait_s = min(go_duration_s(query.one("wait") or "", "wait"), self._context.settings.watch_wait_s_max)
         checked_name(service, "service")
         self._context.freshen_if_possible()
+        if after and request.method == "GET":
+            self._wait(service, after, wait_s)
         registry, status = self._context.service.registry, self._context.service.status()
         index = g.index = registry.applied_index
         view = registry.service(DEFAULT_ENV, service)
         found = [] if view is None else [i for i in view.instances if all(tag in i.tags for tag in tags)]
         answer = json_answer([self._row(instance) for instance in found])
-        # What never was has no index of its own; a client that is told 0 takes the answer for broken.
-        answer.headers["X-Consul-Index"] = str(max(1, view.modify_index if view is not None else index))
+        answer.headers["X-Consul-Index"] = str(_index(view, index))
         answer.headers["X-Consul-KnownLeader"] = "true" if status.leader is not None else "false"
         answer.headers["X-Consul-LastContact"] = str(int((status.leader_contact_s or 0.0) * 1000))
         return answer
+
+    def _wait(self, service: str, after: int, wait_s: float) -> None:
+        """Returns when the service's index is above ``after``, or ``wait_s`` is over."""
+        if self._context.service.draining:
+            raise Draining("this node is shutting down; ask another")
+        registry, changes = self._context.service.registry, self._context.service.changes
+        interest = Interest(DEFAULT_ENV, frozenset({service}))
+        deadline, left = time.monotonic() + wait_s, client_left()
+        with self._context.slot("watch"), contextlib.suppress(Gone):
+            # In this order: a change after the index was read ends the wait, one before is seen in the service.
+            seen = registry.applied_index
+            view = registry.service(DEFAULT_ENV, service)
+            if view is None:
+                changes.wait(after, interest, deadline, left)  # what went since has no other trace than the feed
+            elif view.modify_index <= after:
+                changes.wait(max(after, seen), interest, deadline, left)
 
     def _row(self, instance: Instance) -> dict[str, Any]:
         service = self._context.service
@@ -71,3 +99,23 @@ class Catalog:
             "CreateIndex": instance.create_index,
             "ModifyIndex": instance.modify_index,
         }
+
+
+def _index(view: ServiceView | None, applied_index: int) -> int:
+    """What never was has no index of its own; a client that is told 0 takes the answer for broken."""
+    return max(1, view.modify_index if view is not None else applied_index)
+
+
+def go_duration_s(text: str, name: str) -> float:
+    """A duration as Consul's clients say it (``30s``, ``1m30s``, ``500ms``); none is five minutes."""
+    if not text:
+        return WAIT_S
+    if not _DURATION.fullmatch(text):
+        raise Invalid(f"{name}: Expected a duration such as 30s, 1m30s or 500ms; got {text[:40]!r}", field=name)
+    return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(text))
+
+
+WAIT_S = 300.0
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_PART.pattern}){{1,7}}")

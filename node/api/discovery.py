@@ -163,7 +163,9 @@ class Discovery:
         renewed_ms_ago = None if lease is None else lease.renewed_ms_ago
         if renewed_ms_ago is None:
             return to_s0(instance, renew_timestamp=instance.reg_timestamp)
-        return to_s0(instance, renew_timestamp=time.time_ns() - renewed_ms_ago * 1_000_000)
+        # Registering is a renewal as well, and may be newer than what another node passed on.
+        renewed = max(instance.reg_timestamp, time.time_ns() - renewed_ms_ago * 1_000_000)
+        return to_s0(instance, renew_timestamp=renewed)
 
 
 def app_of(body: bytes) -> _App:

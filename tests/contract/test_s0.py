@@ -149,6 +149,11 @@ class TestRenew:
         assert api.post("/api/renew", APP).json == {"code": 200, "message": "", "data": ""}
         assert service.renewals[0].dirty_timestamp is None
 
+    def test_a_renewal_moves_its_time_and_registering_is_one(self, api: Api, service: FakeService) -> None:
+        call(api, "register", REGISTRATION)
+        shown = call(api, "fetch", APP, status=1)["instances"][0]
+        assert shown["renew_timestamp"] >= shown["reg_timestamp"]
+
     def test_a_renewal_of_nobody_is_not_found(self, api: Api) -> None:
         call(api, "renew", APP, NOT_FOUND)
 

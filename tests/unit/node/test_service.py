@@ -480,6 +480,19 @@ def test_only_the_leader_knows_when_a_lease_was_renewed(pair: Pair) -> None:
     assert pair.leader.lease(Key("default", "cart", "nobody")) is None
 
 
+def test_a_node_knows_of_the_renewals_that_it_passed_on(pair: Pair) -> None:
+    """Readers there see the time of renewal move with each, and nothing of it is in the log."""
+    pair.leader.submit(Register(registration()))
+    index = pair.leader.registry.applied_index
+    pair.follower.renew([Renewal(CART), Renewal(Key("default", "cart", "nobody"))])
+    first = pair.follower.lease(CART)
+
+    assert first is not None and first.renewed_ms_ago is not None
+    assert 0 <= first.renewed_ms_ago < 10_000
+    assert pair.follower.lease(Key("default", "cart", "nobody")) is None
+    assert pair.leader.registry.applied_index == index
+
+
 @pytest.mark.parametrize("where", ["leader", "follower"])
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("level", [3, 4])

@@ -5,6 +5,7 @@ Only the index of the copy it was read from moves between two answers, so it
 is put in last.
 """
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -81,6 +82,20 @@ class Wanted(Struct, frozen=True):
         )
 
     @property
+    def free_text(self) -> bool:
+        """Whether it names what a caller may make up, without end."""
+        return bool(self.tags or self.meta) or any(
+            text is not None for text in (self.version, self.zone, self.region, self.near)
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """What its own texts take in memory: one wide character makes all of a text wide."""
+        texts = [*self.tags, *(text for pair in self.meta for text in pair)]
+        texts += [text for text in (self.version, self.zone, self.region, self.near) if text is not None]
+        return sum(map(sys.getsizeof, texts)) + 8 * len(self.tags) + 72 * len(self.meta)
+
+    @property
     def with_leases(self) -> bool:
         """Whether the list is for looking at leases too, and so cannot be kept."""
         return self.health == "any"
@@ -119,7 +134,9 @@ class _Rendered(Struct, frozen=True, gc=False):
 class Listings:
     """Lists of instances as bytes, kept while their service stays as it is.
 
-    At most ``bytes_max`` are kept; the list unused for longest goes first.
+    At most ``bytes_max`` are kept, what they are kept under included; the list
+    unused for longest goes first. Answers that hold nothing are not kept where
+    the question had text of its own: there is no end of such questions.
     """
 
     def __init__(self, registry: Registry, *, bytes_max: int = CACHE_BYTES_MAX) -> None:
@@ -144,19 +161,19 @@ class Listings:
             if kept is not None and kept.modify_index == view.modify_index:
                 self._kept.move_to_end(key)
                 return kept
-        rendered = _render(
-            view.env, view.name, map(record, wanted.pick(view.instances)), modify_index=view.modify_index
-        )
-        self._keep(key, rendered)
+        picked = wanted.pick(view.instances)
+        rendered = _render(view.env, view.name, map(record, picked), modify_index=view.modify_index)
+        if picked or not wanted.free_text:
+            self._keep(key, rendered)
         return rendered
 
     def _keep(self, key: tuple[str, str, Wanted], rendered: _Rendered) -> None:
         with self._lock:
             replaced = self._kept.pop(key, None)
-            self._bytes += _size(rendered) - (0 if replaced is None else _size(replaced))
+            self._bytes += _size(key, rendered) - (0 if replaced is None else _size(key, replaced))
             self._kept[key] = rendered
             while self._bytes > self._bytes_max:
-                self._bytes -= _size(self._kept.popitem(last=False)[1])
+                self._bytes -= _size(*self._kept.popitem(last=False))
 
 
 def _render(env: str, service: str, records: Iterable[dict[str, Any]], *, modify_index: int = 0) -> _Rendered:
@@ -164,8 +181,8 @@ def _render(env: str, service: str, records: Iterable[dict[str, Any]], *, modify
     return _Rendered(modify_index, head, b',"instances":' + encode_json(list(records)) + b"}\n")
 
 
-def _size(rendered: _Rendered) -> int:
-    return len(rendered.head) + len(rendered.tail) + 512  # the key and the entry itself, roughly
+def _size(key: tuple[str, str, Wanted], rendered: _Rendered) -> int:
+    return len(rendered.head) + len(rendered.tail) + key[2].held_bytes + 512  # the entry itself, roughly
 
 
 class Services:

@@ -172,3 +172,18 @@ def test_kept_lists_stay_within_their_bytes(service: FakeService) -> None:
 
     assert listings._bytes <= 5_000
     assert 1 <= len(listings._kept) < 20
+
+
+def test_questions_with_made_up_texts_do_not_make_a_node_grow(service: FakeService) -> None:
+    api = Api(create_app(service, ApiSettings(), clock=Clock()))
+    api.register(service="web", id="a")
+    listings = Listings(service.registry, bytes_max=1_000_000)
+    for n in range(200):
+        text = f"{n:03}" + "x" * 60_000
+        for wanted in (Wanted(version=text), Wanted(tags=(text,)), Wanted(meta=((text, text),)), Wanted(near=text)):
+            listings.instances("default", "web", wanted)
+
+    texts = [t for _, _, w in listings._kept for t in (w.version, w.near, *w.tags, *(p for m in w.meta for p in m))]
+    assert sum(len(text) for text in texts if text is not None) <= listings._bytes <= 1_000_000
+    assert listings._kept  # what matched is still kept
+    assert all(wanted.near for _, _, wanted in listings._kept)  # what matched nothing is not

@@ -1,6 +1,6 @@
 """The change feed: what changed after an index, and waiting for more.
 
-The newest events are kept, up to a number; ``floor`` is the index from which
+The newest events are kept, up to a number and so many bytes; ``floor`` is the index from which
 one can still resume. Reading is by pages that never split an index. Whoever
 waits is woken only by events that match its interest: five hundred parked
 polls cost nothing to a write that none of them asked about.
@@ -16,12 +16,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import msgspec
 from msgspec import Struct
 
 from .errors import Fatal, Gone
-from .records import Event
+from .records import Event, Instance
 
 CAPACITY = 100_000
+BYTES_MAX = 128 * 1024 * 1024
+"""What the events kept may take, about. 100 000 of ordinary instances (a few tags, 1 KB) fit; of the largest that
+can be registered there are hundreds, where the number alone would let 25 GB pile up on every node."""
+
+_PART_BYTES = 64
+"""A short text or a small record of its own takes so much in memory beside what it is encoded as."""
+
 PAGE_EVENTS = 1_000
 """A page ends with the index that brings it to this many events."""
 
@@ -70,6 +78,7 @@ class _Group(Struct, frozen=True, gc=False):
     index: int
     events: tuple[Event, ...]
     names: tuple[tuple[str, str], ...]
+    bytes: int
 
 
 class _Waiter:
@@ -102,8 +111,9 @@ class Changes:
     last index that was published.
     """
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = CAPACITY, bytes_max: int = BYTES_MAX) -> None:
         self.capacity: int = capacity
+        self.bytes_max: int = bytes_max
         self.floor: int = 0
         self.last: int = 0
         self._lock = threading.Lock()
@@ -113,6 +123,7 @@ class Changes:
         self._indexes: list[int] = []
         self._start = 0
         self._events = 0
+        self._bytes = 0
         self._waiters: dict[_Topic, set[_Waiter]] = {}
         self._closed = False
 
@@ -126,12 +137,14 @@ class Changes:
                 self._move_to(index)
             return
         names = tuple({(event.instance.env, event.instance.service): None for event in events})
+        size = sum(_held_bytes(event.instance) for event in events)
         with self._lock:
             self._move_to(index)
-            self._groups.append(_Group(index, events, names))
+            self._groups.append(_Group(index, events, names, size))
             self._indexes.append(index)
             self._events += len(events)
-            if self._events > self.capacity:
+            self._bytes += size
+            if self._full():
                 self._drop()
             if self._waiters:
                 self._wake(index, names)
@@ -145,7 +158,7 @@ class Changes:
         with self._lock:
             unseen = self.last + 1
             former, self._groups, self._indexes = self._groups, [], []
-            self._start = self._events = 0
+            self._start = self._events = self._bytes = 0
             self.floor = self.last = index
             self._wake_all(unseen)
         return former
@@ -215,12 +228,17 @@ class Changes:
             raise Fatal(f"index {index} was published after {self.last}")
         self.last = index
 
+    def _full(self) -> bool:
+        return self._events > self.capacity or self._bytes > self.bytes_max
+
     def _drop(self) -> None:
         # The newest index stays, however many events it has.
-        while self._events > self.capacity and self._start < len(self._groups) - 1:
+        while self._full() and self._start < len(self._groups) - 1:
             group = self._groups[self._start]
             self._start += 1
             self._events -= len(group.events)
+            self._bytes -= group.bytes
+            self._groups[self._start - 1] = _Group(group.index, (), (), 0)  # what it held goes now
             self.floor = group.index
         if self._start >= _CUT:
             del self._groups[: self._start]
@@ -274,3 +292,8 @@ def _of_interest(group: _Group, interest: Interest) -> tuple[Event, ...]:
         for e in group.events
         if interest.wants(e.instance.env, e.instance.service) and interest.id in (None, e.instance.id)
     )
+
+
+def _held_bytes(instance: Instance) -> int:
+    parts = len(instance.addrs) + len(instance.tags) + 2 * len(instance.meta) + 8 * len(instance.checks)
+    return len(msgspec.msgpack.encode(instance)) + _PART_BYTES * parts

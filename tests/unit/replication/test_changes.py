@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,6 +210,32 @@ def test_the_feed_holds_no_more_than_it_should() -> None:
 
     assert len(changes._groups) == len(changes._indexes) < 50 + 1_024 + 1
     assert indexes(changes.since(changes.floor)) == list(range(4_951, 5_001))
+
+
+def test_large_changes_are_bounded_by_their_bytes_and_who_is_behind_is_told() -> None:
+    changes = Changes(capacity=1_000, bytes_max=1_000_000)
+    for index in range(1, 301):
+        plain = event(index)
+        large = msgspec.structs.replace(plain.instance, meta={"k": f"{index:06}" * 2_000})
+        changes.publish(index, (msgspec.structs.replace(plain, instance=large),))
+
+    held = [e.instance for group in changes._groups for e in group.events]
+    assert sum(len(instance.meta["k"]) for instance in held) <= 1_000_000
+    assert 70 <= len(held) <= 83
+    assert indexes(changes.since(changes.floor)) == list(range(changes.floor + 1, 301))
+    with pytest.raises(Gone):
+        changes.since(changes.floor - 1)
+
+
+def test_ordinary_changes_are_bounded_by_their_number() -> None:
+    changes = Changes()
+    plain = event(1).instance
+    meta = {"commit": "3f2a9c01", "team": "payments", "rack": "r12"}
+    ordinary = msgspec.structs.replace(plain, tags=("blue", "canary"), meta=meta, address="10.1.2.3", version="1.2.3")
+    for index in range(1, 100_011):
+        changes.publish(index, (Event(kind="UPDATE", index=index, instance=ordinary),))
+
+    assert changes.floor == 10
 
 
 def test_after_a_snapshot_was_loaded_one_resumes_from_its_index_only(changes: Changes) -> None:

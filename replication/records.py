@@ -6,7 +6,9 @@ timestamps, health). Limits stand here, once, and every dialect meets them by
 building a ``Registration``.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -175,7 +177,7 @@ def build(kind: type[T], data: dict[str, Any]) -> T:
     try:
         value = msgspec.convert(data, kind)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise invalid_from(error) from None
+        raise invalid_from(error, _fields_of(kind)) from None
     for field, part in data.items():
         # A str may hold half of a surrogate pair, which no encoding takes.
         try:
@@ -187,7 +189,25 @@ def build(kind: type[T], data: dict[str, Any]) -> T:
     return value
 
 
-def invalid_from(error: Exception) -> Invalid:
+def _fields_of(kind: type) -> tuple[str, ...]:
+    """What may be said in a ``kind``, its checks included."""
+    own: tuple[str, ...] = getattr(kind, "__struct_fields__", ())
+    return (*own, *Check.__struct_fields__) if "checks" in own else own
+
+
+def unknown_field(field: str, known: Iterable[str]) -> Invalid:
+    """What to say of a field, or a path to one, that is none of ``known``."""
+    name = field.rpartition(".")[2]
+    # To compare long words takes long, and nobody mistypes them.
+    nearest = difflib.get_close_matches(name, known, 1) if len(name) <= NAME_COMPARED_MAX else []
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "leave it out"
+    return Invalid(f"field {field!r} is not known here; {hint}", field=field)
+
+
+NAME_COMPARED_MAX = 64
+
+
+def invalid_from(error: Exception, known: Iterable[str] = ()) -> Invalid:
     """The ``Invalid`` that says what msgspec's error says, in our words."""
     match = _WHERE.match(str(error))
     what, path = (match["what"], match["path"] or "") if match else (str(error), "")
@@ -195,7 +215,7 @@ def invalid_from(error: Exception) -> Invalid:
     unknown = re.search(r"contains unknown field `(.*)`", what)
     if unknown:
         field = f"{field}.{unknown[1]}" if field else unknown[1]
-        return Invalid(f"field {field!r} is not known here; leave it out", field=field)
+        return unknown_field(field, known)
     missing = re.search(r"missing required field `(.*)`", what)
     if missing:
         field = f"{field}.{missing[1]}" if field else missing[1]

@@ -9,7 +9,7 @@ import msgspec
 from flask import request
 
 from ...replication.errors import Invalid
-from ...replication.records import DEFAULT_ENV, ID_LENGTH_MAX, Id, Key, Name
+from ...replication.records import DEFAULT_ENV, ID_LENGTH_MAX, Id, Key, Name, unknown_field
 from ..position import Position
 
 PARAMETERS_MAX = 1024
@@ -47,7 +47,8 @@ class Query:
         """Refuses parameters that nobody asked for: a misspelt filter must not pass as none."""
         for name in self._values:
             if name not in self._known:
-                raise Invalid(f"query parameter {name!r} is not known here; leave it out", field=name)
+                error = unknown_field(name, sorted(self._known))
+                raise Invalid(error.message.replace("field", "query parameter", 1), field=name)
 
     def every(self, name: str) -> tuple[str, ...]:
         """All values of a parameter that may be repeated."""

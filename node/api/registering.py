@@ -11,7 +11,7 @@ import msgspec
 from ...replication.checks import INTERVAL_S_MIN, TIMEOUT_S, State
 from ...replication.commands import BATCH_MAX, Batch, Deregister, Operation, Register
 from ...replication.errors import Invalid, TooLarge
-from ...replication.records import DEFAULT_ENV, Id, Key, Name, Registration, Status, build
+from ...replication.records import DEFAULT_ENV, Id, Key, Name, Registration, Status, build, unknown_field
 from .overrides import Said
 
 
@@ -84,7 +84,7 @@ def batch(sent: dict[str, Any], *, ttl_s: float, env: str | None) -> Batch:
     """The batch that ``sent`` describes; errors name the operation by its number."""
     unknown = next((name for name in sent if name != "operations"), None)
     if unknown is not None:
-        raise Invalid(f"field {unknown!r} is not known here; leave it out", field=unknown)
+        raise unknown_field(unknown, ("operations",))
     operations = listed(sent, "operations", BATCH_MAX)
     if not operations:
         raise Invalid("operations: Expected at least one operation", field="operations")

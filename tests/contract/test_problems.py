@@ -269,3 +269,25 @@ def test_a_server_keeps_no_more_of_a_body_than_the_route_takes(service: FakeServ
         assert told["limit"] == limit_of(limits, method, path), path
         seen.add(told["limit"])
     assert seen == {4096, 16_384}
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "field", "meant"),
+    [
+        (f"{ORDERS}/o1", {"adress": "h"}, "adress", "address"),
+        (f"{ORDERS}/o1", {"checks": [{"ttl_s": 5, "intervall_s": 5}]}, "checks[0].intervall_s", "interval_s"),
+        (f"{ORDERS}/o1?evn=x", {}, "evn", "env"),
+        ("/api/v1/policies/p", {"service": "s", "procent": 5}, "procent", "percent"),
+    ],
+)
+def test_a_misspelt_field_is_told_what_was_perhaps_meant(
+    api: Api, path: str, sent: dict[str, Any], field: str, meant: str
+) -> None:
+    told = problem(api.put(path, sent), 400, "Invalid", field=field)
+
+    assert f"did you mean {meant!r}?" in told["detail"]
+
+
+def test_a_field_that_is_like_none_is_to_be_left_out(api: Api) -> None:
+    for name in ("colour", "x" * 3000):
+        assert "leave it out" in problem(api.put(f"{ORDERS}/o1", {name: 1}), 400, "Invalid")["detail"]

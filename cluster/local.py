@@ -26,7 +26,7 @@ import requests
 from ..replication.errors import RollcallError
 from .client import Client
 from .http import exchange
-from .processes import STOP_S, LocalError, flag_of, running_nodes
+from .processes import STOP_S, LocalError, flag_of, forget_pid, running_nodes
 
 HOST = "127.0.0.1"
 PORT = 8500
@@ -270,8 +270,8 @@ class LocalCluster:
 
     def _forget(self, i: int) -> None:
         self._paused.discard(i)
-        self._processes.pop(i, None)
-        (self.node_dir(i) / "pid").unlink(missing_ok=True)
+        process = self._processes.pop(i, None)
+        forget_pid(self.node_dir(i), None if process is None else process.pid)
 
     # Asking
 

@@ -30,6 +30,14 @@ def running_nodes(data_dir: Path) -> dict[Path, int]:
     return found
 
 
+def forget_pid(directory: Path, pid: int | None) -> None:
+    """Removes the file with the process' id, if it is still about that process (None: whichever)."""
+    file = directory / "pid"
+    with contextlib.suppress(FileNotFoundError):
+        if pid is None or file.read_text().strip() == str(pid):
+            file.unlink()
+
+
 def stop_running(data_dir: Path, only: Collection[str] = ()) -> dict[Path, int]:
     """Ends the nodes that run in ``data_dir`` (those of ``only``, if any are named), in 5 s; says which they were."""
     running = {found: pid for found, pid in running_nodes(data_dir).items() if not only or found.name in only}
@@ -43,8 +51,8 @@ def stop_running(data_dir: Path, only: Collection[str] = ()) -> dict[Path, int]:
         time.sleep(0.05)
     for pid in left.values():
         _send(pid, signal.SIGKILL)
-    for directory in running:
-        (directory / "pid").unlink(missing_ok=True)
+    for directory, pid in running.items():
+        forget_pid(directory, pid)
     return running
 
 

@@ -482,6 +482,8 @@ class _Request(HTTPRequestParser):
         if receiver is not None:
             self._judge(receiver)
         self._count(receiver)
+        if self.completed and self.empty:
+            self.release()  # blank lines between requests: nobody will close this one
         return consumed
 
     def _judge(self, receiver: Any) -> None:
@@ -518,8 +520,13 @@ class _Request(HTTPRequestParser):
         """Keeps no more of it, and has it answered so when it has come."""
         self.error = self.error or error
         self.header_plus, self.headers = b"", {}
-        if self.body_rcv is None:
+        receiver: Any = self.body_rcv
+        if receiver is None:
             self.completed = True
+        elif self.chunked:
+            # The lines between chunks may be as long as a body may. It is answered now, and the connection ends.
+            self.completed, receiver.control_line, receiver.trailer = True, b"", b""
+            self._discard()
         else:
             self._discard()
         self.release()
@@ -560,6 +567,7 @@ class _Channel(HTTPChannel):
     unsent_since: float = 0.0
     shares: Shares | None = None
     """Of which the request under way has one."""
+    continuing: bool = False
 
     @functools.cached_property
     def client(self) -> str:
@@ -571,7 +579,8 @@ class _Channel(HTTPChannel):
         return _Request(adj, self)
 
     def send(self, data: Any, do_close: bool = True) -> int:
-        sent = super().send(data, do_close=do_close)
+        # While a client is told to continue, nobody may end the connection: who tells it goes on with the request.
+        sent = super().send(data, do_close=do_close and not self.continuing)
         self.sent += sent
         return sent
 
@@ -635,6 +644,12 @@ class _Channel(HTTPChannel):
         finally:
             if shares is not None:
                 shares.give(self.client)
+            if not self.connected:
+                # The client left while its answer was on the way: nobody looks at what it asked after that.
+                with self.requests_lock:
+                    left, self.requests = self.requests, []
+                for request in left:
+                    request.close()
 
     def held(self, now: float, key: int) -> Held:
         """What there is to say of this connection to who decides which to close."""
@@ -651,7 +666,11 @@ class _Channel(HTTPChannel):
         if self.request is not None and self.request.completed:
             self.request.expect_continue = False
         else:
-            super().send_continue()
+            self.continuing = True
+            try:
+                super().send_continue()
+            finally:
+                self.continuing = False
 
 
 def _bound_to(host: str, port: int) -> socket.socket:

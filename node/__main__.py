@@ -149,6 +149,7 @@ class Node:
             lease_ttl_s=settings.lease_ttl_s,
             members=tuple(urlsplit(member.http).hostname or "" for member in settings.members),
             hosts=settings.hosts,
+            dns_domain=settings.dns_domain if settings.dns_port else "",
             trusted=networks(settings.trusted_networks),
         )
         self.server: Server = Server(

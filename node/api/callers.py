@@ -22,16 +22,22 @@ NATIVE = "/api/v1/"
 KNOWN_MAX = 1000
 HOST_LENGTH_MAX = 300
 
-_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:@/\[\],]*)(:[0-9]{0,5})?")
+RESERVED = (".svc", ".cluster.local", ".internal", ".localhost")
+"""Ends of names that nobody can register in public, so that no page of the web has one (RFC 6761, ICANN's .internal;
+Kubernetes' own): what clusters and container hosts call themselves."""
+
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\]|[^\s:@/\[\],]*)(:[0-9]{0,5})?")
 
 
 class Callers:
     """``members``: the hosts of the cluster's own URLs. ``listed``: names that the operator gave this node beside
-    them (those of a proxy in front of it, say), whose pages may write as well."""
+    them (those of a proxy in front of it, say), whose pages may write as well. ``domain``: of its own DNS, in
+    which this node says of itself NODE.node.DOMAIN."""
 
-    def __init__(self, members: Iterable[str] = (), listed: Iterable[str] = ()) -> None:
+    def __init__(self, members: Iterable[str] = (), listed: Iterable[str] = (), domain: str = "") -> None:
         self._listed: frozenset[str] = frozenset(map(_bare, listed))
         self._hosts: frozenset[str] = self._listed.union(map(_bare, members))
+        self._reserved: tuple[str, ...] = (*RESERVED, f".{_bare(domain)}") if domain else RESERVED
         self._known: set[str] = set()
         """Values of ``Host`` that were taken before."""
 
@@ -72,7 +78,9 @@ class Callers:
         if host in self._known:
             return
         name = _name_of(host)
-        if name is None or not ("." not in name or _is_address(name) or name in self._hosts):
+        if name is None or not (
+            "." not in name or _is_address(name) or name in self._hosts or name.endswith(self._reserved)
+        ):
             raise Forbidden(
                 f"this node does not answer to the name {_shown(host)}: use an address or a member's name, or list "
                 "it in the setting hosts in [http]"

@@ -85,7 +85,7 @@ class Context:
         self.listings: Listings = Listings(service.registry)
         self.services: Services = Services(service.registry)
         self.clock: Callable[[], float] = clock
-        self.callers: Callers = Callers(settings.members, settings.hosts)
+        self.callers: Callers = Callers(settings.members, settings.hosts, settings.dns_domain)
         self._standing: _Standing | None = None
         self._id_prefix = secrets.token_hex(4)
         self._id_numbers = itertools.count(1)

@@ -36,6 +36,8 @@ class ApiSettings(Struct, frozen=True, kw_only=True):
     """Whose addresses stand for many clients (proxies, NAT): they are held to no share."""
     hosts: tuple[str, ...] = ()
     """Other names of this node."""
+    dns_domain: str = ""
+    """Of the node's own DNS; empty: it answers none."""
     write_timeout_s: float = 5.0
 
 

@@ -91,11 +91,13 @@ def test_pages_of_others_may_follow_links(node: Api):
 
 TAKEN = (
     "127.0.0.1:8500", "127.0.0.1", "[::1]:8500", "10.1.2.3:80", "localhost:8500", "node-1:8500", "n1.example.com:8500",
-    "N1.EXAMPLE.COM.", "registry.example.com", "registry.example.com:1",
+    "N1.EXAMPLE.COM.", "registry.example.com", "registry.example.com:1", "[fe80::1%eth0]:8500",
+    "rollcall.default.svc:8500", "rollcall-0.rollcall.default.svc.cluster.local", "host.docker.internal:8500",
 )  # fmt: skip
 NOT_TAKEN = (
     "evil.example", "evil.example:8500", "127.0.0.1.evil.example", "n1.example.com.evil.example", "example.com",
-    "localhost.evil.example:8500", "n1.example.com@evil.example", "n1.example.com, evil.example", "a b", "[::1", "x/y",
+    "cluster.local.evil.example", "n2.node.rollcall", "localhost.evil.example:8500", "n1.example.com@evil.example",
+    "n1.example.com, evil.example", "a b", "[::1", "x/y",
 )  # fmt: skip
 
 
@@ -117,6 +119,16 @@ def test_a_target_that_is_a_whole_url_names_its_host():
 
     with pytest.raises(Exception, match=r"does not answer to the name 'evil\.example'"):
         callers.check({**environ, "REQUEST_URI": "http://evil.example/"})
+
+
+def test_a_node_answers_to_its_own_name_in_dns():
+    environ = {"REQUEST_METHOD": "GET", "HTTP_HOST": "n1.node.rollcall:8500", "PATH_INFO": "/"}
+    Callers(domain="rollcall").check(environ)
+
+    with pytest.raises(Exception, match="does not answer to the name"):
+        Callers(domain="rollcall").check({**environ, "HTTP_HOST": "evilrollcall.example"})
+    with pytest.raises(Exception, match="does not answer to the name"):
+        Callers().check(environ)
 
 
 def test_what_is_remembered_of_hosts_is_bounded():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rollcall.cluster import local
 from rollcall.cluster.local import LocalCluster, flags, free_port
-from rollcall.cluster.processes import LocalError, running_nodes, stop_running
+from rollcall.cluster.processes import LocalError, forget_pid, running_nodes, stop_running
 from rollcall.node.settings import load
 
 
@@ -80,6 +80,17 @@ def pid_file(data_dir: Path, text: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "pid").write_text(text)
     return directory
+
+
+def test_the_file_of_a_process_that_took_the_place_of_another_stays(tmp_path: Path):
+    """Two terminals: one started a node that died, the other one started it again."""
+    directory = pid_file(tmp_path, "4711\n")
+
+    forget_pid(directory, 4710)
+    assert (directory / "pid").exists()
+    forget_pid(directory, 4711)
+    forget_pid(directory, 4711)
+    assert not (directory / "pid").exists()
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "999999999", str(os.getpid())])

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -373,7 +374,9 @@ def test_bodies_under_way_have_a_sum_and_small_ones_come_through(run: Callable[.
     assert held(running) <= 300_000
     status, body, _ = running.ask("PUT", f"{ORDERS}/small", {})
     assert status == 201, body
-    large = {"operations": [{"op": "register", "service": "s", "id": f"i{n}"} for n in range(2500)]}
+    large = {
+        "operations": [{"op": "register", "service": "s", "id": f"i{n}", "version": "v" * 200} for n in range(500)]
+    }
     wait_for(lambda: running.ask("POST", "/api/v1/batch", large)[0] == 200, "those that hang to make room")
     assert held(running) <= 300_000
 
@@ -388,6 +391,70 @@ def test_a_body_for_which_there_is_no_room_is_told_so(run: Callable[..., Running
         assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
         assert "room" in json.loads(answer.read())["detail"]
     assert held(running) == 0
+
+
+def test_blank_lines_between_requests_take_no_room(run: Callable[..., Running]) -> None:
+    running = run()
+    line = running.send("")
+    for _ in range(5):
+        line.sendall(b" " * 60_000 + b"\r\n\r\n")
+    line.sendall(b"GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n")
+
+    assert b" 200 " in line.recv(100)
+    assert held(running) == 0
+
+
+def test_lines_between_chunks_are_not_kept_of_who_is_refused(run: Callable[..., Running]) -> None:
+    running = run(requests_bytes_max=100_000, exempt=())
+    line = running.send("POST /api/v1/batch HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    with contextlib.suppress(OSError):
+        line.sendall(b"a" * 2_000_000)
+
+    answer = http.client.HTTPResponse(line)
+    with contextlib.closing(answer):
+        answer.begin()
+        assert answer.status == 503
+    assert held(running) == 0
+
+
+def test_what_was_asked_behind_an_answer_that_nobody_took_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    go = threading.Event()
+
+    def app(_: Any, start_response: Any) -> list[bytes]:
+        go.wait(10.0)
+        start_response("200 OK", [("Content-Length", str(LENGTH))])
+        return [bytes(LENGTH)]
+
+    server = Server(app, "127.0.0.1", 0, 4)
+    server.start()
+    line = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    with contextlib.closing(line):
+        line.sendall(b"GET / HTTP/1.1\r\nHost: n\r\n\r\nPOST / HTTP/1.1\r\nHost: n\r\nContent-Length: 500000\r\n\r\n")
+        line.sendall(b"y" * 500_000)
+        wait_for(lambda: server._requests.taken > 400_000, "the second request to be there")
+        go.set()
+        wait_for(lambda: any(channel.total_outbufs_len for channel in server._channels()), "an answer to lie there")
+
+    wait_for(lambda: server._requests.taken == 0, "the room to be given back")
+    server.stop(0.1)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_who_leaves_while_it_is_told_to_continue_is_no_failure(
+    run: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    running = run()
+    for _ in range(20):
+        line = running.send(
+            f"PUT {ORDERS}/o1 HTTP/1.1\r\nHost: n\r\nExpect: 100-continue\r\nContent-Length: 50000\r\n\r\n"
+        )
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        line.close()
+
+    wait_for(lambda: not running.server._channels(), "the connections to be gone")
+    assert running.ask("PUT", f"{ORDERS}/o1", {})[0] == 201
+    assert held(running) == 0
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 LENGTH = 12 * 1024 * 1024

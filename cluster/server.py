@@ -646,7 +646,8 @@ class _Channel(HTTPChannel):
                 shares.give(self.client)
             if not self.connected:
                 # The client left while its answer was on the way: nobody looks at what it asked after that.
-                with self.requests_lock:
+                lock: Any = getattr(self, "requests_lock")  # noqa: B009 - the library says nothing of its type
+                with lock:
                     left, self.requests = self.requests, []
                 for request in left:
                     request.close()

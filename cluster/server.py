@@ -580,7 +580,12 @@ class _Channel(HTTPChannel):
 
     def send(self, data: Any, do_close: bool = True) -> int:
         # While a client is told to continue, nobody may end the connection: who tells it goes on with the request.
-        sent = super().send(data, do_close=do_close and not self.continuing)
+        try:
+            sent = super().send(data, do_close=do_close and not self.continuing)
+        except AttributeError:
+            if self.socket is not None:
+                raise
+            return 0  # the loop closed it just now, and this thread had something left to say
         self.sent += sent
         return sent
 

@@ -166,8 +166,8 @@ class Service:
             except Overloaded:
                 raise
             except NotDone as error:
-                if "needs_level" in error.facts:
-                    raise  # no other leader takes it either, before the last member is upgraded
+                if "needs_level" in error.facts and time.monotonic() > deadline - self._settings.write_timeout_s / 2:
+                    raise  # this cluster is not new: its level rises when the last member is upgraded
                 self._again(error, deadline)
 
     def _again(self, error: NotDone, deadline: float) -> None:

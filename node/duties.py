@@ -2,10 +2,9 @@
 
 The lease table begins when this node serves a term (its own first entry is
 applied) and is forgotten when the term ends; a new leader starts every lease at
-full length, but for those that the one before handed on in an orderly transfer. One
-thread runs the sweeps; renewals come in on other threads and share its lock. Elsewhere
-the same thread asks the leader, once a second, whether evictions are held, so that every
-node can say so.
+full length. One thread runs the sweeps; renewals come in on other threads and
+share its lock. Elsewhere the same thread asks the leader, once a second, whether
+evictions are held, so that every node can say so.
 
 An eviction is proposed and not waited for: its leases stay marked until the
 outcome is known, and renewals of a marked lease wait for that (``renew`` answers
@@ -27,7 +26,6 @@ from ..replication.commands import (
     CHECKS_LEVEL,
     KEEP_LEVEL,
     Assign,
-    Barrier,
     Condemn,
     Evict,
     Expired,
@@ -37,13 +35,12 @@ from ..replication.commands import (
     Result,
 )
 from ..replication.errors import NotDone, NotFound, NotLeader, RollcallError
-from ..replication.handing import BEQUEST_BYTES_MAX
 from ..replication.log import Leadership, Log, LogStatus, Proposal
 from ..replication.records import Event, Key, Override
 from .condition import Condition, Sharing, ttl_check
 from .eviction import Pace, ProtectionView, allowed, by_service, choose, protection
 from .forward import PROTECTION
-from .leases import Handed, Leases
+from .leases import Leases
 from .values import LeaseView, Renewal, Renewed
 
 logger = logging.getLogger(__name__)
@@ -89,23 +86,6 @@ def expired(overrides: Mapping[Key, Override], now_ns: int) -> tuple[Expired, ..
     return tuple(Expired(key, overrides[key].modify_index) for _, key in sorted(ended)[:LIFTED_MAX])
 
 
-def _handed_bytes(handed: Sequence[Handed]) -> bytes:
-    """As they travel to the next leader: as many as fit."""
-    while len(data := msgspec.msgpack.encode(handed)) > BEQUEST_BYTES_MAX:
-        handed = handed[: len(handed) // 2]
-    return data
-
-
-def _handed(data: bytes) -> tuple[Handed, ...]:
-    if not data:
-        return ()
-    try:
-        return msgspec.msgpack.decode(data, type=tuple[Handed, ...])
-    except msgspec.DecodeError as error:
-        logger.warning("what the leader before left cannot be read, and leases start afresh: %s", error)
-        return ()
-
-
 class _Tenure:
     """The leases of one term of leadership, and the lock around them."""
 
@@ -127,8 +107,6 @@ class _Tenure:
         """What the log did, in its order, for whoever holds the lock next: the log's own thread waits for no lock."""
         self.pace: Pace = Pace()
         self.unheard_pace: Pace = Pace()
-        self.handed_on: bool = False
-        """Whether leases were handed on, and are not renewed here until they are taken back."""
         self.condemned: Pace = Pace()
         self.view: ProtectionView = NOT_KNOWN
 
@@ -306,8 +284,7 @@ class Duties:
     def step(self, leadership: Leadership) -> None:
         """What is due now under this leadership. Called when it changes, and every ``LOOK_S``."""
         tenure = self._tenure
-        if tenure is not None and tenure.leadership[:3] == leadership[:3]:
-            self._hand_on(tenure, leadership)
+        if tenure is not None and tenure.leadership == leadership:
             self._lead(tenure, time.monotonic())
             return
         self._tenure = None
@@ -337,7 +314,6 @@ class Duties:
             sweep_s_max=self._settings.sweep_s_max,
             # A leader that was cut off answers heartbeats for as long as it may think that it leads.
             former_s=self._settings.contact_s_max,
-            handed=_handed(self._log.inheritance(tenure.term)),
         )
         checked = (i for view in self._log.registry.services() for i in view.instances if i.checks)
         # As leases do: the leader before may have taken a service's word for so long.
@@ -346,27 +322,6 @@ class Duties:
         with tenure.lock:
             tenure.leases, tenure.condition = leases, condition
         logger.info("keeping %d leases in term %d", len(leases), tenure.term)
-
-    def _hand_on(self, tenure: _Tenure, leadership: Leadership) -> None:
-        """Gives what is left of the leases to who is to lead next, and takes it back if that one does not."""
-        leases = tenure.leases
-        if leases is None:
-            return
-        if leadership.handing_to and not tenure.handed_on:
-            tenure.handed_on = True
-            with tenure.held():
-                handed = leases.hand_on(time.monotonic())
-            self._log.bequeath(tenure.term, _handed_bytes(handed))
-        elif tenure.handed_on and not leadership.handing_to:
-            # Not before an entry behind it is committed: then no later leader goes by what was handed on.
-            under_way = tenure.proposed.get("take back")
-            if under_way is not None and under_way.outcome is not None:
-                tenure.handed_on = False
-                tenure.proposed.pop("take back")
-                with tenure.held():
-                    leases.take_back()
-            elif self._may_propose(tenure, "take back"):
-                tenure.proposed["take back"] = self._log.propose(Barrier(), time_ns=time.time_ns())
 
     def _lead(self, tenure: _Tenure, now: float) -> None:
         """Looks whether this node can hear, counts who is late, and evicts whose time is up."""
@@ -466,8 +421,7 @@ class Duties:
             never_renewed = len(leases) - counted
             view = protection(counted, late, self._settings.protection_threshold, never_renewed=never_renewed)
             if view.active:
-                unheard, overdue = set(leases.overdue(now).unheard), leases.overdue(now).judged
-                held = [judged.key for judged in overdue if judged not in unheard]
+                held = [judged.key for judged in leases.overdue(now).judged]
                 view = msgspec.structs.replace(
                     view, held=len(held), held_of=by_service(held), late_of=by_service(leases.late(now))
                 )

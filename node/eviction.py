@@ -6,7 +6,7 @@ minute, in random order, so that no service is emptied first while the rest
 might still come back.
 
 Both are counted over the whole registry, of those that were heard of since they
-registered: who never was is neither late nor one of the 85 %, is not protected, and
+registered: who never was is neither late nor one of the 85 %, and
 has a pace of its own (15 % of all leases a minute), which takes nothing of the others'.
 """
 
@@ -133,12 +133,12 @@ def choose(
 
     At most ``room`` (see ``Pace``) in an order that ``seed`` decides; while
     protection is active only those silent past the ceiling. And at most ``unheard_room``
-    of those who were never heard of, whom nothing protects.
+    of those who were never heard of: they hold nobody, but are held with the others, since a network that
+    breaks while a fleet registers lets none of its first heartbeats through.
     """
-    unheard = set(overdue.unheard)
-    candidates = [judged for judged in (overdue.forced if view.active else overdue.judged) if judged not in unheard]
-    chosen = _shuffled(candidates, seed)[: max(0, room)]
-    chosen += _shuffled(overdue.unheard, seed)[: max(0, unheard_room)]
+    unheard, candidates = set(overdue.unheard), overdue.forced if view.active else overdue.judged
+    chosen = _shuffled([judged for judged in candidates if judged not in unheard], seed)[: max(0, room)]
+    chosen += _shuffled([judged for judged in candidates if judged in unheard], seed)[: max(0, unheard_room)]
     return tuple(tuple(chosen[start : start + judged_max]) for start in range(0, len(chosen), judged_max))
 
 

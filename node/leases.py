@@ -1,8 +1,7 @@
 """Leases: who has been heard from, and whose time is up. Kept by the leader, in memory only.
 
 A table begins with a term of leadership and is thrown away with it: every
-lease starts afresh at full length, but for what the leader before handed on in an
-orderly transfer (``Handed``). It is pure: ``now`` is seconds of a
+lease starts afresh at full length. It is pure: ``now`` is seconds of a
 monotonic clock and comes in with each call; the caller has the lock.
 
 A lease is overdue when it is silent for its length and that can only be its
@@ -31,7 +30,6 @@ as much again, and a heap cost ten times that whenever all of them came due
 together, as they do one length after an election.
 """
 
-import heapq
 import math
 from collections.abc import Iterable
 from typing import Literal
@@ -60,7 +58,7 @@ class Grant(Struct, frozen=True, gc=False):
     """The answer to a renewal.
 
     ``renewed``: a full length from now; come back within ``interval_s``.
-    ``evicting``: an eviction is under way, or the lease is on its way to the next leader; ask again when that is over.
+    ``evicting``: an eviction is under way; ask again when its outcome is known.
     ``none``: there is no lease of that name here.
     """
 
@@ -86,23 +84,6 @@ class Overdue(Struct, frozen=True):
     unheard: tuple[Judgement, ...] = ()
 
 
-class Handed(Struct, frozen=True, array_like=True, gc=False):
-    """What is left of a lease when leadership is handed over in order. Bound to its registration."""
-
-    key: Key
-    reg_index: int
-    remaining_s: float
-    silent_s: float
-    heard_again: bool
-    via: str | None
-
-
-GRACE_S = 1.0
-"""A lease that was handed on has at least so long: heartbeats had to wait while leadership was handed over."""
-
-HANDED_MAX = 5_000
-"""Leases handed on, those with the smallest part left; the others start afresh."""
-
 _NONE = Grant("none")
 _EVICTING = Grant("evicting")
 
@@ -119,7 +100,6 @@ class _Lease(Struct, gc=False):
     heard: float
     """When it was last heard, on the clock that stands still while the leader is deaf."""
     evicting: bool = False
-    handed: bool = False
     heard_again: bool = False
     """Whether it was heard of since it was registered, or may have been."""
 
@@ -154,7 +134,6 @@ class Leases:
         late_intervals: float = LATE_INTERVALS,
         sweep_s_max: float = SWEEP_S_MAX,
         former_s: float = 0.0,
-        handed: Iterable[Handed] = (),
     ) -> None:
         self._ceiling_s = ceiling_s
         self._intervals_per_lease = intervals_per_lease
@@ -166,14 +145,11 @@ class Leases:
         self._contacts: dict[str, _Contact] = {}
         self._deaf_since: float | None = None
         self._deaf_s: float = 0.0
-        self._heard_again_at: float = -math.inf
+        self._heard_again_at: float = now + former_s
         for instance in instances:
             self.registered(instance, now)
         for lease in self._leases.values():
             lease.heard_again = True
-            lease.runs_out_at += former_s
-        for left in handed:
-            self._inherit(left, now)
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -210,41 +186,6 @@ class Leases:
         self._leases[key] = lease
         self._lengths[instance.ttl_s] = self._lengths.get(instance.ttl_s, 0) + 1
 
-    def _inherit(self, left: Handed, now: float) -> None:
-        """A lease goes on as it was with the leader before: never shorter, since ``now`` is after it handed on."""
-        lease = self._leases.get(left.key)
-        if lease is None or lease.judgement.reg_index != left.reg_index:
-            return
-        lease.runs_out_at = now + max(left.remaining_s, GRACE_S)
-        lease.renewed_at = now - left.silent_s
-        lease.heard = self._clock(now) - left.silent_s
-        lease.heard_again = left.heard_again
-        lease.via = left.via
-
-    def hand_on(self, now: float, count_max: int = HANDED_MAX) -> tuple[Handed, ...]:
-        """What is left of the leases, for the next leader, those first that have the smallest part left.
-
-        From here on they are renewed no more, until they are taken back: what was told must stay true. One that
-        is held because a node is out of contact, and all while this leader is deaf, start afresh instead.
-        """
-        if self._deaf_since is not None:
-            return ()
-        due = [(self._due(lease) - now, lease) for lease in self._leases.values()]
-        able = [(left_s, lease) for left_s, lease in due if left_s < math.inf]
-        chosen = heapq.nsmallest(count_max, able, key=lambda each: each[0] / each[1].ttl_s)
-        for _, lease in chosen:
-            lease.handed = True
-        clock = self._clock(now)
-        return tuple(
-            Handed(*_named(lease.judgement), left_s, clock - lease.heard, lease.heard_again, lease.via)
-            for left_s, lease in chosen
-        )
-
-    def take_back(self) -> None:
-        """Nobody may go by what was handed on any more: it is renewed here again."""
-        for lease in self._leases.values():
-            lease.handed = False
-
     def removed(self, instance: Instance) -> None:
         """Ends the lease, unless a later registration has begun a new one."""
         lease = self._leases.get(instance.key)
@@ -256,12 +197,12 @@ class Leases:
         lease = self._leases.get(key)
         if lease is None:
             return _NONE
-        if lease.evicting or lease.handed:
+        if lease.evicting:
             return _EVICTING
         lease.via = via
         lease.heard_again = True
         lease.renewed_at = now
-        lease.runs_out_at = max(lease.runs_out_at, now + lease.ttl_s)
+        lease.runs_out_at = now + lease.ttl_s
         lease.heard = self._clock(now)
         return Grant("renewed", lease.ttl_s, lease.ttl_s / self._intervals_per_lease)
 
@@ -379,7 +320,3 @@ class Leases:
             self._lengths[lease.ttl_s] = left
         else:
             del self._lengths[lease.ttl_s]
-
-
-def _named(judgement: Judgement) -> tuple[Key, int]:
-    return judgement.key, judgement.reg_index

@@ -73,7 +73,7 @@ from .errors import (
     TooSoon,
     Unknown,
 )
-from .handing import BEQUEST_BYTES_MAX, BEQUEST_S, Bequest, Transfers
+from .handing import Transfers
 from .install import Incoming, Outgoing
 from .journal import NO_OP, REGULAR, Cut, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
@@ -280,12 +280,6 @@ class Engine(SyncObj):
         self._pace: Saving = Saving(time.monotonic())
         self._transfer: tuple[Node, float] | None = None
         self._transfer_asked: bool = False
-        self._leaves: bytes | None = None
-        """What goes with the hand-over under way; None: not known yet."""
-        self._left: Bequest | None = None
-        """What a leader that handed over left to this node."""
-        self._first_of_term: int = 0
-        """Where this node led last: the first entry of that term."""
         self._transfers: Transfers = Transfers(config.transfer_interval_s)
         self._disk_error: str = ""
         self._disk_retry_at: float = 0.0
@@ -474,8 +468,7 @@ class Engine(SyncObj):
             # The library forgets a leader when it stands for election itself, and alone it never stands.
             self._SyncObj__raftLeader = None
         leader = self._SyncObj__raftLeader
-        handing_to = self._transfer[0].id if self._transfer is not None else ""
-        found = Leadership(self._term, leader.id if leader is not None else None, self._serving, handing_to)
+        found = Leadership(self._term, leader.id if leader is not None else None, self._serving)
         former = self._leadership.leader
         if former is not None and former not in (found.leader, self.node_id):
             # Nobody should wait for a leader that was given up. One that hands over in order still answers.
@@ -609,18 +602,6 @@ class Engine(SyncObj):
 
         self._wire.post(begin)
         return begun
-
-    def bequeath(self, term: int, payload: bytes) -> None:
-        def leave() -> None:
-            if self._transfer is not None and not self._transfer_asked and self._term == term:
-                self._leaves = payload if len(payload) <= BEQUEST_BYTES_MAX else b""
-
-        self._wire.post(leave)
-
-    def inheritance(self, term: int) -> bytes:
-        left = self._left
-        mine = left is not None and term == self._term and left.falls_to(term, self._first_of_term)
-        return left.payload if left is not None and mine else b""
 
     def transfer_leadership(self, deadline: float) -> bool:
         """Hands leadership over and waits. True once this node does not lead (any more);
@@ -1194,9 +1175,6 @@ class Engine(SyncObj):
         """The leader hands over: this node stands at once, and says why to those who still hear that leader."""
         if self._disk_error or self._wall_clocks.error or not self._standing.votes:
             return
-        by_leader = message.term == self._term and self._SyncObj__raftLeader == node
-        if by_leader and message.left and len(message.left) <= BEQUEST_BYTES_MAX:
-            self._left = Bequest(message.term, message.index, message.left)
         self._forced_term = message.term + 1
         self._pass_on(node, {"type": "timeout_now", "term": message.term})
 
@@ -1446,7 +1424,6 @@ class Engine(SyncObj):
         # A quorum has just voted for this node.
         self._heard = dict.fromkeys(self._wire.nodes(), time.monotonic())
         super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
-        self._first_of_term = self._journal.last_index
         if self._forced_term == self._term:
             self._transfers.happened(time.monotonic())
         logger.info("leading term %d from entry %d on", self._term, self._journal.last_index)
@@ -1521,8 +1498,7 @@ class Engine(SyncObj):
             case "response_vote":
                 self._hold(node, wire.GrantVote(message["term"]))
             case "timeout_now":
-                left = self._leaves or b""
-                self._hold(node, wire.TimeoutNow(message["term"], self._journal.last_index, left))
+                self._hold(node, wire.TimeoutNow(message["term"]))
             case other:
                 raise Fatal(f"the library sends {other!r}, which this engine replaces")
 
@@ -1853,7 +1829,6 @@ class Engine(SyncObj):
         target = max(right or able, key=lambda node: (self._match[node], node.id))
         self._transfer = (target, now + TRANSFER_S)
         self._transfer_asked = False
-        self._leaves = None
         logger.info("handing leadership to %s", target.id)
         return None
 
@@ -1870,9 +1845,6 @@ class Engine(SyncObj):
             logger.warning("%s did not take over in time", target.id)
             self._transfer = None
         elif not self._transfer_asked and self._match[target] == self._journal.last_index:
-            leaves = self.registry.level >= KEEP_LEVEL
-            if leaves and self._leaves is None and now < until - TRANSFER_S + BEQUEST_S:
-                return
             self._transfer_asked = True
             self.transferLeadership(target)
 

@@ -155,13 +155,11 @@ Listener = Callable[[int, tuple[Event, ...]], None]
 
 class Leadership(NamedTuple):
     """Who leads which term, as one node knows it. ``serving``: it is this node,
-    and its first entry is applied, so that what it knows is not older than the term. ``handing_to``: whom
-    this node, which leads, hands over to just now."""
+    and its first entry is applied, so that what it knows is not older than the term."""
 
     term: int
     leader: str | None
     serving: bool
-    handing_to: str = ""
 
 
 class Log(Protocol):
@@ -188,14 +186,6 @@ class Log(Protocol):
         """Begins to hand leadership to the member ``to``, or to the one that has most of the
         log. Writes wait until it is over, or the chosen one did not take over in time. Settled
         when it has begun: ``wait_leadership`` tells the end. Elsewhere ``NotLeader``."""
-        ...
-
-    def bequeath(self, term: int, payload: bytes) -> None:
-        """What goes with the hand-over that has begun (``Leadership.handing_to``), if it is not too late for that."""
-        ...
-
-    def inheritance(self, term: int) -> bytes:
-        """What the leader before left to this node, which leads ``term``, if that is still true; else nothing."""
         ...
 
     def wait_applied(self, index: int, deadline: float) -> bool:
@@ -282,12 +272,6 @@ class LocalLog:
         begun = Proposal(b"")
         begun.resolve(None, NotDone("there is no other node"))
         return begun
-
-    def bequeath(self, term: int, payload: bytes) -> None:
-        pass
-
-    def inheritance(self, term: int) -> bytes:
-        return b""
 
     def wait_applied(self, index: int, deadline: float) -> bool:
         with self._moved:

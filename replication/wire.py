@@ -122,12 +122,9 @@ class Progress(Struct, frozen=True, tag=6, array_like=True):
 
 
 class TimeoutNow(Struct, frozen=True, tag=7, array_like=True):
-    """Leadership transfer: the receiver is to stand for election at once (dissertation 3.10). ``left``: what the
-    leader, whose log ends at ``index``, leaves to it (``handing.Bequest``); an older release does not read it."""
+    """Leadership transfer: the receiver is to stand for election at once (dissertation 3.10)."""
 
     term: Term
-    index: Index = 0
-    left: bytes = b""
 
 
 class Install(Struct, frozen=True, tag=8, array_like=True):

@@ -9,7 +9,6 @@ from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
 from rollcall.node import duties as duties_module
 from rollcall.node.eviction import ServiceCount
-from rollcall.node.leases import Handed
 from rollcall.node.values import Renewal
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import (
@@ -25,7 +24,6 @@ from rollcall.replication.commands import (
     sealed,
 )
 from rollcall.replication.errors import NotLeader
-from rollcall.replication.log import Leadership
 from rollcall.replication.records import Key, Override, Registration
 
 
@@ -320,52 +318,3 @@ def test_many_heartbeats_at_once_leave_room_for_others_and_come_back_in_order(
 
     assert [answer.status for answer in renewed] == ["ok", "unknown"] * 300
     assert taken == [250, 250, 100]
-
-
-def test_leases_are_handed_on_when_a_hand_over_begins_and_taken_back_behind_an_entry(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log, left = pair.leader_log, list[bytes]()
-    monkeypatch.setattr(log, "bequeath", lambda term, payload: left.append(payload), raising=False)
-    handing_to = ["follower"]
-    monkeypatch.setattr(
-        log, "wait_leadership", lambda seen, deadline: Leadership(log.term, log.leader, log.leads, handing_to[0])
-    )
-    register(pair, 1, ttl_s=60)
-    register(pair, 2, ttl_s=60)
-    wait_for(lambda: left, "the leases to be left")
-    assert {handed.key for handed in duties_module._handed(left[0])} == {key(1), key(2)}
-    assert pair.duties.renew([Renewal(key(1))], "leader") == [None]
-
-    before = pair.leader.registry.applied_index
-    handing_to[0] = ""
-    wait_for(lambda: pair.duties.renew([Renewal(key(1))], "leader") != [None], "the leases to be taken back")
-    assert pair.leader.registry.applied_index > before
-
-
-def test_what_was_left_by_the_leader_before_counts_for_a_new_one(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(pair, 1, ttl_s=60)
-    instance = pair.leader.registry.instance(key(1))
-    assert instance is not None
-    left = duties_module._handed_bytes([Handed(key(1), instance.reg_index, 3.0, 57.0, True, "n2")])
-    monkeypatch.setattr(pair.leader_log, "inheritance", lambda term: left)
-    pair.leader_log.leads, pair.leader_log.leader = False, None
-    wait_for(lambda: pair.duties._tenure is None, "the duties to end")
-    pair.leader_log.leads, pair.leader_log.leader = True, "leader"
-    pair.leader_log.term += 1
-
-    wait_for(lambda: not there(pair), "c1 to be evicted long before its length is over", 10)
-
-
-def test_what_cannot_be_read_of_the_leader_before_is_as_if_it_had_not_come() -> None:
-    assert duties_module._handed(b"\xc1") == duties_module._handed(b"") == ()
-
-
-def test_no_more_is_handed_on_than_fits() -> None:
-    long = Key("e" * 128, "s" * 128, "😀" * 512)
-    handed = [Handed(long, 2**62, 1.0, 2.0, True, "n" * 64)] * 2_000
-
-    data = duties_module._handed_bytes(handed)
-
-    assert 100 < len(duties_module._handed(data)) < 2_000
-    assert len(data) <= duties_module.BEQUEST_BYTES_MAX

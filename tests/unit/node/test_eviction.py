@@ -182,15 +182,16 @@ def test_no_service_is_emptied_before_the_others() -> None:
         assert 30 < sum(judged.key.service == f"s{number}" for judged in gone) < 70
 
 
-def test_nothing_protects_who_was_never_heard_of_and_its_pace_is_its_own() -> None:
+def test_who_was_never_heard_of_has_a_pace_of_its_own_and_is_held_with_the_others() -> None:
     dead = judgements(20)
-    found = Overdue(dead, dead[:2], dead[10:])
+    found = Overdue(dead, (*dead[:2], dead[-1]), dead[10:])
 
     def gone(late: int, room: int, unheard_room: int) -> set[Judgement]:
         parts = choose(found, protection(100, late), room=room, unheard_room=unheard_room, seed=1)
         return {judged for part in parts for judged in part}
 
-    assert gone(late=50, room=100, unheard_room=100) == {*dead[:2], *dead[10:]}
+    assert gone(late=50, room=100, unheard_room=100) == {*dead[:2], dead[-1]}
+    assert gone(late=50, room=100, unheard_room=0) == set(dead[:2])
     assert gone(late=0, room=100, unheard_room=0) == set(dead[:10])
     assert len(gone(late=0, room=0, unheard_room=3)) == 3
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
-from rollcall.node.leases import GRACE_S, Grant, Leases
+from rollcall.node.leases import Grant, Leases
 from rollcall.replication.commands import Deregister, Evict, Judgement, Register
 from rollcall.replication.log import LocalLog
 from rollcall.replication.records import Event, EventKind, Instance, Key, Registration
@@ -107,87 +107,6 @@ def test_a_new_leader_starts_every_lease_afresh() -> None:
 
     assert overdue(leases, 1_089.9) == []
     assert leases.count(1_044.9) == (1, 0)
-
-
-# -- what a leader hands on
-
-
-def test_what_is_left_of_a_lease_goes_on_at_the_next_leader() -> None:
-    before = Leases([], 0.0)
-    for id in ("dead", "alive", "new"):
-        before.registered(instance(id), 0.0)
-    before.renew(key("dead"), "n1", 0.0)
-    before.renew(key("alive"), "n2", 60.0)
-    handed = before.hand_on(70.0)
-
-    after = Leases([instance(id) for id in ("dead", "alive", "new")], 1_000.0, former_s=0.4, handed=handed)
-
-    assert overdue(after, 1_019.9) == []
-    assert overdue(after, 1_020.0) == ["dead", "new"]
-    assert [judged.key.id for judged in after.overdue(1_020.0).unheard] == ["new"]
-    assert after.count(1_000.0) == (2, 1)
-    assert overdue(after, 1_080.0) == ["alive", "dead", "new"]
-    assert after.renew(key("alive"), "n1", 1_080.0).answer == "renewed"
-    assert overdue(after, 1_169.9) == ["dead", "new"]
-
-
-def test_a_lease_that_was_handed_on_is_not_renewed_until_it_is_taken_back() -> None:
-    """What the next leader goes by must stay true."""
-    leases = table("a")
-    leases.hand_on(10.0)
-    assert leases.renew(key("a"), "n1", 20.0).answer == "evicting"
-
-    leases.take_back()
-    assert leases.renew(key("a"), "n1", 20.0).answer == "renewed"
-
-
-def test_of_another_registration_nothing_is_left() -> None:
-    handed = table("a").hand_on(80.0)
-
-    after = Leases([instance("a", reg_index=2)], 100.0, handed=handed)
-
-    assert overdue(after, 189.9) == []
-
-
-def test_those_with_the_smallest_part_left_are_handed_on_first_and_none_that_is_held() -> None:
-    leases = Leases([instance(str(number), ttl_s=100.0 + number) for number in range(10)], 0.0)
-    leases.renew(key("0"), "n1", 1.0)
-    leases.lost("n1", 2.0)
-
-    assert [each.key.id for each in leases.hand_on(50.0, 3)] == ["1", "2", "3"]
-    assert leases.renew(key("9"), "n2", 51.0).answer == "renewed"
-    leases.disturbed(52.0)
-    assert leases.hand_on(53.0) == ()
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 40)), max_size=12),
-    st.floats(2, 60),
-    st.floats(0, 100),
-    st.booleans(),
-)
-def test_a_hand_over_shortens_no_lease_and_keeps_none_for_long(
-    renewals: list[tuple[str, float]], ttl_s: float, took_s: float, fails: bool
-) -> None:
-    before, now = table(*"abc", ttl_s=ttl_s), 0.0
-    for id, pause_s in renewals:
-        now += pause_s
-        before.renew(key(id), "n1", now)
-    due = {lease.judgement.key.id: before._due(lease) for lease in before._leases.values()}
-    handed = before.hand_on(now)
-    began = now + took_s
-    if fails:
-        before.take_back()
-        assert {lease.judgement.key.id: before._due(lease) for lease in before._leases.values()} == due
-        return
-
-    after = Leases([instance(id, ttl_s=ttl_s) for id in "abc"], began, former_s=0.4, handed=handed)
-
-    for lease in after._leases.values():
-        id = lease.judgement.key.id
-        assert after._due(lease) >= due[id] - 1e-6
-        assert after._due(lease) <= began + max(GRACE_S, due[id] - now) + 1e-6
 
 
 # -- following the registry

@@ -10,6 +10,7 @@ import click
 COMMANDS = {
     "simulate": ("simulation.command", "Play random schedules of faults in one process, on a virtual clock."),
     "verify": ("simulation.verify", "Switch off one rule after the other: the simulation must notice each."),
+    "abuse": ("chaos.abuse", "Attack real nodes as somebody who merely reaches a port, and see who notices."),
     "run": ("chaos.run", "Break real processes for some minutes, and judge what their clients saw."),
 }
 """Name of the subcommand to its module, which holds a click command of that name, and what it does."""

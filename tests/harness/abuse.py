@@ -1,20 +1,16 @@
 """Attacks by somebody who merely reaches the nodes' HTTP port, and what the others notice of them.
 
-    python tests/harness/abuse.py slow_requests --strength 0.2
-
 Each attack is a function ``(cluster, strength) -> figures``: strength 1 is what once took a cluster down, and the
 others are clients that go on renewing leases, writing and watching at every node over new connections. ``FIGURES``
-says what is measured. The abuser comes from 127.0.0.2, so nodes that trust 127.0.0.1 alone (``AMONG_STRANGERS``)
-take it for a stranger.
+says what is measured (``./scripts/chaos abuse`` runs them all). The abuser comes from 127.0.0.2, so nodes that trust
+127.0.0.1 alone (``AMONG_STRANGERS``) take it for a stranger.
 """
 
-import argparse
 import contextlib
 import http.client
 import resource
 import selectors
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -399,25 +395,3 @@ def _allow_files() -> None:
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("attacks", nargs="*", choices=[*ATTACKS, []], help="default: all")
-    parser.add_argument("--strength", type=float, default=0.2)
-    parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the nodes")
-    given = parser.parse_args()
-    settings = {**AMONG_STRANGERS, **dict(pair.split("=", 1) for pair in given.set)}
-    settings = {name: value for name, value in settings.items() if value != "unset"}
-    _allow_files()
-    for name in given.attacks or ATTACKS:
-        with tempfile.TemporaryDirectory() as directory:
-            cluster = Cluster(Path(directory) / "data", given.nodes, **settings)
-            with cluster:
-                figures = ATTACKS[name](cluster, given.strength)
-        print(name, msgspec.json.encode(figures).decode(), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 PATIENCE_S = 1.0
 """So long anybody may take over the first of it."""
+FRESH_S = 0.2
+"""What somebody took is no measure yet, if it was answered since then."""
 
 
 class Bytes:
@@ -61,7 +63,7 @@ def too_slow(readers: Collection[Reader], now: float, most: int) -> set[int]:
         sizes.update(reader.holds)
     holders = Counter(what for reader in readers for what in reader.holds)
     total, left, dropped = sum(sizes.values()), len(readers), set[int]()
-    for reader in sorted(readers, key=lambda each: (now - each.since < PATIENCE_S, each.took, each.since)):
+    for reader in sorted(readers, key=lambda each: _standing(each, now)):
         if total <= most or left <= 1:
             break
         left -= 1
@@ -71,3 +73,11 @@ def too_slow(readers: Collection[Reader], now: float, most: int) -> set[int]:
             if not holders[what]:
                 total -= sizes[what]
     return dropped
+
+
+def _standing(reader: Reader, now: float) -> tuple[bool, bool, int, float]:
+    """Who goes first: who was sent something a while ago and took least of it. Who was only just answered had no time
+    to take anything, and goes last."""
+    age_s = now - reader.since
+    fresh = age_s < FRESH_S
+    return age_s < PATIENCE_S, fresh, 0 if fresh else reader.took, reader.since

@@ -38,6 +38,13 @@ def test_who_has_just_begun_has_a_moment():
     assert too_slow([reader(1, {1: 40}, since=99.5), reader(2, {2: 40}, took=10)], 100.0, 50) == {2}
 
 
+def test_who_was_only_just_answered_is_not_the_one_who_took_least():
+    """The others had a part of a second, and what the kernel takes for them at once counts as taken."""
+    unread = [reader(key, {key: 40}, took=30, since=99.4 + key / 100) for key in range(1, 5)]
+
+    assert too_slow([*unread, reader(9, {9: 40}, since=99.99)], 100.0, 100) == {1, 2, 3}
+
+
 def test_one_answer_may_be_larger_than_all_that_is_allowed():
     assert too_slow([reader(1, {1: 400})], 100.0, 50) == set()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from harness.api import Api, FakeService, wait_for
+from rollcall.cluster.holding import PATIENCE_S
 from rollcall.cluster.networks import networks
 from rollcall.cluster.server import Server
 from rollcall.node.api import ApiSettings, create_app
@@ -414,7 +415,7 @@ def test_lines_between_chunks_are_not_kept_of_who_is_refused(run: Callable[..., 
     with contextlib.closing(answer):
         answer.begin()
         assert answer.status == 503
-    assert held(running) == 0
+    wait_for(lambda: held(running) == 0, "the room to be given back")
 
 
 def test_what_was_asked_behind_an_answer_that_nobody_took_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
@@ -510,6 +511,12 @@ def test_answers_that_nobody_takes_have_a_sum(long_answers: Callable[..., Server
         return len(asked) == 8 and unsent <= 2 * LENGTH
 
     wait_for(dropped, "those who read nothing to be dropped", 15)
+
+    def known_for_slow() -> bool:
+        unread = [channel for channel in server._channels() if channel.total_outbufs_len]
+        return all(channel.unsent_since and time.time() - channel.unsent_since > PATIENCE_S for channel in unread)
+
+    wait_for(known_for_slow, "the others to have had their time", 15)
     assert read_all(ask_and_not_read(server, 1)[0]) > LENGTH, "who reads gets all of it"
 
     got = [read_all(line) for line in lines]

@@ -286,7 +286,6 @@ class Discovery:
                 "the registry does not answer for %s, %d are known otherwise: %s", service, len(instead), error
             )
             known.pool.update([instance for instance in instead if instance.serving], time.monotonic())
-            self._line.interrupt()  # it is asked about again, and not only after the poll that is under way
         try:
             self._take_policies(timeout_s=max(0.0, until - time.monotonic()))
         except RollcallError as error:
@@ -390,20 +389,12 @@ class Discovery:
 
     def _refresh(self) -> None:
         """Reads services again, and who the nodes are: for a while, or all of them where the watch cannot go on."""
-        stale = self._stale()
-        if not self._round:
-            self._round_failure = None
-        if stale or not self._round:
+        if not self._round or self._has_stale():
             self._learn()
-        if stale:
-            # Asked first, all of them; whatever else is due is looked at between the changes, as ever.
-            first_asked = frozenset(stale)
-            self._round = [service for service in self._round if service not in first_asked] + stale
-        elif not self._round:
-            self._round = [service for service, _ in self._asked()]
-        until, first = time.monotonic() + SLICE_S, len(self._round) - len(stale)
+            self._round, self._round_failure = [service for service, _ in self._asked()], None
+        until = math.inf if self._has_stale() else time.monotonic() + SLICE_S
         silent = 0
-        while self._round and (len(self._round) > first or time.monotonic() < until) and not self._stop.is_set():
+        while self._round and time.monotonic() < until and not self._stop.is_set():
             service = self._round.pop()
             known = self._known.get(service)
             if known is None or not known.asked.is_set():
@@ -431,8 +422,7 @@ class Discovery:
         failure = self._round_failure
         if failure is not None and not self._followed():
             raise failure
-        next_at = (now := time.monotonic()) + (RETRY_S_MAX if failure is not None else self._pause_s())
-        self._refresh_at = next_at if now >= self._refresh_at else min(next_at, self._refresh_at)
+        self._refresh_at = time.monotonic() + (RETRY_S_MAX if failure is not None else self._pause_s())
 
     def _followed(self) -> dict[str, Known]:
         """What the watch is about: all that the registry was asked about, but what could not be read last."""
@@ -443,16 +433,11 @@ class Discovery:
         self._refresh_at = self._policies_at = -math.inf
 
     def _has_stale(self) -> bool:
-        return bool(self._stale())
-
-    def _stale(self) -> list[str]:
-        """What the registry was not asked about, or only in a former history."""
+        """Whether there is something that the registry was not asked about, or only in a former history."""
         history = self._client.history
-        return [
-            service
-            for service, known in self._asked()
-            if not known.troubled and (known.index < 0 or _differ(known.history, history))
-        ]
+        return any(
+            not known.troubled and (known.index < 0 or _differ(known.history, history)) for _, known in self._asked()
+        )
 
     def _asked(self) -> list[tuple[str, Known]]:
         """All services but those whose first question is still under way."""

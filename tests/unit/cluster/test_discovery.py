@@ -452,20 +452,6 @@ def test_names_that_nobody_has_are_not_written_to_the_file(registry: Registry, t
     assert file.stat().st_mtime_ns == written
 
 
-def test_a_list_that_could_not_be_read_has_no_other_one_read_again(registry: Registry):
-    """A gateway follows thousands: while all were read for the sake of one, no change would be heard of."""
-    with Discovery([registry.url], refresh_s=600.0) as discovery:
-        for number in range(40):
-            discovery.pool(f"users-{number}")
-        registry.in_trouble = (503, "Overloaded")
-        discovery.pool("first")
-        registry.in_trouble = (0, "")
-        read = len(registry.listed_at)
-
-        wait_for(lambda: discovery._known["first"].index >= 0, "its list to be read", SOON_S)
-        assert len(registry.listed_at) <= read + 2
-
-
 def test_changes_are_followed_while_many_lists_are_read_again(registry: Registry, monkeypatch: pytest.MonkeyPatch):
     """A round that takes long gives way to the watch: it does not wait for the round's end."""
     monkeypatch.setattr(discovery_module, "SLICE_S", 0.0001)

@@ -48,6 +48,7 @@ from ..replication.errors import (
     StaleDirtyTimestamp,
     Superseded,
     TooLarge,
+    TooSoon,
     Unknown,
     WrongDirectory,
 )
@@ -253,6 +254,7 @@ BY_CODE: dict[str, type[RollcallError]] = {
         NotLeader,
         Overwritten,
         Overloaded,
+        TooSoon,
         Draining,
         DiskUnavailable,
         NotCaughtUp,

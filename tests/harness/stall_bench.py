@@ -246,6 +246,7 @@ def installing(directory: Path, instances: int, services: int) -> Iterator[dict[
                     lambda: "\n".join(["a state file to be installed", *map(cluster.log_tail, range(3))]),
                     60.0,
                 )
+                cluster.wait_ready(60.0, nodes=[away])  # clients come in a little later
                 index = cluster.view(leader)["applied_index"]
                 wait_for(lambda: cluster.view(away)["applied_index"] >= index, "the node to catch up", 60.0)
                 wait_for(lambda: time.monotonic() > began + 8.0, "what follows an installation", 20.0)

@@ -67,7 +67,7 @@ class Forgetful(Engine):
         held, self._held = self._held, []
         for node, message in held:
             self._wire.send(node, message)
-        self._journal.sync()
+        super()._flush()
 
 plans = (draw(seed, 3) for seed in range(1, 201))
 for result in play_many(plans, make_node=partial(EngineNode, make_engine=Forgetful)):

@@ -18,6 +18,7 @@ The disk can also be slow, or fail: the file ``orders`` in the durable directory
 says so to the node's process at each sync.
 """
 
+import contextlib
 import errno
 import os
 import random
@@ -140,7 +141,11 @@ class VolatileDisk(Disk):
 def sync_names(live: Path, durable: Path) -> None:
     """Makes the names of the live directory durable."""
     names, store = durable / "names", durable / "store"
-    wanted = {path.name: store / str(path.stat().st_ino) for path in _files(live)}
+    wanted: dict[str, Path] = {}
+    for path in _files(live):
+        # Another thread may rename it meanwhile, and syncs that name itself.
+        with contextlib.suppress(FileNotFoundError):
+            wanted[path.name] = store / str(path.stat().st_ino)
     for name, content in wanted.items():
         if content.exists() and not _is_same(names / name, content):
             link = durable / "link"

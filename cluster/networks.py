@@ -27,23 +27,26 @@ def networks(texts: Iterable[str], field: str = "trusted") -> tuple[Network, ...
 def within(address: str, networks: tuple[Network, ...]) -> bool:
     """Whether an address lies in one of them; an IPv4 address is the same if it is written as IPv6."""
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = unmapped(address)
     except ValueError:
         return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return any((mapped or parsed) in network for network in networks)
+    return any(parsed in network for network in networks)
 
 
 @functools.lru_cache(maxsize=4096)
 def client_of(address: str) -> str:
     """Whom a share is counted for: an address of IPv4, but a network of IPv6, of which one client has a whole one."""
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = unmapped(address)
     except ValueError:
         return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False))
+
+
+def unmapped(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address without its zone, and of IPv4 if it is one that is written as IPv6. ``ValueError`` if it is none."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
 LOOPBACK: tuple[Network, ...] = networks(("127.0.0.0/8", "::1"))

@@ -523,12 +523,11 @@ class _Request(HTTPRequestParser):
         receiver: Any = self.body_rcv
         if receiver is None:
             self.completed = True
-        elif self.chunked:
-            # The lines between chunks may be as long as a body may. It is answered now, and the connection ends.
-            self.completed, receiver.control_line, receiver.trailer = True, b"", b""
-            self._discard()
         else:
             self._discard()
+        if self.chunked and receiver is not None:
+            # The lines between chunks may be as long as a body may. It is answered now, and the connection ends.
+            self.completed, receiver.control_line, receiver.trailer = True, b"", b""
         self.release()
 
     def _discard(self) -> None:
@@ -651,8 +650,8 @@ class _Channel(HTTPChannel):
                 shares.give(self.client)
             if not self.connected:
                 # The client left while its answer was on the way: nobody looks at what it asked after that.
-                lock: Any = getattr(self, "requests_lock")  # noqa: B009 - the library says nothing of its type
-                with lock:
+                channel: Any = self
+                with channel.requests_lock:
                     left, self.requests = self.requests, []
                 for request in left:
                     request.close()

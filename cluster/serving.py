@@ -10,7 +10,7 @@ import click
 from .balancer import BALANCERS, Balancer, ZoneFirst
 from .discovery import Discovery
 from .lease import Lease
-from .terminal import Context, Number, Seconds, command, fail, pair, say
+from .terminal import Context, Number, command, fail, pair, say, seconds_option
 
 
 @click.command()
@@ -38,24 +38,8 @@ from .terminal import Context, Number, Seconds, command, fail, pair, say
     type=click.IntRange(1, 10),
     help="Most instances asked for one request; refused connections do not count.",
 )
-@click.option(
-    "--try-timeout",
-    "try_s",
-    default=10.0,
-    type=Seconds(),
-    show_default=True,
-    metavar="S",
-    help="Longest wait for one instance.",
-)
-@click.option(
-    "--total-timeout",
-    "total_s",
-    default=30.0,
-    type=Seconds(),
-    show_default=True,
-    metavar="S",
-    help="Longest wait for all of them.",
-)
+@seconds_option("--try-timeout", "try_s", 10.0, "Longest wait for one instance.")
+@seconds_option("--total-timeout", "total_s", 30.0, "Longest wait for all of them.")
 @click.option(
     "--keep",
     type=click.Path(dir_okay=False),
@@ -123,24 +107,8 @@ def gateway(
 @click.option(
     "--check", metavar="URL", help="http://… that must answer 2xx, or tcp://HOST:PORT; without: always passing."
 )
-@click.option(
-    "--interval",
-    "interval_s",
-    default=5.0,
-    type=Seconds(),
-    show_default=True,
-    metavar="S",
-    help="Time between two checks.",
-)
-@click.option(
-    "--check-timeout",
-    "check_s",
-    default=2.0,
-    type=Seconds(),
-    show_default=True,
-    metavar="S",
-    help="Longest wait for one check.",
-)
+@seconds_option("--interval", "interval_s", 5.0, "Time between two checks.")
+@seconds_option("--check-timeout", "check_s", 2.0, "Longest wait for one check.")
 @click.option(
     "--failures",
     default=3,
@@ -148,24 +116,8 @@ def gateway(
     type=click.IntRange(min=1),
     help="Checks that must fail in a row before the instance is deregistered.",
 )
-@click.option(
-    "--drain",
-    "drain_s",
-    default=1.0,
-    type=Seconds(0.0),
-    show_default=True,
-    metavar="S",
-    help="Time to drain: from deregistering to SIGTERM.",
-)
-@click.option(
-    "--stop-timeout",
-    "stop_s",
-    default=10.0,
-    type=Seconds(),
-    show_default=True,
-    metavar="S",
-    help="Longest wait for the program to end after SIGTERM; then SIGKILL.",
-)
+@seconds_option("--drain", "drain_s", 1.0, "Time to drain: from deregistering to SIGTERM.", least=0.0)
+@seconds_option("--stop-timeout", "stop_s", 10.0, "Longest wait for the program to end after SIGTERM; then SIGKILL.")
 @click.option("--discovery-port", type=click.IntRange(0, 65_535), help="Offers discovery on this port of loopback.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 @command(staying=True)

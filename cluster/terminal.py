@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..replication.errors import NotDone, RollcallError, Unknown
+from ..replication.places import authority
 from ..replication.records import DEFAULT_ENV
 from .client import Client
 from .members import DEFAULT_NODES
@@ -151,10 +152,7 @@ class Seconds(click.ParamType):
         self._most: float = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
+        number = _number(value)
         if not self._least <= number <= self._most:
             self.fail(f"{value!r}: expected a number from {self._least:g} to {self._most:g}", param, ctx)
         return number
@@ -166,13 +164,23 @@ class Number(click.ParamType):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
+        number = _number(value)
         if not math.isfinite(number):
             self.fail(f"{value!r}: expected a number", param, ctx)
         return number
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
+def seconds_option(flag: str, name: str, default: float, help: str, *, least: float = 0.001) -> Callable[..., Any]:
+    """An option that is a number of seconds."""
+    return click.option(flag, name, default=default, type=Seconds(least), show_default=True, metavar="S", help=help)
 
 
 class Duration(click.ParamType):
@@ -285,7 +293,7 @@ def place(host: str, port: int) -> str:
     """``HOST:PORT`` as it is written, IPv6 in brackets; without a port the host alone."""
     if not port:
         return host
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+    return authority(host.strip("[]"), port)
 
 
 def styled(text: str, style: str | None = None) -> Text:

@@ -11,8 +11,9 @@ Name and value must both have that form; whatever else is in them is taken for w
 Source: kubernetes.io, "Service", discovering services, environment variables.
 """
 
-import ipaddress
 import re
+
+from ..replication.targets import is_address
 
 _PROTOCOL = "tcp|udp|sctp"
 _URL = re.compile(rf"(?:{_PROTOCOL})://(?P<host>\[[^]]+\]|[^:/]+):\d{{1,5}}")
@@ -24,19 +25,11 @@ def is_service_link(name: str, value: str) -> bool:
     if re.search(rf"_PORT(_\d+_({_PROTOCOL.upper()}))?$", name):
         url = _URL.fullmatch(value)
         if url is not None:
-            return _is_address(url["host"].strip("[]"))
+            return is_address(url["host"].strip("[]"))
     if re.search(rf"_PORT_\d+_({_PROTOCOL.upper()})_PROTO$", name):
         return re.fullmatch(_PROTOCOL, value) is not None
     if re.search(rf"_PORT_\d+_({_PROTOCOL.upper()})_PORT$|_SERVICE_PORT(_[A-Z0-9_]+)?$", name):
         return _NUMBER.fullmatch(value) is not None
     if re.search(rf"_PORT_\d+_({_PROTOCOL.upper()})_ADDR$|_SERVICE_HOST$", name):
-        return _is_address(value)
+        return is_address(value)
     return False
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

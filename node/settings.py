@@ -15,7 +15,6 @@ exists: a misspelt setting that is silently ignored is found at three at night.
     python -m rollcall.node.settings sample    a commented node.toml
 """
 
-import difflib
 import math
 import os
 import sys
@@ -28,7 +27,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..replication.errors import Invalid
-from ..replication.records import DEFAULT_ENV, TTL_S_MAX, TTL_S_MIN
+from ..replication.records import DEFAULT_ENV, TTL_S_MAX, TTL_S_MIN, nearest
 from . import settings_rules, settings_table
 from .service_links import is_service_link
 from .settings_rules import ID_PATTERN, WILDCARDS, joined
@@ -325,8 +324,8 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
 
 
 def _not_known(what: str, name: str, known: Iterable[str]) -> Invalid:
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else "see rollcall-node --help for what exists"
+    meant = nearest(name, known, cutoff=0.5)
+    hint = f"did you mean {meant}?" if meant else "see rollcall-node --help for what exists"
     return Invalid(f"unknown {what} {name}: {hint}", field=name)
 
 

@@ -57,8 +57,7 @@ def url_of(said: Said) -> str:
 
     An instance that speaks another protocol alone has the first of its ``addrs``; "" is nowhere.
     """
-    others = ""
-    first: Place | None = None
+    first: tuple[str, Place] | None = None
     for addr in said.addrs:
         place = read(addr)
         if place is None:
@@ -67,11 +66,10 @@ def url_of(said: Said) -> str:
             return addr
         if not place.scheme:
             return f"http://{authority(place.host, place.port)}"
-        if first is None:
-            others, first = addr, place
+        first = first or (addr, place)
     # An address that was taken from ``addrs`` is no place for another protocol than is said there.
-    if others and (not said.address or (first and (first.host, first.port) == (said.address, said.port))):
-        return others
+    if first and (not said.address or (first[1].host, first[1].port) == (said.address, said.port)):
+        return first[0]
     host = next((host for host in (said.address, said.hostname) if host and _is_host(host)), "")
     return f"http://{authority(host, said.port)}" if host else ""
 

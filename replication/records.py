@@ -195,16 +195,21 @@ def _fields_of(kind: type) -> tuple[str, ...]:
     return (*own, *Check.__struct_fields__) if "checks" in own else own
 
 
-def unknown_field(field: str, known: Iterable[str]) -> Invalid:
-    """What to say of a field, or a path to one, that is none of ``known``."""
-    name = field.rpartition(".")[2]
-    # To compare long words takes long, and nobody mistypes them.
-    nearest = difflib.get_close_matches(name, known, 1) if len(name) <= NAME_COMPARED_MAX else []
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "leave it out"
-    return Invalid(f"field {field!r} is not known here; {hint}", field=field)
+def unknown_field(field: str, known: Iterable[str], what: str = "field") -> Invalid:
+    """What to say of a field (or of ``what`` else), or a path to one, that is none of ``known``."""
+    meant = nearest(field.rpartition(".")[2], known)
+    hint = f"did you mean {meant!r}?" if meant else "leave it out"
+    return Invalid(f"{what} {field!r} is not known here; {hint}", field=field)
 
 
 NAME_COMPARED_MAX = 64
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Which of ``known`` was perhaps meant; empty: none of them. ``cutoff`` as in difflib."""
+    # To compare long words takes long, and nobody mistypes them.
+    found = difflib.get_close_matches(name, list(known), 1, cutoff) if len(name) <= NAME_COMPARED_MAX else []
+    return found[0] if found else ""
 
 
 def invalid_from(error: Exception, known: Iterable[str] = ()) -> Invalid:

@@ -68,10 +68,15 @@ def of_place(text: str) -> tuple[str, int]:
 
 def is_host(text: str) -> bool:
     """Whether ``text`` is an IP address or may be the name of a host. Digits and dots alone are no name."""
+    return is_address(text) or (bool(_NAME.fullmatch(text)) and not text.replace(".", "").isdigit())
+
+
+def is_address(text: str) -> bool:
+    """Whether ``text`` is an IP address; one of IPv6 has no brackets, and may have a zone."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
-        return bool(_NAME.fullmatch(text)) and not text.replace(".", "").isdigit()
+        return False
     return True
 
 

@@ -9,13 +9,13 @@ those that its operator lists.
 Programs send none of these headers, and are not looked at further.
 """
 
-import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from ...replication.errors import Forbidden, Invalid
+from ...replication.targets import is_address
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 NATIVE = "/api/v1/"
@@ -79,7 +79,7 @@ class Callers:
             return
         name = _name_of(host)
         if name is None or not (
-            "." not in name or _is_address(name) or name in self._hosts or name.endswith(self._reserved)
+            "." not in name or is_address(name) or name in self._hosts or name.endswith(self._reserved)
         ):
             raise Forbidden(
                 f"this node does not answer to the name {_shown(host)}: use an address or a member's name, or list "
@@ -107,14 +107,6 @@ def _name_of(host: str) -> str | None:
     """The host of ``host:port``, in small letters; None if it is no host."""
     match = _HOST.fullmatch(host)
     return None if match is None else _bare(match["host"].strip("[]"))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_json(environ: Mapping[str, Any]) -> bool:

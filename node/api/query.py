@@ -47,8 +47,7 @@ class Query:
         """Refuses parameters that nobody asked for: a misspelt filter must not pass as none."""
         for name in self._values:
             if name not in self._known:
-                error = unknown_field(name, sorted(self._known))
-                raise Invalid(error.message.replace("field", "query parameter", 1), field=name)
+                raise unknown_field(name, sorted(self._known), "query parameter")
 
     def every(self, name: str) -> tuple[str, ...]:
         """All values of a parameter that may be repeated."""

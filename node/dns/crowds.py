@@ -10,11 +10,11 @@ import math
 import random
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Generic, TypeVar
 
-from ...replication.places import place_of
+from ...replication.places import Place, place_of
 from ...replication.records import Instance
 
 CROWD_BYTES = 512
@@ -78,24 +78,27 @@ class Crowd:
     def hosts(self) -> tuple[Pool[str], Pool[str], Pool[str]]:
         """Their hosts: addresses of IPv4, of IPv6, names."""
         weights: tuple[dict[str, int], ...] = ({}, {}, {})
-        for instance in self.instances.values():
-            place = place_of(instance)
-            if place is not None and "%" not in place.host:  # an address with a zone means something on one machine
-                host = place.host
-                of = weights[1 if ":" in host else 0 if host.replace(".", "").isdigit() else 2]
-                of[host] = of.get(host, 0) + instance.weight
+        for place, weight in self._placed():
+            host = place.host
+            of = weights[1 if ":" in host else 0 if host.replace(".", "").isdigit() else 2]
+            of[host] = of.get(host, 0) + weight
         return Pool(weights[0]), Pool(weights[1]), Pool(weights[2])
 
     @cached_property
     def ports(self) -> Pool[tuple[str, int]]:
         """Their hosts and ports."""
         weights: dict[tuple[str, int], int] = {}
+        for place, weight in self._placed():
+            key = place.host, place.port
+            weights[key] = weights.get(key, 0) + weight
+        return Pool(weights)
+
+    def _placed(self) -> Iterator[tuple[Place, int]]:
+        """Where each of them is, with its weight."""
         for instance in self.instances.values():
             place = place_of(instance)
-            if place is not None and "%" not in place.host:
-                key = place.host, place.port
-                weights[key] = weights.get(key, 0) + instance.weight
-        return Pool(weights)
+            if place is not None and "%" not in place.host:  # an address with a zone means something on one machine
+                yield place, instance.weight
 
 
 class Crowds:

@@ -6,11 +6,10 @@ so that a real client asks again over TCP, which proves where it is. Networks th
 trusts, and this machine, are not held to it: resolvers ask for many.
 """
 
-import ipaddress
 from collections import OrderedDict
 from enum import Enum, auto
 
-from ...cluster.networks import LOOPBACK, Network, within
+from ...cluster.networks import LOOPBACK, Network, unmapped, within
 
 PER_S = 100.0
 """Answers to one network (/24 of IPv4, /56 of IPv6)."""
@@ -58,7 +57,5 @@ class Rates:
 
 
 def _network(address: str) -> bytes:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
-        return parsed.packed[:7]
-    return (getattr(parsed, "ipv4_mapped", None) or parsed).packed[:3]
+    parsed = unmapped(address)
+    return parsed.packed[: 3 if parsed.version == 4 else 7]

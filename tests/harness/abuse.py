@@ -254,34 +254,36 @@ def waiting_reads(cluster: Cluster, strength: float) -> Figures:
     """Reads of an index that will not come, and watches of nothing, as many as are let in; again when answered."""
     far = b"GET /api/v1/services/others/instances?min_index=%d&wait=600s HTTP/1.1\r\nHost: node\r\n\r\n" % (9 * 10**18)
     watch = b"GET /api/v1/watch?service=nobody&wait=600s HTTP/1.1\r\nHost: node\r\n\r\n"
-    wanted = int(620 * strength)
-    redials = wanted * cluster.nodes
     with attacking(cluster) as (others, abuser):
-        until = time.monotonic() + 8.0
-        while time.monotonic() < until:
-            for number in range(min(wanted * cluster.nodes - abuser.open, redials)):
-                abuser.dial(cluster.port + number % cluster.nodes, watch if number % 4 else far)
+        for _ in _kept_open(cluster, abuser, int(620 * strength), 8.0, lambda number: watch if number % 4 else far):
             abuser.push(time.monotonic() + 1.0)
             time.sleep(0.5)
             abuser.answered()
-            redials = REDIALS
     return others.figures()
 
 
 def slow_requests(cluster: Cluster, strength: float) -> Figures:
     """Requests of which a byte comes each half second, on as many connections as there are places; dialled anew."""
-    wanted = int(2050 * strength)
-    redials = wanted * cluster.nodes
+    begun = b"GET /healthz HTTP/1.1\r\nHost: node\r\nX: "
     with attacking(cluster) as (others, abuser):
-        until = time.monotonic() + 14.0
-        while time.monotonic() < until:
-            for number in range(min(wanted * cluster.nodes - abuser.open, redials)):
-                abuser.dial(cluster.port + number % cluster.nodes, b"GET /healthz HTTP/1.1\r\nHost: node\r\nX: ")
+        for _ in _kept_open(cluster, abuser, int(2050 * strength), 14.0, lambda _: begun):
             abuser.push(time.monotonic() + 0.5)
             time.sleep(0.2)
             abuser.drip()
-            redials = REDIALS
     return others.figures()
+
+
+def _kept_open(
+    cluster: Cluster, abuser: Abuser, wanted: int, seconds: float, sent: Callable[[int], bytes]
+) -> Iterator[None]:
+    """Has ``wanted`` connections to each node open for so long, dialled anew where they ended; a turn at a time."""
+    every = redials = wanted * cluster.nodes
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for number in range(min(every - abuser.open, redials)):
+            abuser.dial(cluster.port + number % cluster.nodes, sent(number))
+        yield
+        redials = REDIALS
 
 
 def foreign_pages(cluster: Cluster, strength: float) -> Figures:

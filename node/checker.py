@@ -148,7 +148,8 @@ class Checker:
         self._count: int = 0
         self._wanted: dict[_Name, Result] = {}
         self._doubt: Doubt = Doubt()
-        self._epoch: int = -1
+        self._looked_at: tuple[int, int] | None = None
+        """The assignment and the state file that were gone through last."""
         self._whole_at: float = 0.0
         self._unable_at: float = -UNABLE_S
         self.answers: Counter[State] = Counter()
@@ -253,11 +254,12 @@ class Checker:
                 self._adopt(event.instance)
 
     def _look(self) -> None:
-        """After an assignment, and now and then: all of it."""
-        epoch, now = self._log.registry.assignment.epoch, time.monotonic()
-        if epoch == self._epoch and now - self._whole_at < WHOLE_S:
+        """After an assignment or a state file, and now and then: all of it."""
+        registry, now = self._log.registry, time.monotonic()
+        there = (registry.assignment.epoch, registry.replaced)
+        if there == self._looked_at and now - self._whole_at < WHOLE_S:
             return
-        self._epoch, self._whole_at = epoch, now
+        self._looked_at, self._whole_at = there, now
         held: set[Key] = set()
         for view in self._log.registry.services():
             for instance in view.instances:

@@ -511,6 +511,8 @@ class Registry:
         """Names this history of the registry: an index of another one means nothing here. Empty: none was agreed on."""
         self.overrides: dict[Key, Override] = {}
         """Operators' overrides, those of ids that are not registered included. Replaced whole when one changes."""
+        self.replaced: int = 0
+        """How often all of it was (a state file): no event told of what changed so."""
         self._last_time_ns: int = 0
         self._era = object()
         self._services: dict[ServiceName, ServiceState] = {}
@@ -597,6 +599,7 @@ class Registry:
         self.assignment = state.assignment
         self.policies, self.policy_changes = state.policies, state.policy_changes
         self.history, self.overrides = state.history, state.overrides
+        self.replaced += 1
         self._publish(state.applied_index, state.term)
         return former
 

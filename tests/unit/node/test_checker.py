@@ -21,8 +21,10 @@ from rollcall.node.probes import Found
 from rollcall.node.reach import Reach
 from rollcall.node.tally import CHANGE_S, CHANGES_FREE, Damper, Doubt, Tally
 from rollcall.replication.checks import Check, owner_of
-from rollcall.replication.commands import KEEP_LEVEL
-from rollcall.replication.records import Key
+from rollcall.replication.commands import KEEP_LEVEL, Register, decode, encode, sealed
+from rollcall.replication.records import Key, Registration
+from rollcall.replication.registry import Registry
+from rollcall.replication.state import State
 
 SOON_S = 10.0
 
@@ -119,6 +121,27 @@ def test_checks_registered_at_once_are_not_asked_in_step(monkeypatch):
     assert len(times) > 150
     within = max(sum(at <= other < at + 0.2 for other in times) for at in times)
     assert within < 100, "a fifth of the interval holds about a fifth of them"
+
+
+def test_what_came_as_a_state_file_is_asked_as_soon_as_what_was_told(three, serve):
+    """No event tells of it: a service that registered meanwhile once waited for up to a minute."""
+    served, registry = serve(), three.leader.registry
+    wait_for(
+        lambda: all(each._looked_at == (registry.assignment.epoch, registry.replaced) for each in three.checkers),
+        "a first look",
+        SOON_S,
+    )
+    elsewhere = Registry()
+    elsewhere.replace(State.from_chunks(registry.root().chunks()))
+    registration = Registration(
+        service="web", id="a", address="127.0.0.1", port=served.port, checks=(http(served.port),)
+    )
+    made = sealed(Register(registration), time.time_ns(), level=registry.level)
+    elsewhere.apply(registry.applied_index + 1, 1, decode(encode(made)))
+
+    registry.replace(elsewhere.root())
+
+    wait_health(three, "a", "passing")
 
 
 def test_checks_move_when_the_nodes_that_share_them_change(three, serve):

@@ -193,6 +193,10 @@ class EngineMember(Member):
     def members(self) -> set[str]:
         return {node.id for node in self.engine.otherNodes}
 
+    @property
+    def last_index(self) -> int:
+        return self.engine._journal.last_index
+
     def state(self) -> set[str]:
         service = self.engine.registry.service("default", "s")
         return {instance.id for instance in service.instances} if service else set()

@@ -69,13 +69,22 @@ class SimDisk(Disk):
         self.cut_at: int | None = None
         self.cut_at_step: str = ""
         """Cut the power before the next step of that name."""
-        self.full: bool = False
+        self._room: int | None = None
         self.sync_fails: bool = False
         """The next sync ends with an error; what is on the disk then is what a power cut would leave."""
         self.on_step: Callable[[str, str], None] = lambda step, name: None
         self._files: dict[Path, _File] = {}
         self._open: dict[int, Path] = {}
         self._renamed: tuple[Path, Path, _File | None, _File] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room but what files give back that become shorter, or go."""
+        return self._room is not None
+
+    @full.setter
+    def full(self, full: bool) -> None:
+        self._room = 0 if full else None
 
     def cut_power(self, chance: random.Random) -> None:
         """Leaves on the real disk what a power cut may leave, and closes every file."""
@@ -123,8 +132,7 @@ class SimDisk(Disk):
     def write(self, descriptor: int, data: bytes, offset: int) -> None:
         path = self._open[descriptor]
         self._step("write", path)
-        if self.full and offset + len(data) > os.fstat(descriptor).st_size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._need(max(0, offset + len(data) - os.fstat(descriptor).st_size))
         super().write(descriptor, data, offset)
         self._files[path].volatile.append((offset, bytes(data)))
 
@@ -132,13 +140,13 @@ class SimDisk(Disk):
         self._step("reserve", self._open[descriptor])
         if size <= os.fstat(descriptor).st_size:
             return
-        if self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._need(size - os.fstat(descriptor).st_size)
         os.ftruncate(descriptor, size)
 
     def truncate(self, descriptor: int, size: int) -> None:
         path = self._open[descriptor]
         self._step("truncate", path)
+        self._need(size - os.fstat(descriptor).st_size)
         super().truncate(descriptor, size)
         # As lenient as a disk may be: what was cut off is gone at once.
         del self._files[path].durable[size:]
@@ -155,6 +163,7 @@ class SimDisk(Disk):
         after, before = self._files.pop(source), self._files.get(target)
         if before is None and target.exists():
             before = _File(target.read_bytes())
+        self._give_back(target)
         os.replace(source, target)
         self._files[target] = after
         for descriptor, path in self._open.items():
@@ -169,13 +178,27 @@ class SimDisk(Disk):
 
     def link(self, source: Path, target: Path) -> None:
         self._step("link", target)
+        self._give_back(target)
         super().link(source, target)
         self._files[target] = self._files[source] if source in self._files else _File(source.read_bytes())
 
     def unlink(self, path: Path) -> None:
         self._step("unlink", path)
         self._files.pop(path, None)
+        self._give_back(path)
         super().unlink(path)
+
+    def _need(self, more: int) -> None:
+        """A file becomes so much longer; or shorter, where that is below 0."""
+        if self._room is not None:
+            if more > self._room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._room -= more
+
+    def _give_back(self, path: Path) -> None:
+        """That name goes, and with its last name a file."""
+        if self._room is not None and path.exists() and path.stat().st_nlink == 1:
+            self._room += path.stat().st_size
 
     def _step(self, name: str, path: Path) -> None:
         if self.steps == self.cut_at or name == self.cut_at_step:

@@ -29,6 +29,7 @@ from ..replication.commands import (
     level_of,
 )
 from ..replication.errors import (
+    DiskUnavailable,
     Draining,
     Invalid,
     NoLeader,
@@ -166,6 +167,8 @@ class Service:
             except Overloaded:
                 raise
             except NotDone as error:
+                if isinstance(error, DiskUnavailable) and error.facts.get("nearly_full"):
+                    raise  # there is nobody with room to hand over to: that takes an operator, or removals
                 if "needs_level" in error.facts and time.monotonic() > deadline - self._settings.write_timeout_s / 2:
                     raise  # this cluster is not new: its level rises when the last member is upgraded
                 self._again(error, deadline)

@@ -295,6 +295,22 @@ def level_of(command: Command) -> int:
             return FORMAT
 
 
+def adds(command: Command) -> bool:
+    """Whether ``command`` may make the registry larger. What takes something out of it does not, and what the
+    nodes write for themselves must be written in any case."""
+    match command:
+        case Register():
+            return True
+        case SetStatus():
+            return command.status is not None
+        case SetPolicy():
+            return command.policy is not None
+        case Batch():
+            return any(map(adds, command.operations))
+        case _:
+            return False
+
+
 def sealed(command: Command, time_ns: int, request_id: str = "", *, level: int) -> Envelope:
     """``command`` as a leader puts it into the log of a cluster that uses feature ``level``.
 

@@ -33,6 +33,11 @@ def remedy(error: OSError) -> str:
 class Disk:
     """The real file system. Every method raises ``OSError`` as the kernel does."""
 
+    @property
+    def short(self) -> bool:
+        """Whether there is so little room that what is not needed is better given up (``reserve.py``)."""
+        return False
+
     def open(self, path: Path) -> int:
         """A descriptor for reading and writing; the file is made if missing (mode 0600)."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -97,9 +102,14 @@ def rewrite(disk: Disk, path: Path, data: bytes) -> None:
     disk.replace(partial, path)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a file could not be written because there is no room where it is, be it for it or for its user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def no_room(error: OSError) -> bool:
     """Whether a file could not be written for want of room, which may come back."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return is_full(error) or error.errno == errno.EFBIG
 
 
 def _make(directory: Path) -> None:

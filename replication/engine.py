@@ -54,6 +54,7 @@ from .commands import (
     Envelope,
     Raise,
     Readmit,
+    adds,
     decode,
     encode,
     level_of,
@@ -80,6 +81,7 @@ from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
 from .peers import Peers
 from .records import Event
 from .registry import Outcome, Registry, State
+from .reserve import Reserve, ReservingDisk, lacking
 from .saving import Saving
 from .snapshot import SnapshotHeader, Snapshots
 from .standing import Standing
@@ -121,6 +123,8 @@ APPLY_S = 0.005
 """Spent on applying in one tick, and on the entry that is applied then: a long backlog does not stop heartbeats."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
 """A log file that grew by so much is cut even if its entries are few."""
+LOG_BYTES_SHORT = 1024 * 1024
+"""The same where there is little room."""
 LOG_BYTES_HARD = 4 * LOG_BYTES_MAX
 """A leader whose log grew by so much while a state file is written takes nothing up until that is done."""
 KEEP_ENTRIES = 2_000
@@ -186,6 +190,7 @@ class _Follower:
         self.probe_sent: bool = False
         self.held: int = 0
         self.votes: bool = True
+        self.room: bool = True
         self.sending: Outgoing | None = None
         self.at: float | None = None
         """Its clock in its newest answer on this connection."""
@@ -245,7 +250,7 @@ class Engine(SyncObj):
         self.changes: Changes = changes or Changes()
         self._config: EngineConfig = config
         self._on_fatal: Callable[[BaseException], None] = on_fatal
-        self._disk: Disk = disk or Disk()
+        plain: Disk = disk or Disk()
         self._proposals: deque[Proposal] = deque()
         self._waiting: dict[int, tuple[int, Proposal]] = {}
         self._held: list[tuple[Node, wire.Message]] = []
@@ -283,6 +288,11 @@ class Engine(SyncObj):
         self._transfers: Transfers = Transfers(config.transfer_interval_s)
         self._disk_error: str = ""
         self._disk_retry_at: float = 0.0
+        self._short: str = ""
+        """Why this node takes up nothing that adds to the registry, if it leads."""
+        self._adds_not: str = ""
+        """The same, and why it takes up nothing such as a leader of others that are short of room."""
+        self._restore_at: float = 0.0
         self._wall_clocks: Clocks = Clocks()
         self._clocks_asked: dict[Node, float] = {}
         """The newest time that a peer put into a ping on this connection: it gets it back."""
@@ -318,7 +328,10 @@ class Engine(SyncObj):
             opened.callback(transport.close)
             opened.callback(DirectoryLock(config.directory).release)
             opened.callback(self._abandon_cut)
-            self._snapshots: Snapshots = Snapshots(config.directory, cluster=config.cluster, disk=self._disk)
+            self._reserve: Reserve = Reserve(config.directory / "reserve", plain)
+            self._disk: Disk = ReservingDisk(plain, self._reserve)
+            self._large_files: Disk = ReservingDisk(plain, self._reserve, large=True)
+            self._snapshots: Snapshots = Snapshots(config.directory, cluster=config.cluster, disk=self._large_files)
             opened.callback(self._snapshots.close)
             self._journal: Journal = Journal(
                 config.directory / "journal",
@@ -451,8 +464,7 @@ class Engine(SyncObj):
         self._wire.tick()
         now = time.monotonic()
         self._note_freshness(now)
-        if self._disk_error:
-            self._try_disk(now)
+        self._mind_room(now)
         self._mind_clock(now)
         self._continue_transfer(now)
         self._continue_install()
@@ -514,7 +526,7 @@ class Engine(SyncObj):
             serving_term=self._serving,
             caught_up=self._caught_up,
             peers=self._wire.statuses(),
-            disk_error=self._disk_error,
+            disk_error=self._disk_error or self._short,
             clock_error=self._wall_clocks.error,
             clock_ahead_s=self._wall_clocks.ahead_s(now, time.time_ns()),
             standing=self._standing.kind,
@@ -529,7 +541,8 @@ class Engine(SyncObj):
         return self._propose(command, time_ns, request_id, objection)
 
     def _propose(self, command: Command, time_ns: int, request_id: str, objection: str) -> Proposal:
-        proposal = Proposal(encode(sealed(command, time_ns, request_id, level=self.registry.level)))
+        data = encode(sealed(command, time_ns, request_id, level=self.registry.level))
+        proposal = Proposal(data, adds=adds(command))
         if level_of(command) > self.registry.level and not isinstance(command, Raise):
             refusal = NotDone("not every member understands this yet: upgrade them all", needs_level=level_of(command))
             proposal.resolve(None, refusal)
@@ -750,6 +763,9 @@ class Engine(SyncObj):
             proposal = self._proposals.popleft()
             if self._role != LEADER:
                 proposal.resolve(None, NotLeader(f"{self.node_id} does not lead any more"))
+                continue
+            if proposal.adds and self._adds_not:
+                proposal.resolve(None, DiskUnavailable(self._adds_not, nearly_full=True))
                 continue
             try:
                 self._journal.check_room(len(proposal.data) + 64)
@@ -1041,8 +1057,8 @@ class Engine(SyncObj):
         success = not reset and not alive
         term, leader, at = self._asked_at
         asked_at = at if (term, leader) == (self._term, node.id) else None
-        votes = self._standing.votes
-        self._hold(node, wire.Progress(self._term, next_index, success, reset, votes, time.monotonic(), asked_at))
+        votes, room = self._standing.votes, self._reserve.whole and not self._disk_error
+        self._hold(node, wire.Progress(self._term, next_index, success, reset, votes, time.monotonic(), asked_at, room))
 
     def _on_progress(self, node: Node, message: wire.Progress) -> None:
         """A follower's answer. One of another term says nothing about this one (D4)."""
@@ -1059,6 +1075,7 @@ class Engine(SyncObj):
             raise self._contradiction(node, f"{what}, and {ends} {last}")
         follower = self._followers.setdefault(node, _Follower())
         follower.votes = message.voting
+        follower.room = message.room
         follower.at = message.at
         if message.voting:
             now = time.monotonic()
@@ -1614,9 +1631,11 @@ class Engine(SyncObj):
         if any((self._saving, self._cutting, self._installing, self._receiving)):
             return
         entries = self._applied - (self._saved.index if self._saved else 1)
-        many = entries >= self._config.snapshot_entries or self._journal.growth > LOG_BYTES_MAX
+        short = not self._reserve.whole
+        grown = self._journal.growth > (LOG_BYTES_SHORT if short else LOG_BYTES_MAX)
+        many = entries >= self._config.snapshot_entries or grown
         now = time.monotonic()
-        if entries and self._pace.due(now, many=many, interval_s=self._config.snapshot_interval_s):
+        if entries and self._pace.due(now, many=many, interval_s=self._config.snapshot_interval_s, short=short):
             self._pace.begun(now)
             self._saving = self._snapshots.save(self.registry.root())
 
@@ -1733,7 +1752,8 @@ class Engine(SyncObj):
         if message.offset == 0 and (self._receiving is None or self._receiving.received):
             self._abort_receiving()
             path = self._config.directory / "snapshot-received.tmp"
-            self._receiving = Incoming(path, message.index, self._disk)
+            self._snapshots.make_room()
+            self._receiving = Incoming(path, message.index, self._large_files)
             self._receiving_from = (message.term, node.id)
         if self._receiving is not None and self._receiving.index == message.index:
             self._receiving.take(message.offset, message.data)
@@ -1814,13 +1834,15 @@ class Engine(SyncObj):
             self._transfers.happened(now)
         return error
 
-    def _begin_transfer(self, to: str = "") -> NotDone | None:
-        """Why it did not begin, if it did not."""
+    def _begin_transfer(self, to: str = "", *, with_room: bool = False) -> NotDone | None:
+        """Why it did not begin, if it did not. ``with_room``: only to who has room on its disk."""
         if self._role != LEADER:
             return NotLeader(f"{self.node_id} does not lead")
         if self._transfer is not None:
             return None
         able = [node for node in self._wire.nodes() if to in ("", node.id) and self._able_to_lead(node)]
+        roomy = [node for node in able if self._followers[node].room]
+        able = roomy if with_room else roomy or able
         if not able:
             who = f"{to} cannot" if to else "no other node can"
             return NotDone(f"{who} take over now: not connected, shutting down, or not voting yet")
@@ -1848,7 +1870,41 @@ class Engine(SyncObj):
             self._transfer_asked = True
             self.transferLeadership(target)
 
-    # -- a disk without room (D17) -------------------------------------------------
+    # -- a disk without room (D17; reserve.py) --------------------------------------
+
+    def _mind_room(self, now: float) -> None:
+        """Sees to the reserve; while something of it is taken, hands leadership to whoever has room."""
+        if self._disk_error:
+            self._try_disk(now)
+        if not self._reserve.whole and now >= self._restore_at:
+            self._restore_at = now + DISK_RETRY_S
+            if not self._reserve.restore() and self._role == LEADER:
+                self._begin_transfer(with_room=True)
+        if self._reserve.whole and self._short:
+            logger.info("the disk under %s has room again", self._config.directory)
+            self._short = ""
+        elif not self._reserve.whole and not self._short:
+            self._short = (
+                f"the disk under {self._config.directory} is nearly full: while this node leads it takes up nothing "
+                "that adds to the registry; removals go on, within what was kept for them. Free some room there"
+            )
+            logger.error("%s", self._short)
+        self._adds_not = self._why_nothing_is_added()
+
+    def _why_nothing_is_added(self) -> str:
+        if self._role != LEADER:
+            return ""
+        room: dict[str, bool] = {
+            node.id: each.room for node, each in self._followers.items() if self._wire.connected(node)
+        }
+        room[self.node_id] = self._reserve.whole
+        without = lacking(room, self.node_id, len(self._SyncObj__otherNodes) + 1)
+        if not without:
+            return ""
+        return (
+            f"the disk of {', '.join(without)} is nearly full: nothing that adds to the registry is taken up "
+            "until there is room; removals are"
+        )
 
     def _disk_failed(self, error: DiskUnavailable) -> None:
         """Says so, hands leadership over, and does not campaign until there is room."""

@@ -60,6 +60,7 @@ class LogStatus(Struct, frozen=True, kw_only=True):
     caught_up: bool
     peers: tuple[PeerStatus, ...]
     disk_error: str = ""
+    """Why this node takes up nothing that adds to the registry (``reserve.py``), or nothing at all."""
     clock_error: str = ""
     """What is wrong with this node's wall clock: it neither leads nor stamps (``clocks.py``)."""
     clock_ahead_s: float | None = None
@@ -80,10 +81,12 @@ class Proposal:
     ``Unknown`` if the deadline passed while it was under way.
     """
 
-    __slots__ = ("_callbacks", "_done", "_lock", "data", "error", "outcome", "taken")
+    __slots__ = ("_callbacks", "_done", "_lock", "adds", "data", "error", "outcome", "taken")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, adds: bool = False) -> None:
         self.data: bytes = data
+        self.adds: bool = adds
+        """Whether it may make the registry larger (``commands.adds``)."""
         self.outcome: Outcome | None = None
         self.error: RollcallError | None = None
         self.taken: bool = False

@@ -5,6 +5,9 @@ AGAIN_S_MAX = 60.0
 """After failures in a row: 5 s, 10 s, 20 s and so on. A large file that fails each time must not be all that
 the disk is used for."""
 
+SHORT_S = 30.0
+"""Where there is little room (``reserve.py``): what was taken out of the registry makes some only with the next one."""
+
 
 class Saving:
     """The state files of one node: after so many entries, so long, or so much log, whichever comes first.
@@ -19,9 +22,11 @@ class Saving:
         self._not_before: float = now
         self._failures: int = 0
 
-    def due(self, now: float, *, many: bool, interval_s: float) -> bool:
+    def due(self, now: float, *, many: bool, interval_s: float, short: bool = False) -> bool:
         """Whether to write one now. ``many``: so many entries, or bytes of log, have come since the last one that
-        the ``interval_s`` from one to the next is not waited for."""
+        the ``interval_s`` from one to the next is not waited for. ``short``: there is little room."""
+        if short:
+            interval_s = min(interval_s, SHORT_S)
         return now >= self._not_before and (many or now - self._began_at > interval_s)
 
     def begun(self, now: float) -> None:

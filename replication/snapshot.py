@@ -16,7 +16,7 @@ file has not written back. Freeing a large state is work too (``let_go``).
 The file appears under its name only when it is whole, on stable storage, and was
 read back: every frame, every record, the same digest. Its owner cuts the log only
 after that, so a file that could not be read again, whatever the reason, costs no
-entry. The one before it stays as ``snapshot.previous``.
+entry. The one before it stays as ``snapshot.previous``, if there is room.
 """
 
 import struct
@@ -145,6 +145,11 @@ class Snapshots:
             time.sleep(min(worked_s, REST_S_MAX))
             self._rested_at = time.perf_counter()
 
+    def make_room(self) -> None:
+        """Gives up the file before the newest, where there is no room for more than one."""
+        if self._disk.short:
+            self._disk.unlink(self._previous)
+
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
@@ -168,7 +173,7 @@ class Snapshots:
             self._disk.sync(descriptor)
         finally:
             self._disk.close(descriptor)
-        if self.path.exists():
+        if self.path.exists() and not self._disk.short:
             self._disk.link(self.path, self._previous)
         self._disk.replace(path, self.path)
 
@@ -176,6 +181,7 @@ class Snapshots:
         header = SnapshotHeader(_FORMAT, self._cluster, state.applied_index, state.term)
         path = self.path.with_suffix(".tmp")
         self._disk.unlink(path)
+        self.make_room()
         try:
             self._write(path, header, state)
             self._read_back(path, header, state)

@@ -119,6 +119,8 @@ class Progress(Struct, frozen=True, tag=6, array_like=True):
     """The sender's clock. None: of an older release."""
     asked_at: float | None = None
     """``at`` of the newest ``Append`` that the sender had read from this leader in this term."""
+    room: bool = True
+    """Whether the sender has room on its disk, beyond the reserve (``reserve.py``)."""
 
 
 class TimeoutNow(Struct, frozen=True, tag=7, array_like=True):

@@ -5,16 +5,17 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness.cluster import ALONE, Cluster, Measured, run_node
+from harness.cluster import ALONE, Cluster, Measured, instance_path, run_node
 from harness.traffic import PLAIN, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
 from rollcall.cluster.local import RAFT_OFFSET, free_port
 
 pytestmark = pytest.mark.integration
 
-DISK_MIB = 32
+DISK_MIB = 48
 
 
 def mount(directory: Path) -> None:
@@ -128,6 +129,52 @@ def test_a_full_disk_moves_leadership_away_loses_nothing_and_heals(cramped: Clus
     ledger.compare(cluster)
 
 
+def test_on_full_disks_everywhere_removals_go_on_and_nodes_restart(cramped: Cluster, measured: Measured):
+    """What adds is refused in words; and once there is room, all is as before by itself."""
+    cluster = cramped
+    cluster.wait_for_leader()
+    ballast = [fill(cluster.node_dir(i)) for i in range(3)]
+    meta = {f"key{number}": "x" * 240 for number in range(32)}
+    bulk = 0
+
+    def refused() -> dict[str, Any] | None:
+        """Writes on until that is not taken any more."""
+        nonlocal bulk
+        one = {"op": "register", "service": "bulk", "address": "10.0.0.1", "port": 80, "meta": meta}
+        operations = [{**one, "id": f"a{bulk}-{number}"} for number in range(60)]
+        bulk += 1
+        answer = cluster.ask(bulk % 3, "POST", "/api/v1/batch", {"operations": operations})
+        assert answer.status in (200, 503), answer
+        return answer.json if answer.status == 503 and "nearly full" in answer.json["detail"] else None
+
+    said = wait_for(refused, "registrations to be refused", 60.0)
+    assert (said["code"], said["outcome"]) == ("DiskUnavailable", "not_done")
+    wait_for(lambda: all(cluster.view(i)["disk_error"] for i in range(3)), "all nodes to say that they are short")
+
+    for i in range(3):
+        removed = cluster.ask(i, "DELETE", instance_path(PLAIN, f"p{i + 1}"))
+        assert removed.status == 200, removed
+        answer = cluster.ask(i, "PUT", instance_path(PLAIN, "p9"), {"address": "10.0.0.1", "port": 80})
+        assert (answer.status, answer.json["outcome"]) == (503, "not_done")
+    held = cluster.ids(0, "bulk")
+    for i in range(3):
+        cluster.kill(i)
+        cluster.start_node(i)
+        cluster.wait_ready(nodes=[i])
+        assert "nearly full" in cluster.view(i)["disk_error"]
+        assert cluster.ids(i, "bulk") == held
+    cluster.wait_for_leader()
+    gone = cluster.ask(0, "DELETE", instance_path("bulk", min(held)))
+    assert gone.status == 200, gone
+
+    for each in ballast:
+        each.unlink()
+    wait_for(lambda: not any(cluster.view(i)["disk_error"] for i in range(3)), "the nodes to see that there is room")
+    cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
+    cluster.wait_same(20.0)
+    measured(f"three full disks: {bulk} batches until {said['detail']!r}")
+
+
 def test_a_node_killed_on_a_full_disk_starts_on_it_with_everything(small_disk: Path):
     """Room for its log was reserved, so a full disk takes nothing from it."""
     cluster = Cluster(small_disk.parent, 1, **ALONE)
@@ -141,7 +188,9 @@ def test_a_node_killed_on_a_full_disk_starts_on_it_with_everything(small_disk: P
 
         assert cluster.view(0)["applied_index"] >= index
         assert cluster.ids(0, "orders") == {"o1"}
+        assert cluster.view(0)["disk_error"]
         ballast.unlink()
+        wait_for(lambda: not cluster.view(0)["disk_error"], "the node to see that there is room again")
         cluster.register(0, "orders", "o2")
     finally:
         cluster.close()

@@ -37,6 +37,7 @@ from rollcall.replication import engine as engine_module
 from rollcall.replication import install as install_module
 from rollcall.replication import journal as journal_module
 from rollcall.replication import peers as peers_module
+from rollcall.replication import reserve as reserve_module
 from rollcall.replication import saving as saving_module
 from rollcall.replication import standing as standing_module
 from rollcall.replication.checks import Check, State
@@ -183,6 +184,9 @@ class World:
             (install_module, "AGAIN_S", 4.0),
             (journal_module, "GROWTH_BYTES", plan.growth_bytes),
             (journal_module, "RESERVE_BYTES", 1024),
+            (reserve_module, "RESERVE_BYTES", plan.growth_bytes * 2),
+            (reserve_module, "MARGIN_BYTES", plan.growth_bytes),
+            (reserve_module, "STEP_BYTES", 256),
             (duties_module, "Pace", partial(Pace, plan.pace_s)),
             (duties_module, "Condition", Hasty),
             (condition_module, "GONE_S", 0.5),

@@ -17,6 +17,7 @@ from rollcall.replication.checks import Check
 from rollcall.replication.commands import KEEP_LEVEL, Batch, Command, Deregister, Register, SetStatus, level_of
 from rollcall.replication.errors import (
     AlreadyRegistered,
+    DiskUnavailable,
     Draining,
     Gone,
     Invalid,
@@ -112,6 +113,25 @@ def test_what_not_every_member_understands_is_refused_while_there_is_time_to_hea
 
     monkeypatch.setattr(pair.leader_log, "propose", refuse)
     with pytest.raises(NotDone, match="not every member understands"):
+        getattr(pair, where).submit(Register(registration()))
+
+    assert len(proposed) == 1
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_a_write_that_needs_room_where_nobody_has_any_is_not_tried_until_its_deadline(
+    pair: Pair, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposed: list[Command] = []
+
+    def refuse(command: Command, **_: Any) -> Proposal:
+        proposed.append(command)
+        refused = Proposal(b"")
+        refused.resolve(None, DiskUnavailable("the disk of a is nearly full", nearly_full=True))
+        return refused
+
+    monkeypatch.setattr(pair.leader_log, "propose", refuse)
+    with pytest.raises(DiskUnavailable, match="nearly full"):
         getattr(pair, where).submit(Register(registration()))
 
     assert len(proposed) == 1

@@ -223,6 +223,7 @@ def test_what_only_helps_may_be_spoiled(directory: Path, clock: Clock, spoil: Sp
         "journal",
         "journal.synced",
         "lock",
+        "reserve",
         "snapshot",
         "standing",
         "starts",

@@ -19,13 +19,16 @@ from pysyncobj.node import Node
 from rollcall.replication import engine as engine_module
 from rollcall.replication import install as install_module
 from rollcall.replication import journal as journal_module
+from rollcall.replication import reserve as reserve_module
 from rollcall.replication import wire
+from rollcall.replication.commands import Deregister, SetStatus
 from rollcall.replication.engine import LEADER, REVIEWED, check_library
 from rollcall.replication.errors import (
     Damaged,
     DiskUnavailable,
     Fatal,
     NotDone,
+    NotFound,
     NotLeader,
     Overloaded,
     Overwritten,
@@ -33,12 +36,19 @@ from rollcall.replication.errors import (
     Unknown,
 )
 from rollcall.replication.log import Proposal
+from rollcall.replication.records import Key
 
 
 @pytest.fixture
 def member(ours) -> EngineMember:
     """A node "a" whose peers "b" and "c" the test plays."""
     return ours.member()
+
+
+@pytest.fixture
+def no_reserve(monkeypatch):
+    """Nothing is kept for when the disk is full: as after all of it was used up."""
+    monkeypatch.setattr(reserve_module, "RESERVE_BYTES", 0)
 
 
 @pytest.fixture
@@ -628,7 +638,7 @@ def test_a_save_that_ends_after_a_newer_state_file_was_installed_cuts_nothing(me
     assert member.state() == {"kept"}
 
 
-def test_a_state_file_that_finds_no_room_waits_for_it(member):
+def test_a_state_file_that_finds_no_room_waits_for_it(no_reserve, member):
     member.append("b", 1, (1, 0), run(2, 5), commit=5)
     member.tick()
     member.bench.worker.held = True
@@ -797,7 +807,7 @@ def full(member: EngineMember) -> Proposal:
     raise AssertionError("the disk never was full")
 
 
-def test_without_room_a_leader_refuses_writes_and_hands_over(member):
+def test_without_room_a_leader_refuses_writes_and_hands_over(no_reserve, member):
     term = member.elect()
     proposal = full(member)
     end = member.last_index
@@ -812,7 +822,7 @@ def test_without_room_a_leader_refuses_writes_and_hands_over(member):
     assert [message.term for message in member.sent(wire.TimeoutNow)] == [term]
 
 
-def test_refused_writes_share_no_exception(member):
+def test_refused_writes_share_no_exception(no_reserve, member):
     """One that is raised in many threads would keep all their frames alive."""
     member.elect()
     full(member)
@@ -822,7 +832,7 @@ def test_refused_writes_share_no_exception(member):
     assert first.error is not second.error
 
 
-def test_without_room_a_node_does_not_campaign_but_votes(member):
+def test_without_room_a_node_does_not_campaign_but_votes(no_reserve, member):
     member.elect()
     full(member)
     member.append("b", member.term + 1, (1, 0), [])
@@ -839,7 +849,7 @@ def test_without_room_a_node_does_not_campaign_but_votes(member):
     assert member.votes()[-1] == ("c", term + 1)
 
 
-def test_without_room_a_follower_acknowledges_nothing_new(member):
+def test_without_room_a_follower_acknowledges_nothing_new(no_reserve, member):
     member.append("b", 1, (1, 0), run(2, 3))
     member.disk.full = True
     large = [(4, 1, entry("x" * 4000))]
@@ -855,7 +865,139 @@ def test_without_room_a_follower_acknowledges_nothing_new(member):
     assert not member.engine.status().disk_error
 
 
-def test_with_room_again_a_node_leads_again(member):
+def remove(member: EngineMember, value: str) -> Proposal:
+    """A deregistration that the node has taken up."""
+    proposal = member.engine.propose(Deregister(Key("default", "s", value)), time_ns=1)
+    member.tick()
+    return proposal
+
+
+@pytest.fixture
+def reserved(ours, monkeypatch) -> EngineMember:
+    """A leader that keeps room for a few hundred entries."""
+    monkeypatch.setattr(reserve_module, "RESERVE_BYTES", 64 * 1024)
+    monkeypatch.setattr(reserve_module, "MARGIN_BYTES", 8 * 1024)
+    monkeypatch.setattr(reserve_module, "STEP_BYTES", 1024)
+    monkeypatch.setattr(journal_module, "GROWTH_BYTES", 2 * 1024)
+    member = ours.member()
+    member.elect()
+    commit_through(member, *(f"v{number}" for number in range(10)))
+    return member
+
+
+def acknowledge_short(member: EngineMember, *peers: str) -> None:
+    """What followers say that have everything, and no room for more."""
+    for peer in peers:
+        member.receive(peer, wire.Progress(member.term, member.last_index + 1, True, False, room=False))
+    member.tick()
+
+
+def fill(member: EngineMember) -> None:
+    """Fills the disk under a leader, until it begins to take of what is kept."""
+    member.disk.full = True
+    for number in range(1_000):
+        propose(member, f"fill {number}")
+        if not member.engine._reserve.whole:
+            return
+    raise AssertionError("the disk never was full")
+
+
+def short_everywhere(member: EngineMember) -> None:
+    """All disks are full, up to what is kept."""
+    fill(member)
+    acknowledge_short(member, "b", "c")
+
+
+def test_on_nearly_full_disks_what_adds_is_refused_in_words_and_removals_go_on(reserved):
+    short_everywhere(reserved)
+    refused, removed = propose(reserved, "x"), remove(reserved, "v1")
+    override = reserved.engine.propose(SetStatus("default", "s", "v2", "out_of_service"), time_ns=1)
+    acknowledge_short(reserved, "b", "c")
+
+    assert error_of(refused) is error_of(override) is DiskUnavailable
+    assert refused.error.facts == {"nearly_full": True}
+    assert "the disk of a, b, c is nearly full" in refused.error.message
+    assert error_of(removed) is None
+    assert "v1" not in reserved.state()
+    assert "removals go on" in reserved.engine.status().disk_error
+    assert str(reserved.directory) in reserved.engine.status().disk_error
+    assert reserved.leads
+
+
+def test_removals_make_room_by_a_smaller_state_file_and_a_shorter_log(reserved, monkeypatch):
+    monkeypatch.setattr(engine_module, "LOG_BYTES_SHORT", 10_000)
+    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 0)
+    short_everywhere(reserved)
+
+    for number in range(1_500):
+        removed = remove(reserved, f"v{number}")
+        acknowledge_short(reserved, "b", "c")
+        assert error_of(removed) is (None if number < 10 else NotFound), number
+    reserved.tick(1.0)
+
+    assert reserved.engine._saved is not None
+    assert reserved.engine._journal.size < 20_000
+    assert not (reserved.directory / "snapshot.previous").exists()
+
+
+def test_a_leader_that_is_short_of_room_hands_over_to_whoever_is_not(reserved):
+    acknowledge_short(reserved, "c")
+    fill(reserved)
+    reserved.tick(1.0)
+    reserved.acknowledge("b", reserved.term, reserved.last_index + 1)
+    reserved.tick()
+
+    assert [to for _, to, message in reserved.network.sent if isinstance(message, wire.TimeoutNow)] == ["b"]
+
+
+def test_one_full_disk_of_three_stops_nobody(reserved):
+    acknowledge_short(reserved, "c")
+
+    taken = propose(reserved, "x")
+    reserved.acknowledge("b", reserved.term, reserved.last_index + 1)
+    reserved.tick()
+    assert error_of(taken) is None
+    # Without b a quorum needs c.
+    reserved.disconnect("b")
+    assert error_of(propose(reserved, "y")) is DiskUnavailable
+    reserved.connect("b")
+
+    assert not is_done(propose(reserved, "z"))
+
+
+def test_a_follower_that_is_short_of_room_says_so_and_goes_on(reserved):
+    reserved.append("b", reserved.term + 1, (1, 0), [])
+    reserved.disk.full = True
+    last = (reserved.last_index, reserved.engine._journal[-1][2])
+    reserved.append("b", reserved.term, last, [(last[0] + 1, reserved.term, "x" * 4_000)])
+    reserved.tick()
+    reserved.append("b", reserved.term, (last[0] + 1, reserved.term), [])
+
+    answer = reserved.sent(wire.Progress)[-1]
+    assert (answer.success, answer.next_index, answer.room) == (True, last[0] + 2, False)
+
+
+def test_a_node_starts_on_a_full_disk_says_so_and_is_whole_again_by_itself(reserved):
+    short_everywhere(reserved)
+    state, starts = reserved.state(), (reserved.directory / "starts").read_bytes()
+    reserved.restart()
+    reserved.tick()
+
+    assert state <= reserved.state() | {value for _, _, value in reserved.entries()}
+    assert "nearly full" in reserved.engine.status().disk_error
+    assert (reserved.directory / "starts").read_bytes() != starts, "this start is noted, with what was kept for that"
+    reserved.disk.full = False
+    reserved.tick(1.5)
+    assert reserved.engine.status().disk_error == ""
+    reserved.elect()
+    taken = propose(reserved, "x")
+    reserved.acknowledge("b", reserved.term, reserved.last_index + 1)
+    reserved.tick()
+
+    assert error_of(taken) is None
+
+
+def test_with_room_again_a_node_leads_again(no_reserve, member):
     member.elect()
     full(member)
     member.append("b", member.term + 1, (1, 0), [])
@@ -1108,7 +1250,7 @@ def test_leadership_is_not_handed_to_a_node_that_is_about_to_stop(cluster):
     assert cluster.wait_for_leader(draining, able) == able
 
 
-def test_a_leader_whose_disk_is_full_gives_way_and_takes_part_again(cluster):
+def test_a_leader_whose_disk_is_full_gives_way_and_takes_part_again(no_reserve, cluster):
     leader = cluster.wait_for_leader()
     cluster.disks[leader].full = True
     journal = cluster[leader]._journal

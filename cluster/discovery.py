@@ -218,6 +218,11 @@ class Discovery:
                 )  # fmt: skip
                 known = self._known[service] = Known(pool, {}, threading.Event(), time.monotonic())
             if self._thread is None and not self._stop.is_set():
+                if not forks.threads_run():
+                    logger.warning(
+                        "lists of services change only while this process answers a request, and are old after a quiet "
+                        "time: threads do not run in it. Start uWSGI with enable-threads"
+                    )
                 self._thread = threading.Thread(target=self._run, name="rollcall discovery", daemon=True)
                 self._thread.start()
         if first:

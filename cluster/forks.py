@@ -1,4 +1,5 @@
 """What a forked child does not share with its parent: kept connections, and locks that a thread may have held.
+And whether threads run at all, which servers that fork decide as well.
 
 Two processes that read from one connection read each other's answers, and a lock that a
 thread of the parent held at the fork is never given back in the child, where that thread
@@ -13,6 +14,7 @@ The parent's connections are closed in the child without a word on them: neither
 import contextlib
 import os
 import queue
+import sys
 import threading
 import weakref
 from typing import Any, Protocol
@@ -62,6 +64,15 @@ def leave(connections: HTTPAdapter | urllib3.PoolManager) -> None:
                 if connection is not None:
                     with contextlib.suppress(OSError):  # closed already, by who made a daemon of this process
                         connection.close()
+
+
+def threads_run() -> bool:
+    """Whether threads of Python run in this process: uWSGI's do only where it was told so."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return True
+    options = getattr(uwsgi, "opt", {})
+    return any(name in options for name in ("enable-threads", b"enable-threads", "threads", b"threads"))
 
 
 class Lock:

@@ -196,7 +196,7 @@ class Lease:
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
-            self._threadless = not threads_run()
+            self._threadless = not forks.threads_run()
             if self._threadless:
                 logger.error(
                     "%s is not registered: threads do not run in this process. Start uWSGI with enable-threads", self.id
@@ -428,7 +428,7 @@ def wsgi(app: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
 
     if lease._at_sigterm and threading.current_thread() is threading.main_thread():
         lease._take_sigterm()  # it begins in another thread, where Python does not allow this
-    if not _starts_if_serving(lease) and threads_run():
+    if not _starts_if_serving(lease) and forks.threads_run():
         threading.Thread(target=_start_when_serving, args=(lease,), name=f"listening {lease.id}", daemon=True).start()
     return registered
 
@@ -524,15 +524,6 @@ def _before_the_server(lease: Lease, drain_s: float) -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is on_sigterm:
             signal.signal(signal.SIGTERM, server)
-
-
-def threads_run() -> bool:
-    """Whether threads of Python run in this process: uWSGI's do only where it was told so."""
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is None:
-        return True
-    options = getattr(uwsgi, "opt", {})
-    return any(name in options for name in ("enable-threads", b"enable-threads", "threads", b"threads"))
 
 
 def check_from(check: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import http.server
 import itertools
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -209,6 +210,23 @@ def test_what_no_service_can_be_called_is_refused_without_asking(registry: Regis
             with pytest.raises(Invalid, match="no service can be called"):
                 ask(name)
         assert (discovery.pools(), registry.listed_at, threads()) == ((), [], [])
+
+
+def test_where_threads_do_not_run_it_says_that_lists_grow_old(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """uWSGI without ``enable-threads``: the thread that follows changes runs only while a request is answered."""
+    monkeypatch.setitem(sys.modules, "uwsgi", type("uwsgi", (), {"opt": {"http": b":80"}}))
+    with Discovery([registry.url]) as discovery:
+        assert ids(discovery) == {"a", "b"}
+        discovery.pool("other")
+
+    assert caplog.text.count("enable-threads") == 1
+
+    monkeypatch.setitem(sys.modules, "uwsgi", type("uwsgi", (), {"opt": {"enable-threads": True}}))
+    with Discovery([registry.url]) as discovery:
+        assert ids(discovery) == {"a", "b"}
+    assert caplog.text.count("enable-threads") == 1
 
 
 def test_s3_3_when_reading_again_fails_the_list_stays_and_says_how_old_it_is(

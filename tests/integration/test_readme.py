@@ -1,4 +1,4 @@
-"""The examples of the README and of docs/services.md, run in their order against a cluster of three."""
+"""The examples of the README, of docs/services.md and of docs/api.md, run in their order against a cluster of three."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from harness.served import Served
 
 README = Path(__file__).parents[2] / "README.md"
 SERVICES = README.parent / "docs" / "services.md"
+API = README.parent / "docs" / "api.md"
 ANY = "..."
 
 
@@ -58,7 +59,7 @@ def test_the_patterns_tell_right_from_wrong() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("path", [README, SERVICES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [README, SERVICES, API], ids=lambda path: path.stem)
 def test_every_example_does_what_it_shows(start_cluster: Callable[..., Cluster], path: Path) -> None:
     three, shown = start_cluster(3), examples(path)
     assert len(shown) >= 11

@@ -1,6 +1,10 @@
-"""What the node counts."""
+"""What the node counts, and that docs/metrics.md says so."""
+
+import re
+from pathlib import Path
 
 from harness.api import FakeService
+from rollcall.node import metrics as metrics_module
 from rollcall.node.metrics import Metrics
 
 
@@ -73,3 +77,33 @@ def test_the_distance_of_the_clocks_is_shown_where_it_is_known() -> None:
     text = metrics.render().decode()
     assert "rollcall_clock_failing 1.0" in text
     assert "rollcall_clock_offset_seconds -12.5" in text
+
+
+def test_the_page_of_metrics_has_every_one_with_its_type_and_labels() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(rollcall_\w+)` \| (counter|gauge|histogram) \| ([^|]*)\|", page, re.MULTILINE)
+    named = {name: (kind, set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", labels)))) for name, kind, labels in rows}
+    # Names in the product; how each is shown, of those that a node without checks, DNS and TLS shows.
+    source = "".join(path.read_text("utf-8") for path in Path(metrics_module.__file__).parent.glob("*.py"))
+    metrics, service = Metrics(), FakeService()
+    service.clock_ahead_s = 0.1
+    metrics.watch(service)
+    metrics.meter("/a", "GET", 200).answered(0.002)
+    metrics.watch_certificate(lambda: 0.0)
+    metrics.watch_checks(lambda: 0)
+    for name, label in (("rollcall_checks_answers", "state"), ("rollcall_dns_questions", "transport")):
+        metrics.watch_counts(name, "", label, lambda: {"x": 1.0})
+
+    shown = {
+        family.name + ("_total" if family.type == "counter" else ""): (
+            family.type,
+            {label for sample in family.samples for label in sample.labels} - {"le"},
+        )
+        for family in metrics.registry.collect()
+    }
+    assert named == shown
+    in_source = set(re.findall(r'"(rollcall_\w+)"', source))
+    assert in_source == {
+        name.removesuffix("_total") if kind == "counter" else name for name, (kind, _) in shown.items()
+    }
+    assert set(re.findall(r"rollcall_\w+", page)) <= set(shown)

@@ -11,6 +11,7 @@ import pytest
 import requests
 from harness.cluster import Cluster
 from harness.served import Served
+from rollcall.cluster import Discovery
 
 README = Path(__file__).parents[2] / "README.md"
 SERVICES = README.parent / "docs" / "services.md"
@@ -125,3 +126,24 @@ def test_the_example_of_two_services_runs_as_it_stands(
     finally:
         users.close()
     assert capsys.readouterr().out == "users GET /42?full=yes\nusers GET /43\n"
+
+
+@pytest.mark.integration
+def test_the_example_of_calling_by_other_means_runs_as_it_stands(
+    start_cluster: Callable[..., Cluster], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (README.parent / "docs" / "sdk.md").read_text(encoding="utf-8")
+    code = re.sub(r"^```.*$", "", text.partition("<!-- pool -->")[2].partition("<!-- /pool -->")[0], flags=re.MULTILINE)
+    cluster = start_cluster(1)
+    users = Served("users")
+    cluster.register(0, "users", "u", address="127.0.0.1", port=users.port)
+    try:
+        with Discovery(cluster.urls) as discovery:
+            exec(compile(code, "sdk.md", "exec"), {"discovery": discovery})
+            (endpoint,) = discovery.pool("users").endpoints
+    finally:
+        users.close()
+
+    assert capsys.readouterr().out == "users GET /42\n"
+    assert endpoint.active == 0
+    assert endpoint.latency_s > 0

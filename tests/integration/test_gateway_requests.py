@@ -142,6 +142,14 @@ def test_a_whole_url_names_the_host_itself(bench: Bench):
     assert bench.cart.last.headers["Host"] == "cart.example"
 
 
+@pytest.mark.parametrize("path", ["/a/../b", "/./a", "/a//b", "/a%2Fb", "/%41", "/a?", "/a;b=c?x=%20&y=a+b", "/?"])
+def test_a_path_arrives_as_it_was_sent(bench: Bench, path: str):
+    """An instance may have to compare a signature of it. Of escapes, only the hex digits become capitals."""
+    assert bench.ask(f"GET /api/cart{path}").text == f"cart-1 GET {path}"
+    assert bench.ask(f"GET {path}", "X-Service: cart").text == f"cart-1 GET {path}"
+    assert bench.ask(f"GET /api/cart{path.replace('%2F', '%2f')}").text == f"cart-1 GET {path}"
+
+
 def test_options_of_the_asterisk_is_answered_by_the_gateway(bench: Bench):
     assert bench.ask("OPTIONS *", "X-Service: cart").status == 200
     assert bench.cart.calls == 0

@@ -63,11 +63,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     data_dir: Annotated[Path, about("node", "directory for the log and the snapshots; this node's alone")]
     rejoin: Annotated[
         bool,
-        about("node", "this node's disk was lost: the others fill its new data_dir, and readmit it to their votes"),
+        about("node", "this node lost its disk: the others fill its new, empty data_dir, and then let it vote again"),
     ] = False
     restored: Annotated[
         bool,
-        about("node", "for one start of all nodes, whose data_dirs were put back from copies: who watches is told"),
+        about(
+            "node", "for one start of all nodes after their data_dirs were restored from copies: clients read all again"
+        ),
     ] = False
     drain_timeout_s: Annotated[
         _Positive, about("node", "longest time from SIGTERM to the end of the process", unit="s")
@@ -89,8 +91,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool,
         about(
             "cluster",
-            "go on with data of another list of members: once, on every node; can lose acknowledged writes "
-            "(docs/operations.md says how not to)",
+            "start although the data belongs to another list of members: once, on every node; can lose acknowledged "
+            "writes (docs/operations.md says how not to)",
         ),
     ] = False
     tls_cert: Annotated[
@@ -110,18 +112,18 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool, about("cluster", "allow plain TCP between the nodes on addresses that are not loopback")
     ] = False
 
-    http_host: Annotated[str, about("http", "address that clients are served on")] = "127.0.0.1"
-    http_port: Annotated[_Port, about("http", "port that clients are served on")] = 8500
+    http_host: Annotated[str, about("http", "address to listen on for clients")] = "127.0.0.1"
+    http_port: Annotated[_Port, about("http", "port to listen on for clients")] = 8500
     http_advertise: Annotated[
         str,
-        about("http", "URL that this node is reached at by clients and nodes (default: http_host, http_port)"),
+        about("http", "URL by which clients and other nodes reach this node (default: http_host, http_port)"),
     ] = ""
     hosts: Annotated[
         tuple[str, ...],
         about(
             "http",
-            "names that this node answers to beside addresses, names without a dot and its members' names "
-            "(those of a proxy in front of it, say), with commas between them; in the file a list",
+            "host names that this node answers to (of a proxy in front of it, say), besides IP addresses, names "
+            "without a dot and its members' names; with commas between them, in the file a list",
             example="registry.example.com",
         ),
     ] = ()
@@ -129,8 +131,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         about(
             "http",
-            "networks whose addresses stand for many clients (proxies, NAT) and are held to no share of connections "
-            "and waits, with commas between them, and loopback for this machine; in the file a list",
+            "networks of proxies and NAT, whose addresses stand for many clients: exempt from the limits per client "
+            "address; loopback: this machine; with commas between them, in the file a list",
         ),
     ] = ("loopback",)
     # An Idempotency-Key is remembered for 60 s, which must be ten times as long.
@@ -149,52 +151,65 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     server: Annotated[Literal["waitress"], about("server", "HTTP server that runs the node", key="engine")] = "waitress"
     threads: Annotated[
-        Annotated[int, Meta(ge=4, le=10_000)], about("server", "threads that answer requests, waiting ones included")
+        Annotated[int, Meta(ge=4, le=10_000)],
+        about("server", "threads that answer requests, including those that wait (watches, writes)"),
     ] = 640
     threads_reserved: Annotated[
         Annotated[int, Meta(ge=1, le=10_000)],
-        about("server", "threads kept for what does not wait (plain reads)"),
+        about("server", "of them kept for requests that do not wait (plain reads)"),
     ] = 48
     connection_limit: Annotated[
         Annotated[int, Meta(ge=4, le=100_000)], about("server", "most connections of clients at once")
     ] = 2000
 
-    raft_host: Annotated[str, about("raft", "address that the other nodes connect to")] = "127.0.0.1"
-    raft_port: Annotated[_Port, about("raft", "port that the other nodes connect to")] = 9500
+    raft_host: Annotated[str, about("raft", "address to listen on for the other nodes")] = "127.0.0.1"
+    raft_port: Annotated[_Port, about("raft", "port to listen on for the other nodes")] = 9500
     raft_advertise: Annotated[
-        str, about("raft", "HOST:PORT that this node is reached at by nodes (default: raft_host, raft_port)")
+        str, about("raft", "HOST:PORT by which other nodes reach this node (default: raft_host, raft_port)")
     ] = ""
     heartbeat_period_s: Annotated[
-        _Positive, about("raft", "the leader speaks to every node at least this often", unit="s", agree=True)
+        _Positive, about("raft", "the leader sends to every node at least this often", unit="s", agree=True)
     ] = 0.1
     election_timeout_s_min: Annotated[
         _Positive,
-        about("raft", "a node that missed its leader this long may stand for election", unit="s", agree=True),
+        about(
+            "raft",
+            "a follower that has not heard from its leader for this long may stand for election",
+            unit="s",
+            agree=True,
+        ),
     ] = 0.4
     election_timeout_s_max: Annotated[
         _Positive,
-        about("raft", "a node that missed its leader this long stands for election", unit="s", agree=True),
+        about(
+            "raft",
+            "a follower that has not heard from its leader for this long stands for election",
+            unit="s",
+            agree=True,
+        ),
     ] = 1.0
     leader_fallback_s: Annotated[
-        _Positive, about("raft", "a leader that heard no quorum for this long steps down", unit="s", agree=True)
+        _Positive,
+        about("raft", "a leader that has not heard from a quorum for this long steps down", unit="s", agree=True),
     ] = 1.5
     transfer_interval_s: Annotated[
         Annotated[float, Meta(ge=0, le=86_400)],
-        about("raft", "leadership is handed over on request at most this often; 0: without a limit", unit="s"),
+        about("raft", "shortest time between two transfers of leadership on request; 0: no limit", unit="s"),
     ] = 60.0
     snapshot_entries: Annotated[
-        Annotated[int, Meta(ge=100, le=10_000_000)], about("raft", "log entries after which the log is compacted")
+        Annotated[int, Meta(ge=100, le=10_000_000)],
+        about("raft", "log entries after which a snapshot is written and the log is cut"),
     ] = 10_000
     snapshot_interval_s: Annotated[
-        _Positive, about("raft", "time after which a log that grew is compacted anyway", unit="s")
+        _Positive, about("raft", "time after which that is done anyway, if the log grew", unit="s")
     ] = 300.0
 
-    dns_host: Annotated[str, about("dns", "address that DNS is served on, UDP and TCP")] = "127.0.0.1"
+    dns_host: Annotated[str, about("dns", "address to listen on for DNS, UDP and TCP")] = "127.0.0.1"
     dns_port: Annotated[Annotated[int, Meta(ge=0, le=65_535)], about("dns", "port of DNS; 0: no DNS")] = 0
-    dns_domain: Annotated[str, about("dns", "domain that is answered for: SERVICE.service.DOMAIN")] = "rollcall"
+    dns_domain: Annotated[str, about("dns", "domain of the names: SERVICE.service.DOMAIN")] = "rollcall"
     dns_ttl_s: Annotated[
         Annotated[int, Meta(ge=0, le=24 * 3600)],
-        about("dns", "how long answers may be kept; 0: not at all", unit="s"),
+        about("dns", "how long resolvers may cache answers; 0: not at all", unit="s"),
     ] = 0
     dns_env: Annotated[str, about("dns", "env whose services have names in DNS")] = DEFAULT_ENV
 
@@ -202,11 +217,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         about(
             "checks",
-            "where health checks may go, with commas between them: networks, and own for an instance's own address",
+            "networks in which health checks may ask, with commas between them; own: an instance's own address",
         ),
     ] = "own"
     checks_scripts: Annotated[
-        bool, about("checks", "run the command lines of script checks on this node, as this process' user")
+        bool, about("checks", "run the commands of script checks, as the user that this node runs as")
     ] = False
 
     lease_ttl_s: Annotated[
@@ -219,16 +234,20 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 2.0
     protection_threshold: Annotated[
         Annotated[float, Meta(ge=0, lt=1)],
-        about("leases", "evictions stop while fewer than this share of the leased instances renew", agree=True),
+        about(
+            "leases",
+            "self-protection: evictions stop while fewer than this share of the leases is renewed in time",
+            agree=True,
+        ),
     ] = 0.85
     evict_sweep_s_max: Annotated[
-        _Positive, about("leases", "longest time between two looks for expired leases", unit="s", agree=True)
+        _Positive, about("leases", "longest time between two looks for leases that have run out", unit="s", agree=True)
     ] = 60.0
 
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], about("log", "least important line that is written")
-    ] = "info"
-    log_format: Annotated[Literal["text", "json"], about("log", "for people or for machines")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], about("log", "lowest level that is logged")] = (
+        "info"
+    )
+    log_format: Annotated[Literal["text", "json"], about("log", "format of the log")] = "text"
 
     def agreement(self) -> dict[str, Any]:
         """What must be the same on every node, as plain data, for them to compare."""

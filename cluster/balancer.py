@@ -39,7 +39,7 @@ class Endpoint:
 
     ``active``: calls under way. ``latency_s``: what the last calls took, weighted
     by their age; ``heard_at`` is the time of the last one. ``failures`` and ``shuns``:
-    so many in a row, and so often left alone for it, since a call went well.
+    failures in a row, and ejections for them, since a call went well.
     """
 
     __slots__ = ("active", "failures", "heard_at", "instance", "latency_s", "shunned_until", "shuns")

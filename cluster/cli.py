@@ -40,7 +40,7 @@ from .terminal import (
 @click.version_option(package_name="rollcall-registry")
 @click.pass_context
 def main(context: click.Context, **given: Any) -> None:
-    """Looks into a Rollcall cluster, and registers services in it.
+    """Shows what is registered in a Rollcall cluster, and changes it.
 
     The options may also stand after the command.
 
@@ -123,12 +123,16 @@ def _when(time_ns: int) -> str:
 @click.option("--address", default="", help="Where callers reach it.")
 @click.option("--port", default=0, type=click.IntRange(0, 65_535), help="Where callers reach it.")
 @click.option("--ttl", "ttl_s", type=Number(), metavar="S", help="Lease in seconds; without: the cluster's default.")
-@click.option("--no-lease", is_flag=True, help="It stays until it is deregistered.")
+@click.option("--no-lease", is_flag=True, help="It never expires: it stays until it is deregistered.")
 @click.option("--tag", "tags", multiple=True, help="May be repeated.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
 @click.option("--version", default="")
 @click.option("--zone", default="")
-@click.option("--check", metavar="URL", help="The nodes ask it: http://…, tcp://HOST:PORT or grpc://HOST:PORT/SERVICE.")
+@click.option(
+    "--check",
+    metavar="URL",
+    help="Health check that the nodes make: http://…, tcp://HOST:PORT or grpc://HOST:PORT/SERVICE.",
+)
 @click.option("--if-absent", is_flag=True, help="Fail if it is registered already.")
 @command
 def register(
@@ -155,7 +159,7 @@ def register(
     default=0,
     type=click.IntRange(min=0),
     metavar="INDEX",
-    help="Only if this is its reg_index still.",
+    help="Only if its reg_index is still this one.",
 )
 @command
 def deregister(context: Context, service: str, id: str, registration: int) -> None:
@@ -181,16 +185,18 @@ def heartbeat(context: Context, service: str, id: str) -> None:
 @click.argument("id")
 @click.argument("status", type=click.Choice([*get_args(Status), "none"]))
 @click.option("--reason", default="", help="Why; shown with the instance.")
-@click.option("--for", "for_s", type=Duration(), help="It ends by itself after so long: 90s, 30m, 2h, 7d.")
-@click.option("--unregistered", is_flag=True, help="Also if nobody is registered under that id, for when it comes.")
+@click.option(
+    "--for", "for_s", type=Duration(), help="How long it lasts: 90s, 30m, 2h, 7d. Default: until it is removed."
+)
+@click.option("--unregistered", is_flag=True, help="Also if no instance has that id yet.")
 @command
 def status(
     context: Context, service: str, id: str, status: Any, reason: str, for_s: float | None, unregistered: bool
 ) -> None:
-    """Overrides the status of instance ID of SERVICE ("none": no longer).
+    """Overrides the status of instance ID of SERVICE; "none" removes the override.
 
-    It holds for the id: also when the instance is deregistered, evicted or started
-    again, until it is removed or its time is up.
+    It belongs to the id: it survives deregistration, eviction and restarts of the
+    instance, until it is removed or its time is up.
     """
     if status == "none" and for_s is not None:
         raise click.UsageError('"none" takes no --for')
@@ -205,7 +211,7 @@ def status(
 @main.command()
 @command
 def overrides(context: Context) -> None:
-    """Lists what operators say of instances (--env '*': of all namespaces)."""
+    """Lists the status overrides (--env '*': of all namespaces)."""
     found = context.client.overrides()
     table = Table("id", "service", "status", "until", "set", "is", "why")
     for each in found:
@@ -221,7 +227,7 @@ def overrides(context: Context) -> None:
 @click.argument("id")
 @command
 def checks(context: Context, service: str, id: str) -> None:
-    """Shows how the health checks of instance ID of SERVICE stand, and what they were answered."""
+    """Shows the health checks of instance ID of SERVICE, and their last answers."""
     found = context.client.checks(service, id)
     table = Table("check", "kind", "state", "asked by", "took", "answer")
     for each in found:
@@ -231,7 +237,7 @@ def checks(context: Context, service: str, id: str) -> None:
 
 
 @main.command()
-@click.option("--changes", is_flag=True, help="Who changed them, the last change first.")
+@click.option("--changes", is_flag=True, help="List who changed them and why, the last change first.")
 @command
 def policies(context: Context, changes: bool) -> None:
     """Lists the routing policies: which share of a service's calls goes where."""
@@ -266,23 +272,28 @@ def _routed(policy: Policy) -> str:
 @click.option("--percent", type=Number(), help="This share of the calls; default: 100.")
 @click.option("--header", default="", help="Calls that carry this header, instead of a share.")
 @click.option("--value", default="", help="What that header must be.")
-@click.option("--tag", "tags", multiple=True, help="They go to instances with this tag; may be repeated.")
-@click.option("--match", multiple=True, metavar="KEY=VALUE", help="And this version, zone, region or metadata.")
-@click.option("--author", "by", default="", help="Who says so; default: your user name.")
+@click.option("--tag", "tags", multiple=True, help="To instances with this tag; may be repeated.")
+@click.option(
+    "--match",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="To instances with this version, zone, region or metadata; may be repeated.",
+)
+@click.option("--author", "by", default="", help="Who changes it; default: your user name.")
 @click.option("--reason", default="", help="Why; kept with the change.")
 @command
 def set_policy(
     context: Context, name: str, service: str, percent: float | None, header: str, value: str, tags: tuple[str, ...],
     match: tuple[str, ...], by: str, reason: str,
 ) -> None:  # fmt: skip
-    """Puts routing policy NAME in force, for the calls of SERVICE.
+    """Puts routing policy NAME in force, for calls to SERVICE.
 
     \b
     rollcall set-policy canary cart --percent 1 --match version=2
     rollcall set-policy testers cart --header X-Tester --tag next
 
-    Gateways follow it within seconds. Without a matching instance that serves,
-    calls go to the others.
+    Gateways follow it within seconds. While no instance matches, all calls go to
+    the others.
     """
     fields: dict[str, Any] = {"service": service, "env": context.client.env, "tags": tags, "header": header}
     fields |= {"value": value, "match": dict(pair(text, "--match") for text in match)}
@@ -294,7 +305,7 @@ def set_policy(
 
 @main.command("remove-policy")
 @click.argument("name")
-@click.option("--author", "by", default="", help="Who says so; default: your user name.")
+@click.option("--author", "by", default="", help="Who changes it; default: your user name.")
 @click.option("--reason", default="", help="Why; kept with the change.")
 @command
 def remove_policy(context: Context, name: str, by: str, reason: str) -> None:
@@ -307,7 +318,7 @@ def remove_policy(context: Context, name: str, by: str, reason: str) -> None:
 @click.argument("services", nargs=-1)
 @command(staying=True)
 def watch(context: Context, services: tuple[str, ...]) -> None:
-    """Prints every change of SERVICES (none named: of all), until Ctrl-C."""
+    """Prints every change of SERVICES (default: of all), until Ctrl-C."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     history = ""
     for change in context.client.watch(*services):
@@ -354,9 +365,10 @@ def members(context: Context) -> None:
 @click.argument("node", default="")
 @command
 def transfer(context: Context, node: str) -> None:
-    """Has leadership handed to NODE (none named: to whoever is most caught up).
+    """Hands leadership over to NODE, or to the follower that is most caught up.
 
-    Before a leader's host is rebooted, say. SIGTERM of the leader does it by itself.
+    Useful before the leader's host is rebooted, say. A leader that gets SIGTERM does
+    it by itself.
     """
     say(f"{context.client.transfer(node)} leads now")
 

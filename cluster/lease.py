@@ -9,9 +9,9 @@ knows the instance (it was wiped, or the instance was away for longer than its
 lease), the thread registers it again. If no node answers it goes on trying, and the
 host program goes on too: nothing is ever raised into it from the background.
 The end of the ``with``, of the interpreter, or SIGTERM where that is asked for,
-takes the instance out of the registry: the registration that this host's processes made,
+deregisters the instance: the registration that this host's processes made,
 never one that somebody else made since. Between heartbeats the lease watches its own
-instance, so that who is removed by somebody else is back at once.
+instance, so that it is registered again at once if somebody else removed it.
 """
 
 import asyncio
@@ -79,14 +79,14 @@ class Lease:
     """One instance in the registry for as long as this lasts. ``start`` and ``close``, or ``with``.
 
     ``id`` is ``{service}-{address}:{port}`` where none is given, ``address`` the one by which this
-    host reaches the registry. ``ttl_s`` is the lease, left out: the cluster's default. ``check`` has
-    the cluster ask the instance how it is: an ``http(s)://`` URL, ``tcp://HOST:PORT``,
-    ``grpc://HOST:PORT/SERVICE``, or a check's fields; until it passes nobody is sent there. ``more``
+    host reaches the registry. ``ttl_s`` is the lease, left out: the cluster's default. ``check`` is a
+    health check that the nodes make: an ``http(s)://`` URL, ``tcp://HOST:PORT``,
+    ``grpc://HOST:PORT/SERVICE``, or a check's fields; the instance gets no traffic before it passes. ``more``
     takes any other field of a registration. ``on_change`` is told each new ``state``, in a thread
     of this lease. ``at_sigterm``: SIGTERM first takes the instance out and then does what it did
     before; it must be asked for in the main thread. Raises ``Invalid`` for what no registry takes.
 
-    Processes of one host that hold a lease of one instance share it: the last one takes it out
+    Processes of one host that hold a lease of one instance share it: the last one to end deregisters it
     (``sharing``). After a fork a lease that was started stays with the parent: the child neither renews
     nor ends it, and may start it for itself.
     """
@@ -476,9 +476,9 @@ def lifespan(
 ) -> Callable[[Any], contextlib.AbstractAsyncContextManager[None]]:
     """For ASGI frameworks: ``FastAPI(lifespan=lifespan(lease))``, or Starlette's. Registered while the app runs.
 
-    A server tells the app of its end when it has stopped listening. So SIGTERM is taken first where the
-    server handles it in Python (uvicorn): the instance goes out of the registry, callers have ``drain_s`` to
-    hear of it, and then the server is told. Elsewhere it goes out when the app is told.
+    A server tells the app of a shutdown after it has stopped listening. So SIGTERM is handled first where the
+    server handles it in Python (uvicorn): the instance is deregistered, callers have ``drain_s`` to
+    notice, and then the server gets the signal. Elsewhere it is deregistered when the app is told.
     """
 
     @contextlib.asynccontextmanager

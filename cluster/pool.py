@@ -32,8 +32,8 @@ class NoInstances(LookupError):
 
 
 class Caution(Struct, frozen=True, kw_only=True):
-    """Whom a client leaves alone: after ``failures`` in a row for ``shun_s``, twice as long each further
-    time, up to ``shun_s_max``; never more than ``share_max`` of the list."""
+    """Outlier ejection: after ``failures`` in a row an instance gets no calls for ``shun_s``, twice as long each
+    further time, up to ``shun_s_max``; never more than ``share_max`` of the list."""
 
     failures: Annotated[int, Meta(ge=1)] = 3
     shun_s: float = 5.0

@@ -30,7 +30,7 @@ from .terminal import Context, Number, command, fail, pair, say, seconds_option
     type=click.Choice(sorted(BALANCERS)),
     help="How an instance is chosen.",
 )
-@click.option("--zone", default="", help="Instances of this zone first, while it has two.")
+@click.option("--zone", default="", help="Prefer instances of this zone, while it has at least two.")
 @click.option(
     "--tries",
     default=5,
@@ -38,12 +38,14 @@ from .terminal import Context, Number, command, fail, pair, say, seconds_option
     type=click.IntRange(1, 10),
     help="Most instances asked for one request; refused connections do not count.",
 )
-@seconds_option("--try-timeout", "try_s", 10.0, "Longest wait for one instance.")
-@seconds_option("--total-timeout", "total_s", 30.0, "Longest wait for all of them.")
+@seconds_option(
+    "--try-timeout", "try_s", 10.0, "Longest wait for one instance (also between two pieces of its answer)."
+)
+@seconds_option("--total-timeout", "total_s", 30.0, "Longest wait for all tries of one request.")
 @click.option(
     "--keep",
     type=click.Path(dir_okay=False),
-    help="File that keeps the lists, so that it can start while the registry is down.",
+    help="File to keep the lists in, so that it can start while the registry is down.",
 )
 @click.option("--threads", default=64, show_default=True, type=click.IntRange(1, 1000), help="Requests at once.")
 @click.option(
@@ -51,7 +53,7 @@ from .terminal import Context, Number, command, fail, pair, say, seconds_option
     "trusted",
     multiple=True,
     metavar="CIDR",
-    help="Proxies there are believed (X-Forwarded-*); may be repeated.",
+    help="Network of proxies whose X-Forwarded-* headers are believed; may be repeated.",
 )
 @click.option(
     "--body-max",
@@ -72,7 +74,7 @@ def gateway(
     \b
     curl localhost:8080/api/cart/items          an instance of cart is asked for /items
     curl -H 'X-Service: cart' localhost:8080/items
-    curl localhost:8080/-/services              what it knows, and how calls go
+    curl localhost:8080/-/services              instances, and how calls to them go
 
     Without an instance: 503. A request is retried at another instance if it
     certainly did not arrive, or if its method is idempotent and no answer came.
@@ -95,7 +97,7 @@ def gateway(
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--service", required=True, help="Of which it is an instance.")
+@click.option("--service", required=True, help="Service that PROGRAM is an instance of.")
 @click.option("--port", default=0, type=click.IntRange(0, 65_535), help="Where callers reach it.")
 @click.option("--address", default="", help="Where callers reach it; default: this host's, towards the registry.")
 @click.option("--id", default="", help="Default: SERVICE-ADDRESS:PORT.")
@@ -118,7 +120,11 @@ def gateway(
 )
 @seconds_option("--drain", "drain_s", 1.0, "Time to drain: from deregistering to SIGTERM.", least=0.0)
 @seconds_option("--stop-timeout", "stop_s", 10.0, "Longest wait for the program to end after SIGTERM; then SIGKILL.")
-@click.option("--discovery-port", type=click.IntRange(0, 65_535), help="Offers discovery on this port of loopback.")
+@click.option(
+    "--discovery-port",
+    type=click.IntRange(0, 65_535),
+    help="Port of loopback on which PROGRAM can look up services; 0: any that is free.",
+)
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 @command(staying=True)
 def sidecar(

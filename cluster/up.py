@@ -61,7 +61,7 @@ def main(
 ) -> None:
     """Starts a Rollcall cluster on this machine and stops it on Ctrl-C.
 
-    Where some of its nodes run already, it starts the others, and stops those.
+    Where some of its nodes run already, it starts the others, and Ctrl-C stops only these.
     """
     try:
         if detach and stop:

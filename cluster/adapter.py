@@ -78,33 +78,34 @@ class ServiceAdapter(BaseAdapter):
             headers={name: str(value) for name, value in request.headers.items()},
             tries=self._tries,
         )
-        failure: Exception | None = None
+        try:
+            endpoint = call.begin(time.monotonic())
+        except NoInstances as error:
+            raise exceptions.ConnectionError(str(error), request=request) from error
         while True:
-            try:
-                endpoint = call.begin(time.monotonic())
-            except NoInstances as error:
-                raise exceptions.ConnectionError(str(error), request=request) from error
-            if endpoint is None:
-                assert failure is not None
-                raise failure
             try:
                 response = self._sent(endpoint, request, rest, options)
             except WRONG:
                 call.abandoned()
                 raise  # the request cannot be sent to anybody
             except exceptions.RequestException as error:
-                failure, refused = error, was_refused(error)
+                refused = was_refused(error)
                 late = not refused or isinstance(error, exceptions.ConnectTimeout)
-                if not call.failed(time.monotonic(), refused=refused, counts=late):
+                again = call.failed(time.monotonic(), refused=refused, counts=late)
+                following = call.next(time.monotonic()) if again else None
+                if following is None:
                     raise
+                endpoint = following
                 continue
             except BaseException:
                 call.abandoned()
                 raise
-            if call.answered(response.status_code, time.monotonic()):
+            again = not call.answered(response.status_code, time.monotonic())
+            following = call.next(time.monotonic()) if again else None
+            if following is None:
                 return response
-            failure = exceptions.HTTPError(f"{response.status_code} of {endpoint.url}", response=response)
             response.close()
+            endpoint = following
 
     def close(self) -> None:
         self._within.close()

@@ -17,7 +17,8 @@ ELSEWHERE = frozenset({502, 503, 504})
 
 
 class Call:
-    """``begin`` a try, send the request there, and say how that ended; until one of these says that it is the last.
+    """``begin`` the first try, send the request there, and say how that ended; while there may be another,
+    the ``next`` one. What the last of them came to is the caller's, be it an error or an answer.
 
     ``resendable``: whether the body can be sent a second time. ``key`` and ``headers``: what the balancer and policies
     go by. ``tries`` counts the first one too, but none that was refused at once.
@@ -38,18 +39,20 @@ class Call:
         self._counted: int = 0
         self._began: float = 0.0
 
-    def begin(self, now: float) -> Endpoint | None:
-        """Whom to try. None: nobody is left, what went wrong last stands. ``NoInstances``: there was nobody at all."""
-        try:
-            endpoint = self._pool.pick(now, self._key, self._tried, self._headers)
-        except NoInstances:
-            if not self._tried:
-                raise
-            return None
+    def begin(self, now: float) -> Endpoint:
+        """Whom to try. ``NoInstances``: there is nobody."""
+        endpoint = self._pool.pick(now, self._key, self._tried, self._headers)
         self._tried.append(endpoint)
         self._began = now
         self._pool.begun(endpoint, now)
         return endpoint
+
+    def next(self, now: float) -> Endpoint | None:
+        """Whom to try then. None: nobody is there any more, so what the last try came to stands."""
+        try:
+            return self.begin(now)
+        except NoInstances:
+            return None
 
     def failed(self, now: float, *, refused: bool, counts: bool = True) -> bool:
         """The try came to nothing; whether there may be another. ``refused``: the request certainly did not arrive.

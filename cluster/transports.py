@@ -68,8 +68,8 @@ class ServiceTransport(httpx.BaseTransport):
         if request.url.scheme not in SCHEMES:
             return self._within.handle_request(request)
         call = _call(self._discovery.pool(_service(request)), request, self._tries)
-        failure: Exception | None = None
-        while (endpoint := _begun(call, request)) is not None:
+        endpoint = _begun(call, request)
+        while True:
             try:
                 response = self._within.handle_request(_sent(request, endpoint))
                 if _switched(response, request):
@@ -78,19 +78,20 @@ class ServiceTransport(httpx.BaseTransport):
                 if _is_short(response):
                     response = _whole(response, b"".join(_CertainStream(response)))
             except httpx.TransportError as error:
-                failure = error
-                if not _may_go_on(call, error):
+                following = call.next(time.monotonic()) if _may_go_on(call, error) else None
+                if following is None:
                     raise
+                endpoint = following
                 continue
             except BaseException:
                 call.abandoned()
                 raise
-            if call.answered(response.status_code, time.monotonic()):
+            again = not call.answered(response.status_code, time.monotonic())
+            following = call.next(time.monotonic()) if again else None
+            if following is None:
                 return _handed_on(response, endpoint, request, _CertainStream)
-            failure = httpx.RemoteProtocolError(f"{response.status_code} of {endpoint.url}")
             response.close()
-        assert failure is not None
-        raise failure
+            endpoint = following
 
     def close(self) -> None:
         self._within.close()
@@ -123,8 +124,8 @@ class AsyncServiceTransport(httpx.AsyncBaseTransport):
         if request.url.scheme not in SCHEMES:
             return await self._within.handle_async_request(request)
         call = _call(await self._discovery.pool(_service(request)), request, self._tries)
-        failure: Exception | None = None
-        while (endpoint := _begun(call, request)) is not None:
+        endpoint = _begun(call, request)
+        while True:
             try:
                 response = await self._within.handle_async_request(_sent(request, endpoint))
                 if _switched(response, request):
@@ -133,19 +134,20 @@ class AsyncServiceTransport(httpx.AsyncBaseTransport):
                 if _is_short(response):
                     response = _whole(response, b"".join([part async for part in _CertainAsyncStream(response)]))
             except httpx.TransportError as error:
-                failure = error
-                if not _may_go_on(call, error):
+                following = call.next(time.monotonic()) if _may_go_on(call, error) else None
+                if following is None:
                     raise
+                endpoint = following
                 continue
             except BaseException:
                 call.abandoned()
                 raise
-            if call.answered(response.status_code, time.monotonic()):
+            again = not call.answered(response.status_code, time.monotonic())
+            following = call.next(time.monotonic()) if again else None
+            if following is None:
                 return _handed_on(response, endpoint, request, _CertainAsyncStream)
-            failure = httpx.RemoteProtocolError(f"{response.status_code} of {endpoint.url}")
             await response.aclose()
-        assert failure is not None
-        raise failure
+            endpoint = following
 
     async def aclose(self) -> None:
         await self._within.aclose()
@@ -170,7 +172,7 @@ def _call(pool: Pool, request: httpx.Request, tries: int) -> Call:
     )
 
 
-def _begun(call: Call, request: httpx.Request) -> Endpoint | None:
+def _begun(call: Call, request: httpx.Request) -> Endpoint:
     try:
         return call.begin(time.monotonic())
     except NoInstances as error:

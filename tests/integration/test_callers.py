@@ -16,6 +16,7 @@ from rollcall.cluster.local import free_port
 pytestmark = pytest.mark.integration
 
 CANNOT = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
+CANNOT_IN_CHUNKS = b"HTTP/1.1 503 Service Unavailable\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\n0\r\n\r\n"
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"
 CUT_IN_CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nhe"
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -112,6 +113,23 @@ def test_where_all_answer_that_they_cannot_the_last_word_stands(calling, one: Ra
 
     assert caller.ask("GET", "service://cart/odd") == (503, "busy")
     assert (len(one.paths), len(other.paths)) == (1, 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_stands_when_nobody_is_left_who_might_better_it(
+    calling, one: RawAnswers, other: RawAnswers, monkeypatch: pytest.MonkeyPatch, streamed: bool
+):
+    """The list may empty at the very moment between two tries."""
+    odd(one, other, plays=CANNOT_IN_CHUNKS if streamed else CANNOT)
+    listed = Listed(cart=(one.port, other.port))
+    (pool,), picks = listed.pools(), iter([lambda: None, lambda: pool.update([], time.monotonic())])
+    pick = pool.pick
+    monkeypatch.setattr(pool, "pick", lambda *asked: (next(picks)(), pick(*asked))[1])
+    caller = calling(listed)
+
+    assert caller.ask("GET", "service://cart/odd") == (503, "busy")
+    assert len(one.paths) + len(other.paths) == 1
+    assert next(picks, None) is None
 
 
 def test_an_answer_that_breaks_off_is_asked_for_elsewhere_if_it_may_be_repeated(

@@ -299,8 +299,14 @@ def set_policy(
     fields |= {"value": value, "match": dict(pair(text, "--match") for text in match)}
     if percent is not None:
         fields["percent"] = percent
-    context.client.set_policy(name, policy_of(fields), author=author(by), reason=reason)
-    say(f"policy {name} is in force")
+    answer = context.client.set_policy(name, policy_of(fields), author=author(by), reason=reason)
+    if context.as_json:
+        click.echo(as_json(answer, indent=2))
+    else:
+        say(f"policy {name} is in force")
+    warnings = answer.get("warnings")
+    for warning in warnings if isinstance(warnings, list) else ():
+        say(f"warning: {warning}", err=True)
 
 
 @main.command("remove-policy")

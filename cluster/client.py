@@ -494,15 +494,20 @@ class Client:
         answer = self._read("/policies/changes", params={}, timeout_s=timeout_s)
         return _part(answer, "changes", tuple[PolicyChange, ...])
 
-    def set_policy(self, name: str, policy: Policy | None, *, author: str = "", reason: str = "") -> None:
-        """Puts a policy in force under a name, or removes it (None; ``NotFound`` if there is none)."""
+    def set_policy(self, name: str, policy: Policy | None, *, author: str = "", reason: str = "") -> dict[str, Any]:
+        """Puts a policy in force under a name, or removes it (None; ``NotFound`` if there is none).
+
+        The answer: the policy as it is in force, and in ``warnings``, if there are any, what the node finds odd in it
+        (nobody matches, shares of more than 100 %), each in a sentence.
+        """
         words = {"author": author or None, "reason": reason or None}
         path = f"/policies/{quote(name, safe='')}"
         if policy is None:
-            self._write("DELETE", path, params=words, gone_is_done=True)
+            answer = self._write("DELETE", path, params=words, gone_is_done=True)
         else:
             said = {name: word for name, word in words.items() if word}
-            self._write("PUT", path, params={}, body={**msgspec.to_builtins(policy), **said})
+            answer = self._write("PUT", path, params={}, body={**msgspec.to_builtins(policy), **said})
+        return answer.body if isinstance(answer.body, dict) else {}
 
     def transfer(self, to: str = "", *, timeout_s: float | None = None) -> str:
         """Has leadership handed to the node ``to``, or to the one that is most caught up. The new leader's id."""

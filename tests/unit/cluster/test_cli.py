@@ -382,6 +382,27 @@ def test_no_number_is_no_lease_and_no_share(words: str, number: str):
     assert "expected a number" in result.stderr
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_odd_in_a_policy_is_said_beside_that_it_is_in_force(asked: Any, as_json: bool):
+    answer = {"name": "p", "service": "cart", "percent": 1.0, "warnings": ["no instance \x1b[2J", "140 % in all"]}
+    result, _ = asked(response(200, answer), "set-policy", "p", "cart", *(["--json"] if as_json else []))
+
+    assert result.exit_code == 0, result.exception
+    assert "warning: no instance" in result.stderr
+    assert "warning: 140 % in all" in result.stderr
+    assert "\x1b" not in result.output
+    if as_json:
+        assert json.loads(result.stdout) == answer
+    else:
+        assert result.stdout == "policy p is in force\n"
+
+
+def test_a_policy_that_nothing_is_odd_in_warns_of_nothing(asked: Any):
+    result, _ = asked(response(200, {"name": "p"}), "set-policy", "p", "cart")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("no user")])
 def test_a_user_without_a_name_may_set_policies(asked: Any, monkeypatch: pytest.MonkeyPatch, error: Exception):
     def getuser() -> str:

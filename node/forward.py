@@ -21,7 +21,8 @@ from msgspec import Meta, Struct
 
 from ..replication.checks import State
 from ..replication.commands import REQUEST_ID_MAX, from_peer, to_peer
-from ..replication.errors import Invalid, NotDone, Overloaded, RollcallError, Unknown, from_wire, to_wire
+from ..replication.errors import Invalid, NotDone, Overloaded, RollcallError, Unknown, from_wire
+from ..replication.errors import to_peer as error_to_peer
 from ..replication.log import Handler, Log, Proposal, Reply
 from ..replication.records import Key
 from ..replication.registry import Outcome
@@ -237,7 +238,8 @@ class Desk:
     ) -> None:
         def submit(peer: str, payload: bytes, reply: Reply) -> None:
             asked = _submission.decode(payload)
-            propose(from_peer(asked.command), asked.request_id).on_done(lambda proposal: reply(_settled(proposal)))
+            command = from_peer(asked.command, level=log.registry.level)
+            propose(command, asked.request_id).on_done(lambda proposal: reply(_settled(proposal)))
 
         def read(peer: str, payload: bytes, reply: Reply) -> None:
             barrier().on_done(lambda proposal: reply(_settled(proposal)))
@@ -268,7 +270,7 @@ class Desk:
 
 
 def _settled(proposal: Proposal) -> bytes:
-    error = to_wire(proposal.error) if proposal.error is not None else None
+    error = error_to_peer(proposal.error) if proposal.error is not None else None
     return _encode(Answered(outcome=proposal.outcome, error=error))
 
 
@@ -279,7 +281,7 @@ def _aside(aside: Aside, handler: Handler, *, over: int = -1) -> Handler:
         if len(payload) <= over:
             handler(peer, payload, reply)
         elif not aside(lambda: handler(peer, payload, reply), len(payload)):
-            reply(_encode(Answered(error=to_wire(Overloaded("too many requests of other nodes wait already")))))
+            reply(_encode(Answered(error=error_to_peer(Overloaded("too many requests of other nodes wait already")))))
 
     return handle
 
@@ -291,8 +293,8 @@ def _guarded(handler: Callable[[str, bytes, Reply], None]) -> Callable[[str, byt
         try:
             handler(peer, payload, reply)
         except msgspec.DecodeError as error:
-            reply(_encode(Answered(error=to_wire(Invalid(f"a request that no node sends: {error}")))))
+            reply(_encode(Answered(error=error_to_peer(Invalid(f"a request that no node sends: {error}")))))
         except RollcallError as error:
-            reply(_encode(Answered(error=to_wire(error))))
+            reply(_encode(Answered(error=error_to_peer(error))))
 
     return guarded

@@ -369,16 +369,18 @@ def to_peer(command: Submittable) -> bytes:
     return _encoder.encode(command)
 
 
-def from_peer(data: bytes) -> Submittable:
+def from_peer(data: bytes, *, level: int = LEVEL) -> Submittable:
     """A command forwarded by a peer. Internal commands are ``Invalid`` here.
 
-    So is what is larger than may be kept: the peer may be of a release that lets it in.
+    So is what is larger than may be kept: the peer may be of a release that lets it in. But a cluster
+    that is at the ``level`` of such a release takes batches as large as that does: its clients were told so, and all
+    of a batch happens or nothing.
     """
     try:
         command = _submittable.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_from(error) from None
-    if isinstance(command, Batch) and len(command.operations) > BATCH_MAX:
+    if isinstance(command, Batch) and len(command.operations) > BATCH_MAX and level >= KEEP_LEVEL:
         raise TooLarge(
             f"operations: Expected at most {BATCH_MAX}, got {len(command.operations)}; send fewer at a time",
             limit=BATCH_MAX,

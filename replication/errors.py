@@ -225,10 +225,24 @@ def _tree(base: type[RollcallError]) -> dict[str, type[RollcallError]]:
 
 _BY_CODE = _tree(RollcallError)
 
+_BEFORE: dict[type[RollcallError], type[RollcallError]] = {
+    Forbidden: Invalid,
+    Superseded: Conflict,
+    KeyReused: Invalid,
+    TooSoon: NotDone,
+}
+"""What a peer of a release is told instead that does not know the first, and would take it for ``Unknown``."""
+
 
 def to_wire(error: RollcallError) -> dict[str, Any]:
-    """The error as plain data, for a peer that will raise it at its own caller."""
+    """The error as plain data: what ``from_wire`` of this release reads."""
     return {"code": error.code(), "message": error.message, "facts": error.facts}
+
+
+def to_peer(error: RollcallError) -> dict[str, Any]:
+    """The error as plain data, for a peer of whatever release that will raise it at its own caller."""
+    before = _BEFORE.get(type(error))
+    return {**to_wire(error), "code": before.code(), "kind": error.code()} if before else to_wire(error)
 
 
 def from_wire(data: dict[str, Any]) -> RollcallError:
@@ -236,7 +250,7 @@ def from_wire(data: dict[str, Any]) -> RollcallError:
 
     So does a ``Fatal`` one: it is the peer that must stop, and not this process.
     """
-    kind = _BY_CODE.get(str(data.get("code")), Unknown)
+    kind = _BY_CODE.get(str(data.get("kind"))) or _BY_CODE.get(str(data.get("code")), Unknown)
     if issubclass(kind, Fatal):
         kind = Unknown
     facts = data.get("facts")

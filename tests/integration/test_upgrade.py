@@ -256,13 +256,17 @@ def test_nodes_of_both_releases_elect_each_other_and_read_what_the_other_wrote(
     bench: Path, previous: Release, present: Release
 ) -> None:
     """Leadership passes in order from one release to the other and back, and is taken over when its holder dies."""
+    large = [{"op": "register", "service": "large", "id": f"i{number}"} for number in range(501)]
     with Mixed(bench / "side-by-side", previous) as cluster:
         cluster.wait_for_level(previous.level)
+        taken = cluster.ask(0, "POST", "/api/v1/batch", {"operations": large}).status
         for new in (1, 2):
             cluster.replace(new, present)
             for leader in (0, new):
                 cluster.make_lead(leader)
                 read_what_was_written(cluster, f"led-by-{leader}-with-{new}-new")
+                # Whoever leads, what a node takes it takes: its clients know its limits, and no others.
+                assert cluster.ask(0, "POST", "/api/v1/batch", {"operations": large}).status == taken
             cluster.kill(new)
             cluster.wait_for_leader_but(new)
             cluster.restart(new)

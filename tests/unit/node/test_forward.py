@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 from harness.waiting import wait_for
 from rollcall.node.forward import (
@@ -18,11 +19,11 @@ from rollcall.node.forward import (
     submission,
 )
 from rollcall.node.values import Renewal, Renewed
-from rollcall.replication.commands import Batch, Deregister
-from rollcall.replication.errors import NotDone, Overloaded, Unknown
+from rollcall.replication.commands import KEEP_LEVEL, LEVEL, Batch, Deregister
+from rollcall.replication.errors import NotDone, Overloaded, RollcallError, TooLarge, TooSoon, Unknown
 from rollcall.replication.log import Handler, LocalLog, Proposal
 from rollcall.replication.records import Key
-from rollcall.replication.registry import Outcome
+from rollcall.replication.registry import Outcome, State
 
 
 class Leader:
@@ -205,14 +206,16 @@ def test_a_round_takes_so_much_and_the_rest_waits_for_the_next(
 class Bench:
     """A desk on a log in memory, with a worker that runs when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, level: int = LEVEL) -> None:
         self.handlers: dict[str, Handler] = {}
+        self.refuses: RollcallError | None = None
         self.put_aside: list[Callable[[], None]] = []
         self.full = False
         self.done: list[str] = []
         self.answers: list[bytes] = []
         log = LocalLog()
         log.serve = self.handlers.__setitem__
+        log.registry.replace(State.empty(level=level, history="0" * 16))
         Desk(
             log,
             propose=self._propose,
@@ -232,7 +235,7 @@ class Bench:
     def _propose(self, command: object, request_id: str) -> Proposal:
         self.done.append("write")
         proposal = Proposal(b"")
-        proposal.resolve(Outcome(1, ("created",)))
+        proposal.resolve(None if self.refuses else Outcome(1, ("created",)), self.refuses)
         return proposal
 
     def _renew(self, renewals: object, peer: str) -> list[Renewed | None]:
@@ -268,4 +271,33 @@ def test_where_too_much_is_put_aside_already_the_peer_is_told_that_it_was_not_do
     bench.ask(RENEW, renewals_asked([Renewal(KEY)]))
 
     with pytest.raises(Overloaded):
+        read_answer(bench.answers[0])
+
+
+@pytest.mark.parametrize(("level", "taken"), [(KEEP_LEVEL - 1, True), (KEEP_LEVEL, False)])
+def test_while_members_of_an_earlier_release_are_there_their_large_batches_are_taken(level: int, taken: bool) -> None:
+    """All of a batch happens or nothing, so it cannot be taken in parts."""
+    bench = Bench(level)
+
+    bench.ask(SUBMIT, submission(Batch((Deregister(KEY),) * 501), ""))
+    for job in bench.put_aside:
+        job()
+
+    if taken:
+        assert read_answer(bench.answers[0]).outcome is not None
+    else:
+        with pytest.raises(TooLarge, match="at most 500, got 501"):
+            read_answer(bench.answers[0])
+
+
+def test_a_member_of_an_earlier_release_reads_that_what_came_too_soon_was_not_done() -> None:
+    """It knows no such error, and takes what it does not know for a write that was perhaps done."""
+    bench = Bench()
+    bench.refuses = TooSoon("a moment ago", retry_after_s=20)
+
+    bench.ask(SUBMIT, submission(Deregister(KEY), ""))
+
+    error = msgspec.msgpack.decode(bench.answers[0])[2]
+    assert (error["code"], error["facts"]) == ("NotDone", {"retry_after_s": 20})
+    with pytest.raises(TooSoon, match="a moment ago"):
         read_answer(bench.answers[0])

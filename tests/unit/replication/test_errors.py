@@ -1,6 +1,7 @@
 """The error tree: what each error says, and that it says the same to a peer."""
 
 import re
+from typing import Any
 
 import pytest
 from rollcall.replication import errors
@@ -14,6 +15,7 @@ from rollcall.replication.errors import (
     RollcallError,
     Unknown,
     from_wire,
+    to_peer,
     to_wire,
 )
 
@@ -23,6 +25,21 @@ def _all_kinds(base: type[RollcallError] = RollcallError) -> list[type[RollcallE
 
 
 ALL_KINDS = sorted(set(_all_kinds()), key=lambda kind: kind.__name__)
+KNOWN_BEFORE = {
+    *(
+        "RollcallError",
+        "Invalid",
+        "NotFound",
+        "Conflict",
+        "AlreadyRegistered",
+        "StaleDirtyTimestamp",
+        "Gone",
+        "TooLarge",
+    ),
+    *("NotDone", "NoLeader", "NotLeader", "Overwritten", "Overloaded", "Draining", "DiskUnavailable", "NotCaughtUp"),
+    "Unknown",
+}
+"""At level 3."""
 TRAVELLING = [kind for kind in ALL_KINDS if not issubclass(kind, Fatal)]
 
 
@@ -57,12 +74,25 @@ def test_only_errors_of_a_write_have_an_outcome() -> None:
 
 
 @pytest.mark.parametrize("kind", TRAVELLING)
-def test_an_error_reaches_a_peer_as_it_was(kind: type[RollcallError]) -> None:
+@pytest.mark.parametrize("to", [to_peer, to_wire])
+def test_an_error_reaches_a_peer_as_it_was(kind: type[RollcallError], to: Any) -> None:
     sent = kind("three words here", limit=3, names=["a", "b"])
 
-    received = from_wire(to_wire(sent))
+    received = from_wire(to(sent))
 
     assert (type(received), received.message, received.facts) == (kind, sent.message, sent.facts)
+
+
+@pytest.mark.parametrize("kind", TRAVELLING)
+def test_a_peer_of_an_earlier_release_reads_a_code_that_it_knows_and_that_says_what_became_of_it(
+    kind: type[RollcallError],
+) -> None:
+    """What it does not know it takes for a write of which nobody knows."""
+    code = to_peer(kind("why"))["code"]
+
+    assert code in KNOWN_BEFORE
+    assert getattr(errors, code).outcome == kind.outcome
+    assert kind.status == 422 or issubclass(kind, getattr(errors, code))
 
 
 def test_the_field_of_an_invalid_request_reaches_a_peer() -> None:

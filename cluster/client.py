@@ -19,6 +19,8 @@ were wiped, or it was put back from a copy) does a client begin anew with it, at
 name the history that their index is of (``seen``), and refuse one that never was.
 The client says so in the log. Nodes of older releases name none: then a read that is
 never stale tells.
+
+A list that a node calls too large for one answer is read in pages (``pages``), from then on at once.
 """
 
 import copy
@@ -27,6 +29,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
@@ -46,6 +49,7 @@ from ..replication.errors import (
     Overloaded,
     RollcallError,
     Superseded,
+    TooLarge,
     Unknown,
 )
 from ..replication.policies import Policy, PolicyChange, PolicyRecord
@@ -63,6 +67,7 @@ from ..replication.records import (
 from . import forks
 from .http import Answer, Session, exchange, history_of, left_by_session
 from .members import DEFAULT_NODES, Members, nodes_from
+from .pages import Pages
 from .seen import Seen
 
 logger = logging.getLogger(__name__)
@@ -88,6 +93,12 @@ POLL_S = 30.0
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 1.0
 CONNECTIONS_MAX = 32
+
+LARGE_MAX = 1_000
+"""So many lists are remembered as too large for one answer."""
+
+TURNS_MAX = 4
+"""A list is asked for whole, then in pages, and then again: nodes of two releases may answer in turn."""
 
 _NOBODYS = (1 << 53) - 1
 """A ``reg_index`` that no registration has: so far no log comes."""
@@ -127,6 +138,8 @@ class ServiceSummary(Struct, frozen=True, kw_only=True):
     serving: int
     health: dict[str, int]
     tags: tuple[str, ...]
+    more_tags: bool = False
+    """Whether there are more than ``tags`` names."""
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
@@ -212,6 +225,24 @@ class Changes(Struct, frozen=True, kw_only=True):
     history: str = ""
 
 
+class _SeenUpTo:
+    """Up to where the lists were read that a watch goes on from. What came in pages may hold newer instances too."""
+
+    def __init__(self, listings: Sequence[Listing] = ()) -> None:
+        self._services: dict[str, int] = {each.service: each.index for each in listings}
+        self._newer: dict[Key, int] = {
+            instance.key: instance.modify_index
+            for each in listings
+            for instance in each.instances
+            if instance.modify_index > each.index
+        }
+
+    def is_news(self, event: Event) -> bool:
+        """Whether what the lists say may be from before it."""
+        instance = event.instance
+        return event.index > max(self._services.get(instance.service, 0), self._newer.get(instance.key, 0))
+
+
 class _Read(Struct, frozen=True):
     """What is to be read by when, whichever node answers. ``fits``: whether an answer is about that."""
 
@@ -239,6 +270,8 @@ class Client:
         self._members = Members(random.sample(urls, len(urls)))
         self._lock = forks.Lock()
         self._seen = Seen()
+        self._large: set[tuple[str, str]] = set()
+        """Path and env of lists that are too large for one answer."""
         self._owned = _session() if session is None else None
         self._session: Session = session if session is not None else self._owned or _session()
         forks.begins_anew(self)
@@ -402,8 +435,14 @@ class Client:
 
     def overrides(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[OverrideView, ...]:
         """What operators say of instances of an env, those that are not registered included; ``env="*"`` of all."""
-        answer = self._read("/overrides", params={"env": env or self.env}, timeout_s=timeout_s)
-        return _part(answer, "overrides", tuple[OverrideView, ...])
+        return self._list(
+            "overrides",
+            OverrideView,
+            attrgetter("env", "service", "id"),
+            "/overrides",
+            params={"env": env or self.env},
+            timeout_s=timeout_s,
+        )[1]
 
     def heartbeat(self, service: str, id: str, *, env: str | None = None, timeout_s: float | None = None) -> Renewal:
         """Renews a lease. ``NotFound`` means: register again."""
@@ -443,21 +482,29 @@ class Client:
         near: str | None = None,
         limit: int | None = None,
         timeout_s: float | None = None,
+        pages_timeout_s: float | None = None,
     ) -> Listing:
-        """The instances that should get traffic, or those that the filters name (``health="any"``: all)."""
+        """The instances that should get traffic, or those that the filters name (``health="any"``: all).
+
+        ``pages_timeout_s``: where the list comes in pages, for all of them; ``timeout_s`` is then for each.
+        """
         check_names(service=service)
         filters = {"health": health, "status": status, "version": version, "zone": zone, "region": region}
         tagged = {f"meta.{name}": value for name, value in (meta or {}).items()}
-        answer = self._read(
+        answer, found = self._list(
+            "instances",
+            Instance,
+            attrgetter("id"),
             f"/services/{quote(service, safe='')}/instances",
             params={
                 **filters, **tagged, "tag": list(tags) or None, "near": near, "limit": limit, "env": env or self.env,
             },
             timeout_s=timeout_s,
+            pages_timeout_s=pages_timeout_s,
             fits=_about(Key(env or self.env, service, "")),
         )  # fmt: skip
         beside = {"complete": answer.headers.get("X-Rollcall-Complete") == "true", "history": answer.history}
-        return _read_as({**answer.body, **beside}, Listing)
+        return structs.replace(_read_as({**answer.body, **beside, "instances": ()}, Listing), instances=found)
 
     def instance(self, service: str, id: str, *, env: str | None = None) -> Instance:
         """One instance, or ``NotFound``."""
@@ -472,8 +519,14 @@ class Client:
 
     def services(self, *, env: str | None = None, timeout_s: float | None = None) -> tuple[ServiceSummary, ...]:
         """The services of an env, by name; ``env="*"`` for those of all."""
-        answer = self._read("/services", params={"env": env or self.env}, timeout_s=timeout_s)
-        return _part(answer, "services", tuple[ServiceSummary, ...])
+        return self._list(
+            "services",
+            ServiceSummary,
+            attrgetter("env", "name"),
+            "/services",
+            params={"env": env or self.env},
+            timeout_s=timeout_s,
+        )[1]
 
     def cluster(self, *, timeout_s: float | None = None) -> ClusterView:
         """The nodes, the leader, and whether evictions are held. What it says is remembered for later calls."""
@@ -486,13 +539,16 @@ class Client:
 
     def policies(self, *, service: str | None = None, timeout_s: float | None = None) -> tuple[PolicyRecord, ...]:
         """The routing policies in force, by name."""
-        answer = self._read("/policies", params={"service": service}, timeout_s=timeout_s)
-        return tuple(_policy_record(each) for each in _part(answer, "policies", tuple[dict[str, Any], ...]))
+        found: tuple[dict[str, Any], ...] = self._list(
+            "policies", dict, itemgetter("name"), "/policies", params={"service": service}, timeout_s=timeout_s
+        )[1]
+        return tuple(map(_policy_record, found))
 
     def policy_changes(self, *, timeout_s: float | None = None) -> tuple[PolicyChange, ...]:
         """Who changed the policies, and why; the last change first."""
-        answer = self._read("/policies/changes", params={}, timeout_s=timeout_s)
-        return _part(answer, "changes", tuple[PolicyChange, ...])
+        return self._list(
+            "changes", PolicyChange, attrgetter("index"), "/policies/changes", params={}, timeout_s=timeout_s
+        )[1]
 
     def set_policy(self, name: str, policy: Policy | None, *, author: str = "", reason: str = "") -> dict[str, Any]:
         """Puts a policy in force under a name, or removes it (None; ``NotFound`` if there is none).
@@ -533,7 +589,7 @@ class Client:
         it knew is then void. Raises ``NotDone`` when no node could be asked for ``patience_s``.
         """
         env = env or self.env
-        seen: dict[str, int] = {}
+        seen = _SeenUpTo()
         while True:
             if index is None:
                 snapshot, seen = self._snapshot(services, env, patience_s)
@@ -547,7 +603,7 @@ class Client:
                 index = None
                 continue
             for event in page.events:
-                if event.index > seen.get(event.instance.service, 0):
+                if seen.is_news(event):
                     yield event
             index, history = page.index, page.history or history
 
@@ -599,14 +655,15 @@ class Client:
         events = _read_as((answer.body or {}).get("events", ()), tuple[Event, ...])
         return Changes(index=max(index, answer.index), events=events)
 
-    def _snapshot(self, services: Sequence[str], env: str, timeout_s: float) -> tuple[Snapshot, dict[str, int]]:
-        """What is there, and up to which index each service was read: later ones are news."""
+    def _snapshot(self, services: Sequence[str], env: str, timeout_s: float) -> tuple[Snapshot, "_SeenUpTo"]:
+        """What is there, and what need not be told of that any more."""
         names: Sequence[str] = services
         index = history = None
         if not names:
-            answer = self._read("/services", params={"env": env}, timeout_s=timeout_s)
+            answer, every = self._list(
+                "services", _Named, attrgetter("name"), "/services", params={"env": env}, timeout_s=timeout_s
+            )
             # Of releases that took such names; a path would lead elsewhere.
-            every = _part(answer, "services", tuple[_Named, ...])
             names = [service.name for service in every if service.name not in STEPS]
             index, history = answer.index, answer.history
         listings = [self.instances(name, env=env, health="any", timeout_s=timeout_s) for name in names]
@@ -616,10 +673,77 @@ class Client:
         # (If the registry begins anew in between, the watch from there is told so.)
         index = listings[0].index if index is None else index
         history = listings[0].history if history is None else history
-        snapshot = Snapshot(index=index, instances=found, history=history)
-        return snapshot, {each.service: each.index for each in listings}
+        return Snapshot(index=index, instances=found, history=history), _SeenUpTo(listings)
 
     # One call
+
+    def _list(
+        self,
+        name: str,
+        kind: type[T],
+        naming: Callable[[T], Any],
+        path: str,
+        *,
+        params: Mapping[str, Any],
+        timeout_s: float | None = None,
+        pages_timeout_s: float | None = None,
+        fits: Callable[[Any], bool] | None = None,
+    ) -> tuple[Answer, tuple[T, ...]]:
+        """All of a list, whose items are under ``name`` and called by ``naming``; and the answer that it came in,
+        of pages the first: from its index a watch misses nothing."""
+        large, page_s = (path, str(params.get("env", ""))), self.timeout_s if timeout_s is None else timeout_s
+        read = _Read(path, params, time.monotonic() + page_s, fits)
+        for left in reversed(range(TURNS_MAX)):
+            paged = large in self._large
+            try:
+                if paged:
+                    return self._in_pages(read, name, kind, naming, large, page_s, pages_timeout_s)
+                answer = self._read_by(read)
+                return answer, _part(answer, name, tuple[kind, ...])
+            except TooLarge:
+                if paged or not left:
+                    raise
+                self._note(large, True)
+            except Invalid as error:
+                if not paged or not left or error.field not in ("after", "limit"):
+                    raise
+                self._note(large, False)  # a node of a release without pages: it answers whole
+        raise AssertionError("the last turn answers or raises")
+
+    def _in_pages(
+        self,
+        read: _Read,
+        name: str,
+        kind: type[T],
+        naming: Callable[[T], Any],
+        large: tuple[str, str],
+        page_s: float,
+        pages_timeout_s: float | None,
+    ) -> tuple[Answer, tuple[T, ...]]:
+        pages: Pages[T] = Pages(naming, read.params.get("limit"))
+        until = read.deadline if pages_timeout_s is None else time.monotonic() + pages_timeout_s
+        head = Answer(0, {}, None)
+        while pages.after is not None:
+            page = structs.replace(
+                read,
+                params={"after": pages.after, **read.params, "limit": pages.limit},
+                deadline=until if pages_timeout_s is None else min(until, time.monotonic() + page_s),
+            )
+            answer = self._read_by(page)
+            found = _part(answer, name, tuple[kind, ...])
+            if pages.take(found, answer.body.get("next"), answer.history):
+                head = answer
+        if pages.count == 1:
+            self._note(large, False)
+        return head, pages.items
+
+    def _note(self, large: tuple[str, str], is_large: bool) -> None:
+        with self._lock:
+            self._large.discard(large)
+            if is_large:
+                if len(self._large) >= LARGE_MAX:
+                    self._large.clear()
+                self._large.add(large)
 
     def _read(
         self,
@@ -629,7 +753,10 @@ class Client:
         timeout_s: float | None = None,
         fits: Callable[[Any], bool] | None = None,
     ) -> Answer:
-        read = _Read(path, params, time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s), fits)
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        return self._read_by(_Read(path, params, deadline, fits))
+
+    def _read_by(self, read: _Read) -> Answer:
         try:
             answer = self._read_at(read)
         except Gone:

@@ -50,6 +50,9 @@ REFRESH_S_SPREAD = 5.0
 FIRST_S = 2.0
 """So long the first question about a service may take."""
 
+PAGES_S = 30.0
+"""So long the thread reads a list that comes in pages, each of which may take ``FIRST_S``."""
+
 POLL_S = 30.0
 PATIENCE_S = 1.0
 """With nodes that do not answer a poll; then the loop looks what else is to be done."""
@@ -143,6 +146,9 @@ class Discovery:
         self._client = Client(self._urls, env=self.env, timeout_s=FIRST_S)
         self._line = Interruptible()
         self._watcher = self._client.over(self._line)
+        self._reading_line = Interruptible()
+        self._reader = self._client.over(self._reading_line)
+        """The thread's, for lists: one of many pages is broken off only by ``close``."""
         self._kept: dict[str, tuple[Instance, ...]] = self._load()
         self._unsaved: bool = False
 
@@ -191,11 +197,13 @@ class Discovery:
         forks.notice()
         self._stop.set()
         self._line.interrupt()
+        self._reading_line.interrupt()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(FIRST_S + 1.0)
         self._client.close()
         self._line.close()
+        self._reading_line.close()
 
     def __enter__(self) -> "Discovery":
         return self
@@ -380,7 +388,7 @@ class Discovery:
                 self._swap(known)
 
     def _apply(self, known: Known, event: Event) -> None:
-        if event.index <= known.index:
+        if event.index <= max(known.index, known.newer.get(event.instance.id, 0)):
             return
         if event.kind in ("DEREGISTER", "EVICT"):
             known.instances.pop(event.instance.id, None)
@@ -405,7 +413,8 @@ class Discovery:
             if known is None or not known.asked.is_set():
                 continue  # forgotten meanwhile, and perhaps asked about anew
             try:
-                self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
+                listing = self._reader.instances(service, health="any", timeout_s=FIRST_S, pages_timeout_s=PAGES_S)
+                self._take(known, listing)
             except RollcallError as error:
                 # One service's trouble is not that of the others. Where no node answers, the round is over soon.
                 self._round_failure, known.troubled = error, True
@@ -470,6 +479,7 @@ class Discovery:
             if listing.index < known.index or _differ(listing.history, known.history):
                 known.kept_until = now + self._refresh_s
             known.instances = known.instances | found if now < known.kept_until else found
+            known.newer = {id: each.modify_index for id, each in found.items() if each.modify_index > listing.index}
             known.index, known.history, known.confirmed_at = listing.index, listing.history, now
             self._swap(known)
 

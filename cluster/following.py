@@ -46,6 +46,8 @@ class Known(Struct):
     """When somebody was last seen to ask for it."""
     index: int = -1
     history: str = ""
+    newer: dict[str, int] = {}
+    """Of instances that were read in a state from after ``index``: up to where (a list may come in pages)."""
     confirmed_at: float = -math.inf
     kept_until: float = -math.inf
     troubled: bool = False

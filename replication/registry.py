@@ -64,6 +64,7 @@ from .state import (
     digest_of,
     history_digest,
     level_digest,
+    ordered,
     size_of,
 )
 
@@ -736,8 +737,13 @@ class Registry:
 
     def services(self, env: str | None = None) -> tuple[ServiceView, ...]:
         """Every service (of ``env``, if given), in the order of env and name."""
+        return tuple(self.each_service(env))
+
+    def each_service(self, env: str | None = None, after: ServiceName = ("", "")) -> Iterator[ServiceView]:
+        """The same, one after the other, from the first one after the name ``after`` on."""
         held = self._services.copy()
-        return tuple(held[name].look() for name in sorted(held) if env is None or name[0] == env)
+        for name in ordered([name for name in held if name > after and env in (None, name[0])]):
+            yield held[name].look()
 
     def instance(self, key: Key) -> Instance | None:
         """The instance of that key."""

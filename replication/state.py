@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -57,6 +57,7 @@ Kind = Literal[
 was to be done."""
 
 ServiceName = tuple[str, str]
+T = TypeVar("T", str, ServiceName, Key)
 """Env and service."""
 
 _by_id = attrgetter("id")
@@ -338,7 +339,7 @@ class State:
         for name in sorted(self.services):
             service = self.services[name]
             yield 0, service.head()
-            for id in _sorted(service.instances):
+            for id in ordered(service.instances):
                 yield 1, service.instances[id]
         for remembered in self.requests.values():
             yield 2, remembered
@@ -498,8 +499,9 @@ def _seal(applied_index: int, term: int, last_time_ns: int, digest: tuple[int, s
     return hashlib.sha256(_encode((applied_index, term, last_time_ns, digest))).digest()
 
 
-def _sorted(ids: Collection[str]) -> Iterable[str]:
-    if len(ids) <= SORT_MAX:
-        return sorted(ids)
-    left = iter(ids)
-    return merge(*(sorted(islice(left, SORT_MAX)) for _ in range(0, len(ids), SORT_MAX)))
+def ordered(names: Collection[T]) -> Iterable[T]:
+    """``names`` sorted, in slices: sorting is one call, in which no other thread runs."""
+    if len(names) <= SORT_MAX:
+        return sorted(names)
+    left = iter(names)
+    return merge(*(sorted(islice(left, SORT_MAX)) for _ in range(0, len(names), SORT_MAX)))

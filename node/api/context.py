@@ -188,7 +188,12 @@ class Context:
 
 def json_answer(value: Any, status: int = 200) -> Response:
     """``value`` as a JSON answer, a line break at its end for people with curl."""
-    return Response(_json.encode(value) + b"\n", status=status, content_type="application/json")
+    return as_json(_json.encode(value) + b"\n", status)
+
+
+def as_json(body: bytes, status: int = 200) -> Response:
+    """The answer whose JSON is ``body``."""
+    return Response(body, status=status, content_type="application/json")
 
 
 def client_left() -> Callable[[], bool]:

@@ -15,15 +15,15 @@ from http import HTTPStatus
 from typing import Any
 
 from ...replication.commands import Register
-from ...replication.errors import RollcallError
+from ...replication.errors import RollcallError, TooLarge
 from ...replication.records import DEFAULT_ENV, Key
 from .. import logs
 from .body import parsed
 from .context import Context
 from .native import registered, renewed
+from .pages import encode_json
 from .problem import CONTENT_TYPE, problem_of
 from .registering import registration
-from .views import encode_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,10 @@ class Fast:
     ) -> Iterable[bytes]:
         began = time.perf_counter()
         context = self._context
-        index, body = context.listings.instances(*names)
+        try:
+            index, body = context.listings.instances(*names)
+        except TooLarge as error:
+            return self._refused(error, method, environ, start_response, LIST)
         request_id = context.request_id(environ.get("HTTP_X_REQUEST_ID"))
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         headers += context.headers(index=index, request_id=request_id, listed=True)
@@ -131,9 +134,14 @@ class Fast:
         return [body]
 
     def _refused(
-        self, error: RollcallError, method: str, environ: Environ, start_response: StartResponse
+        self,
+        error: RollcallError,
+        method: str,
+        environ: Environ,
+        start_response: StartResponse,
+        route: str = "none",
     ) -> Iterable[bytes]:
-        """What no face is asked about, and so no dialect has other words for."""
+        """What no dialect has other words for: before a face is asked, or in our own."""
         began = time.perf_counter()
         context, problem = self._context, problem_of(error)
         request_id = context.request_id(environ.get("HTTP_X_REQUEST_ID"))
@@ -143,7 +151,7 @@ class Fast:
         start_response(_STATUS_LINES[problem.status], headers)
         seconds = time.perf_counter() - began
         method = method if method in METHODS else "other"
-        context.metrics.meter("none", method, problem.status).answered(seconds)
+        context.metrics.meter(route, method, problem.status).answered(seconds)
         _log(request_id, method, environ["PATH_INFO"], problem.status, seconds)
         return [body] if method != "HEAD" else []
 

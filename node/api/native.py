@@ -16,12 +16,13 @@ from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, bui
 from ...replication.registry import Outcome
 from ..values import Renewal
 from .body import json_object
-from .context import Context, Environ, Freshness, json_answer
+from .context import Context, Environ, Freshness, as_json, json_answer
 from .overrides import without_a_record
+from .pages import Paging
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
 from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
-from .views import Wanted, env_shown, leased_record, record
+from .views import Shown, Wanted, leased_record, record
 
 HEARTBEATS_MAX = 10_000
 
@@ -162,18 +163,23 @@ class Native:
 
     def list_instances(self, service: str) -> Response:
         query = Query.of_request()
-        env, wanted, freshness = query.env(), Wanted.from_query(query), self._freshness(query)
-        secrets = query.flag("secrets")
+        asked = Paging.from_query(query, Wanted.places(query))
+        paged = asked.after is not None
+        wanted = Wanted.from_query(query, limit=None if paged else asked.limit)
+        env, freshness, secrets = query.env(), self._freshness(query), query.flag("secrets")
         query.done()
         checked_name(service, "service")
         if secrets:
             _check_is_here()
         self._context.freshen(freshness)
         g.listed = True
-        if wanted.with_leases or secrets:
-            return self._list_with_leases(env, service, wanted, secrets=secrets)
-        g.index, body = self._context.listings.instances(env, service, wanted)
-        return Response(body, content_type="application/json")
+        listings, shown = self._context.listings, self._with_lease(secrets) if wanted.with_leases or secrets else record
+        if paged or shown is not record:
+            remember = not paged and not secrets
+            g.index, body = listings.made_anew(env, service, wanted, asked, shown, remember=remember)
+        else:
+            g.index, body = listings.instances(env, service, wanted)
+        return as_json(body)
 
     def get_instance(self, service: str, id: str) -> Response:
         instance = self._instance(service, id)
@@ -181,12 +187,12 @@ class Native:
 
     def list_services(self) -> Response:
         query = Query.of_request()
-        env, freshness = query.envs(), self._freshness(query)
+        env, asked, freshness = query.envs(), Paging.from_query(query, tuple[str, str]), self._freshness(query)
         query.done()
         self._context.freshen(freshness)
         g.listed = True
-        g.index, summaries = self._context.services.summaries(env)
-        return json_answer({"env": env_shown(env), "index": g.index, "services": summaries})
+        g.index, body = self._context.services.body(env, asked)
+        return as_json(body)
 
     def cluster(self) -> Response:
         Query.of_request().done()
@@ -238,12 +244,8 @@ class Native:
             raise _unknown(key)
         return instance
 
-    def _list_with_leases(self, env: str, service: str, wanted: Wanted, *, secrets: bool) -> Response:
-        g.index = self._service.registry.applied_index
-        view = self._service.registry.service(env, service)
-        picked = [] if view is None else wanted.pick(view.instances)
-        instances = [leased_record(each, self._service.lease(each.key), secrets=secrets) for each in picked]
-        return json_answer({"service": service, "env": env, "index": g.index, "instances": instances})
+    def _with_lease(self, secrets: bool) -> Shown:
+        return lambda instance: leased_record(instance, self._service.lease(instance.key), secrets=secrets)
 
     def _leased(self, instance: Instance) -> dict[str, Any]:
         return leased_record(instance, self._service.lease(instance.key))

@@ -15,7 +15,9 @@ from ...replication.commands import FOR_S_MAX, SetStatus, check_new
 from ...replication.errors import Invalid
 from ...replication.records import Key, Override, Status, Text
 from ...replication.registry import Registry
-from .context import Context, Freshness, json_answer
+from ...replication.state import ordered
+from .context import Context, Freshness, as_json
+from .pages import Paging, Place, encode_json, list_body
 from .query import Query
 
 
@@ -33,13 +35,15 @@ class Overrides:
 
     def every(self) -> Response:
         query = Query.of_request()
-        env, freshness = query.envs(), Freshness.from_query(query, self._context.settings)
+        env, asked = query.envs(), Paging.from_query(query, tuple[str, str, str])
+        freshness = Freshness.from_query(query, self._context.settings)
         query.done()
         self._context.freshen(freshness)
         g.index = self._registry.applied_index
-        overrides = self._registry.overrides
-        found = [shown(overrides[key], self._registry) for key in sorted(overrides) if env in (None, key.env)]
-        return json_answer({"index": g.index, "overrides": found})
+        overrides, begin = self._registry.overrides, asked.after or ("", "", "")
+        keys = [key for key in overrides if env in (None, key.env) and _place(key) > begin]
+        found = ((_place(key), encode_json(shown(overrides[key], self._registry))) for key in ordered(keys))
+        return as_json(list_body({"index": g.index}, "overrides", found, asked))
 
 
 class Said(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,6 +82,10 @@ class Said(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             message = f"until: Expected a time within {FOR_S_MAX // 86_400} days"
             raise Invalid(message, field="until", limit=FOR_S_MAX)
         return round(self.until.timestamp() * 1_000_000) * 1000
+
+
+def _place(key: Key) -> Place:
+    return key.env, key.service, key.id
 
 
 def shown(override: Override, registry: Registry) -> dict[str, Any]:

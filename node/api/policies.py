@@ -1,5 +1,6 @@
 """Routing policies: ``/api/v1/policies``. Which share of a service's calls goes where, and who said so."""
 
+import math
 from typing import Annotated, Any
 
 import msgspec
@@ -11,7 +12,8 @@ from ...replication.policies import Policy, PolicyRecord, policy_of
 from ...replication.records import build
 from ...replication.registry import Registry
 from .body import json_object
-from .context import Context, Freshness, json_answer
+from .context import Context, Freshness, as_json, json_answer
+from .pages import Paging, encode_json, list_body
 from .query import Query, checked_name
 
 ROUTES = (
@@ -38,20 +40,29 @@ class Policies:
 
     def every(self) -> Response:
         query = Query.of_request()
-        service = query.one("service")
+        service, asked = query.one("service"), Paging.from_query(query, tuple[str])
         self._freshen(query)
         g.index = self._registry.applied_index
-        found = [shown(record) for record in self._registry.policies if service in (None, record.policy.service)]
-        return json_answer({"policies": found})
+        begin = asked.after or ("",)
+        found = (
+            ((record.name,), encode_json(shown(record)))
+            for record in self._registry.policies
+            if (record.name,) > begin and service in (None, record.policy.service)
+        )
+        return as_json(list_body({}, "policies", found, asked))
 
     def changes(self) -> Response:
         query = Query.of_request()
-        name = query.one("name")
+        name, asked = query.one("name"), Paging.from_query(query, tuple[int])
         self._freshen(query)
         g.index = self._registry.applied_index
-        return json_answer(
-            {"changes": [change for change in reversed(self._registry.policy_changes) if name in (None, change.name)]}
+        (begin,) = asked.after or (math.inf,)
+        found = (
+            ((change.index,), encode_json(change))
+            for change in reversed(self._registry.policy_changes)
+            if change.index < begin and name in (None, change.name)
         )
+        return as_json(list_body({}, "changes", found, asked))
 
     def one(self, name: str) -> Response:
         self._freshen(Query.of_request())

@@ -13,6 +13,7 @@ from ...replication.records import DEFAULT_ENV, ID_LENGTH_MAX, Id, Key, Name, un
 from ..position import Position
 
 PARAMETERS_MAX = 1024
+NUMBER_MAX = 2**63 - 1
 
 _HISTORY = re.compile(r"[0-9a-f]{16}")
 _POSITION = re.compile(r"(?:(?P<history>[0-9a-f]{16})-)?(?P<index>.*)", re.DOTALL)
@@ -74,7 +75,7 @@ class Query:
     def flag(self, name: str) -> bool:
         return self.choice(name, ("true", "false", "1", "0")) in ("true", "1")
 
-    def number(self, name: str, *, least: int = 0, most: int = 2**63 - 1) -> int | None:
+    def number(self, name: str, *, least: int = 0, most: int = NUMBER_MAX) -> int | None:
         value = self.one(name)
         return None if value is None else number(value, name, least=least, most=most)
 
@@ -107,7 +108,7 @@ class Query:
         return None if self._values.get("env") == ["*"] and self.every("env") else self.env()
 
 
-def number(text: str, name: str, *, least: int = 0, most: int = 2**63 - 1) -> int:
+def number(text: str, name: str, *, least: int = 0, most: int = NUMBER_MAX) -> int:
     """``text`` as a whole number within bounds."""
     # Digits of other scripts and 10 000 digits are numbers to int(), but not here.
     if not text.isascii() or not text.isdigit() or len(text) > 19 or not least <= int(text) <= most:

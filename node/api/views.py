@@ -7,26 +7,42 @@ is put in last.
 
 import sys
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from operator import attrgetter
+from typing import Any, TypeVar
 
-import msgspec
 from msgspec import Struct
 
-from ...replication.records import Event, Health, Instance, Status
+from ...replication.errors import Invalid, TooLarge
+from ...replication.records import META_KEYS_MAX, TAGS_MAX, Event, Health, Instance, Status
 from ...replication.registry import Registry, ServiceView
 from ..masking import masked
 from ..values import LeaseView
+from .pages import WHOLE, Item, Paging, Place, encode_json, joined, list_body, too_large
 from .query import Query
 
 CACHE_BYTES_MAX = 32 * 1024 * 1024
+ENTRY_BYTES = 512
+"""Of what is kept, beside its texts, roughly."""
+
+SUMS_BYTES_MAX = 8 * 1024 * 1024
+SUMS_KEPT_FROM = 8
+"""Sums of a service with so many instances are kept. Of fewer they are as soon worked out again."""
+
+TAGS_SHOWN_MAX = 100
+TAGS_SHOWN_BYTES_MAX = 16 * 1024
+"""Of the tags of a service in its sums: its instances may bear twenty thousand times 64 different ones."""
+
 HEALTHS: tuple[str, ...] = ("passing", "warning", "pending", "critical")
 STATUSES: tuple[str, ...] = ("up", "down", "starting", "draining", "out_of_service")
 
 _FIELDS = Instance.__struct_fields__
+_by_id = attrgetter("id")
 
-encode_json = msgspec.json.Encoder().encode
+T = TypeVar("T")
 
 
 def record(instance: Instance) -> dict[str, Any]:
@@ -68,18 +84,23 @@ class Wanted(Struct, frozen=True):
     limit: int | None = None
 
     @classmethod
-    def from_query(cls, query: Query) -> "Wanted":
+    def from_query(cls, query: Query, limit: int | None = None) -> "Wanted":
         return cls(
             health=query.choice("health", ("any", *HEALTHS)),
             status=query.choice("status", STATUSES),
-            tags=query.every("tag"),
+            tags=_few(query.every("tag"), "tag", TAGS_MAX),
             version=query.one("version"),
             zone=query.one("zone"),
             region=query.one("region"),
-            meta=query.prefixed("meta."),
+            meta=_few(query.prefixed("meta."), "meta", META_KEYS_MAX),
             near=query.one("near"),
-            limit=query.number("limit", least=1),
+            limit=limit,
         )
+
+    @staticmethod
+    def places(query: Query) -> Any:
+        """The type of the places in the list that ``query`` asks for."""
+        return tuple[str] if query.one("near") is None else tuple[int, str]
 
     @property
     def free_text(self) -> bool:
@@ -100,11 +121,19 @@ class Wanted(Struct, frozen=True):
         """Whether the list is for looking at leases too, and so cannot be kept."""
         return self.health == "any"
 
-    def pick(self, instances: Iterable[Instance]) -> list[Instance]:
-        picked = [instance for instance in instances if self._fits(instance)]
-        if self.near is not None:
-            picked.sort(key=lambda instance: instance.zone != self.near)  # stable: order is kept on both sides
-        return picked[: self.limit]
+    def each(self, instances: Sequence[Instance], after: Place = ()) -> Iterator[tuple[Place, Instance]]:
+        """Those that fit and stand after a place, in order, each with its place. ``instances`` are in the order of
+        their ids; with ``near`` those of its zone come first."""
+        if self.near is None:
+            for instance in _from(instances, after[0] if after else ""):
+                if self._fits(instance):
+                    yield (instance.id,), instance
+            return
+        begun, id = after or (0, "")
+        for far in (0, 1):
+            for instance in _from(instances, id if far == begun else "") if far >= begun else ():
+                if (instance.zone != self.near) == far and self._fits(instance):
+                    yield (far, instance.id), instance
 
     def _fits(self, instance: Instance) -> bool:
         if self.health is None and self.status is None and not instance.serving:
@@ -123,12 +152,29 @@ class Wanted(Struct, frozen=True):
 PLAIN = Wanted()
 
 
+def _few(values: tuple[T, ...], name: str, most: int) -> tuple[T, ...]:
+    """The different ones of ``values``: each is looked for in each instance, and no instance has more than ``most``."""
+    different = tuple(dict.fromkeys(values))
+    if len(different) > most:
+        raise Invalid(f"{name}: Expected at most {most} different ones, got {len(different)}", field=name, limit=most)
+    return different
+
+
+def _from(instances: Sequence[Instance], id: str) -> Iterator[Instance]:
+    """Those with an id after ``id``."""
+    return islice(instances, bisect_right(instances, id, key=_by_id), None)
+
+
+Shown = Callable[[Instance], Any]
+"""What is said of an instance in a list."""
+
+
 class _Rendered(Struct, frozen=True, gc=False):
-    """A list up to its index, and from there on."""
+    """A list up to its index, and from there on; nothing where it is too large for one answer."""
 
     modify_index: int
-    head: bytes
-    tail: bytes
+    head: bytes = b""
+    tail: bytes = b""
 
 
 class Listings:
@@ -136,7 +182,8 @@ class Listings:
 
     At most ``bytes_max`` are kept, what they are kept under included; the list
     unused for longest goes first. Answers that hold nothing are not kept where
-    the question had text of its own: there is no end of such questions.
+    the question had text of its own: there is no end of such questions. Of a list that is too large
+    for one answer just that is kept, so that whoever asks again is refused at once.
     """
 
     def __init__(self, registry: Registry, *, bytes_max: int = CACHE_BYTES_MAX) -> None:
@@ -147,25 +194,54 @@ class Listings:
         self._lock = threading.Lock()
 
     def instances(self, env: str, service: str, wanted: Wanted = PLAIN) -> tuple[int, bytes]:
-        """The index of the copy that was read, and the answer made of it."""
+        """The index of the copy that was read, and the answer made of it. Raises ``TooLarge``."""
         # In this order: a watch from an index read first repeats a change at worst, and misses none.
         index = self._registry.applied_index
         view = self._registry.service(env, service)
-        rendered = _render(env, service, ()) if view is None else self._rendered(view, wanted)
+        rendered = _Rendered(0, *_ends(env, service, b"")) if view is None else self._rendered(view, wanted)
         return index, b"%b%d%b" % (rendered.head, index, rendered.tail)
 
+    def made_anew(
+        self, env: str, service: str, wanted: Wanted, asked: Paging, shown: Shown, *, remember: bool
+    ) -> tuple[int, bytes]:
+        """The same of what ``shown`` makes of each instance at the moment, or a page of that. It is not kept;
+        ``remember``: but that it is too large is."""
+        index = self._registry.applied_index
+        view = self._registry.service(env, service)
+        known = self._known(view, wanted) if view is not None and remember else None
+        if known is not None:
+            raise too_large()
+        items = () if view is None else _items(view, wanted, shown, asked.after or ())
+        try:
+            body = list_body({"service": service, "env": env, "index": index}, "instances", items, asked)
+        except TooLarge:
+            if view is not None and remember:
+                self._keep((env, service, wanted), _Rendered(view.modify_index))
+            raise
+        return index, body
+
     def _rendered(self, view: ServiceView, wanted: Wanted) -> _Rendered:
+        rendered = self._known(view, wanted)
+        if rendered is None:
+            try:
+                data, _ = joined(_items(view, wanted, record), Paging(wanted.limit))
+                rendered = _Rendered(view.modify_index, *_ends(view.env, view.name, data))
+            except TooLarge:
+                data, rendered = b"", _Rendered(view.modify_index)
+            if data or not rendered.tail or not wanted.free_text:
+                self._keep((view.env, view.name, wanted), rendered)
+        if not rendered.tail:
+            raise too_large()
+        return rendered
+
+    def _known(self, view: ServiceView, wanted: Wanted) -> _Rendered | None:
         key = (view.env, view.name, wanted)
         with self._lock:
             kept = self._kept.get(key)
-            if kept is not None and kept.modify_index == view.modify_index:
-                self._kept.move_to_end(key)
-                return kept
-        picked = wanted.pick(view.instances)
-        rendered = _render(view.env, view.name, map(record, picked), modify_index=view.modify_index)
-        if picked or not wanted.free_text:
-            self._keep(key, rendered)
-        return rendered
+            if kept is None or kept.modify_index != view.modify_index:
+                return None
+            self._kept.move_to_end(key)
+            return kept
 
     def _keep(self, key: tuple[str, str, Wanted], rendered: _Rendered) -> None:
         with self._lock:
@@ -176,52 +252,89 @@ class Listings:
                 self._bytes -= _size(*self._kept.popitem(last=False))
 
 
-def _render(env: str, service: str, records: Iterable[dict[str, Any]], *, modify_index: int = 0) -> _Rendered:
+def _items(view: ServiceView, wanted: Wanted, shown: Shown, after: Place = ()) -> Iterator[Item]:
+    return ((place, encode_json(shown(instance))) for place, instance in wanted.each(view.instances, after))
+
+
+def _ends(env: str, service: str, data: bytes) -> tuple[bytes, bytes]:
+    """A list of instances, the index between the two left out."""
     head = encode_json({"service": service, "env": env})[:-1] + b',"index":'
-    return _Rendered(modify_index, head, b',"instances":' + encode_json(list(records)) + b"}\n")
+    return head, b',"instances":[%b]}\n' % data
 
 
 def _size(key: tuple[str, str, Wanted], rendered: _Rendered) -> int:
-    return len(rendered.head) + len(rendered.tail) + key[2].held_bytes + 512  # the entry itself, roughly
+    return len(rendered.head) + len(rendered.tail) + key[2].held_bytes + ENTRY_BYTES
 
 
 class Services:
-    """What ``GET /services`` says of each service, kept while it stays as it is."""
+    """What ``GET /services`` says of each service, kept while it stays as it is if that was work; at most
+    ``bytes_max`` of it."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, *, bytes_max: int = SUMS_BYTES_MAX) -> None:
         self._registry = registry
-        self._kept: dict[str | None, dict[tuple[str, str], tuple[int, dict[str, Any]]]] = {}
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._kept: dict[tuple[str, str], tuple[int, bytes]] = {}
+        self._lock = threading.Lock()
 
-    def summaries(self, env: str | None) -> tuple[int, list[dict[str, Any]]]:
-        """The index of the copy that was read, and one summary per service, by env and name."""
+    def body(self, env: str | None, asked: Paging = WHOLE) -> tuple[int, bytes]:
+        """The index of the copy that was read, and the answer: one summary per service, by env and name."""
         index = self._registry.applied_index
-        kept = self._kept.get(env, {})
-        fresh: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
-        for view in self._registry.services(env):
-            name = (view.env, view.name)
-            known = kept.get(name)
-            fresh[name] = known if known and known[0] == view.modify_index else (view.modify_index, summary(view))
-        # Replaced whole, so that what is gone is forgotten; envs that hold nothing are not remembered at all.
-        if fresh:
-            self._kept[env] = fresh
-        else:
-            self._kept.pop(env, None)
-        return index, [said for _, said in fresh.values()]
+        views = self._registry.each_service(env, *((asked.after,) if asked.after else ()))
+        items = (((view.env, view.name), self._said(view)) for view in views)
+        return index, list_body({"env": env_shown(env), "index": index}, "services", items, asked)
+
+    def _said(self, view: ServiceView) -> bytes:
+        name = (view.env, view.name)
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] == view.modify_index:
+            return kept[1]
+        said = encode_json(summary(view))
+        if len(view.instances) >= SUMS_KEPT_FROM:
+            self._keep(name, view.modify_index, said)
+        return said
+
+    def _keep(self, name: tuple[str, str], modify_index: int, said: bytes) -> None:
+        with self._lock:
+            if self._bytes > self._bytes_max:
+                # Services that are gone go with it, and what is asked about comes back.
+                self._kept, self._bytes = {}, 0
+            replaced = self._kept.get(name)
+            self._bytes += len(said) + (ENTRY_BYTES if replaced is None else -len(replaced[1]))
+            self._kept[name] = (modify_index, said)
 
 
 def summary(view: ServiceView) -> dict[str, Any]:
-    """One service in sums: instances by health, those that get traffic, all tags."""
+    """One service in sums: instances by health, those that get traffic, their tags (``more_tags``: not all)."""
     health = dict.fromkeys(HEALTHS, 0)
     for instance in view.instances:
         health[instance.health] += 1
+    tags, more = _tags(view.instances)
     return {
         "name": view.name,
         "env": view.env,
         "instances": len(view.instances),
         "serving": sum(instance.serving for instance in view.instances),
         "health": health,
-        "tags": sorted({tag for instance in view.instances for tag in instance.tags}),
+        "tags": tags,
+        **({"more_tags": True} if more else {}),
     }
+
+
+def _tags(instances: Iterable[Instance]) -> tuple[list[str], bool]:
+    """The first tags of all, in order; and whether there are more."""
+    found: set[str] = set()
+    more = False
+    for instance in instances:
+        found.update(instance.tags)
+        if len(found) > 4 * TAGS_SHOWN_MAX:
+            # Not at the end alone: there may be a million.
+            found, more = set(sorted(found)[:TAGS_SHOWN_MAX]), True
+    tags = sorted(found)
+    shown = tags[:TAGS_SHOWN_MAX]
+    while len(encode_json(shown)) > TAGS_SHOWN_BYTES_MAX:
+        shown.pop()
+    return shown, more or len(shown) < len(tags)
 
 
 def env_shown(env: str | None) -> str:

@@ -11,6 +11,10 @@ An index that this node has not reached is asked of the leader (``position``):
 what it does not have either is 410. A watcher is never told its own index back,
 nor kept waiting for one that does not come.
 
+A poll answers about a megabyte at most, and a stream sends pieces of that size; only what happened at one index
+is never split. What is of more than ``ANSWER_BYTES_MAX`` at one index is told to nobody: whoever wants
+to go past it is told to read everything again (410).
+
 A poll for one instance (``?service=S&id=I``) is an instance's of itself, and has places of
 its own (``budget``): it may be sent home early.
 
@@ -19,7 +23,7 @@ within about a second of its client leaving.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 from flask import Blueprint, Response, g, request
@@ -28,13 +32,15 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from ...replication.changes import Interest, Page
 from ...replication.errors import Draining, Gone, Invalid
+from ...replication.records import Event
 from ..budget import Budget
 from ..position import Position
-from .context import Context, client_left, json_answer
+from .context import Context, as_json, client_left
+from .pages import ANSWER_BYTES_MAX, PAGE_BYTES, encode_json
 from .problem import problem_of
 from .query import Query, checked_id, checked_name, position, position_shown
 from .verbs import Verbs
-from .views import encode_json, event
+from .views import event
 
 PROGRESS_S = 10.0
 
@@ -95,11 +101,12 @@ class Watch:
             gone = (lambda: left() or budget.scarce) if own else left
             self._service.catch_up(asked.position, deadline, gone)
             page = self._service.changes.wait(asked.position.index, asked.interest, deadline, gone)
-        g.index = page.examined
-        if not page.events_by_index:
+        piece = next(pieces(page))
+        g.index = piece.examined
+        if not piece.groups:
             return Response(status=304)
-        events = [event(change) for _, changes in page.events_by_index for change in changes]
-        return json_answer({"index": page.examined, **_named(self._service.registry.history), "events": events})
+        beside = encode_json({"index": piece.examined, **_named(self._service.registry.history)})
+        return as_json(b'%b,"events":[%b]}\n' % (beside[:-1], b",".join(events for _, events in piece.groups)))
 
     def _stream(self, asked: _Asked) -> Response:
         # Before the first byte an index too old is a plain 410, and so is one that never was.
@@ -160,16 +167,16 @@ class Stream:
         if not page.events_by_index:
             yield self._progress(page)
         while True:
-            if page.events_by_index:
-                # One piece for a whole page: after a busy second there may be a thousand messages.
-                history = self._service.registry.history
-                yield b"".join(_message(index, history, map(event, changes)) for index, changes in page.events_by_index)
-            self._index = max(self._index, page.examined)
-            if self._left() or self._service.draining:
-                return
-            asked_at = time.monotonic()
             try:
-                deadline = asked_at + self._progress_s
+                for piece in pieces(page):
+                    if piece.groups:
+                        # In one go: after a busy second there may be a thousand messages.
+                        history = self._service.registry.history
+                        yield b"".join(_message(index, history, events) for index, events in piece.groups)
+                    self._index = max(self._index, piece.examined)
+                if self._left() or self._service.draining:
+                    return
+                deadline = time.monotonic() + self._progress_s
                 page = self._service.changes.wait(self._index, self._interest, deadline, self._left)
             except Gone as error:
                 yield b"event: gone\ndata: %b\n\n" % msgspec.json.encode(problem_of(error).members)
@@ -185,9 +192,51 @@ class Stream:
         return b"id: %b\nevent: progress\ndata: %b\n\n" % (id, encode_json({"index": index, **_named(history)}))
 
 
-def _message(index: int, history: str, events: Iterator[object]) -> bytes:
+class Piece(Struct, frozen=True):
+    """Changes as JSON: the index of each group, and its events with commas in between. ``examined``: as of a page."""
+
+    groups: list[tuple[int, bytes]]
+    examined: int
+
+
+def pieces(page: Page) -> Iterator[Piece]:
+    """A page in pieces of about ``PAGE_BYTES``; one at least. ``Gone`` at an index of too much for one answer."""
+    groups: list[tuple[int, bytes]] = []
+    size = 0
+    for index, changes in page.events_by_index:
+        events = _encoded(changes)
+        if events is None:
+            if groups:
+                yield Piece(groups, groups[-1][0])
+            raise Gone(
+                f"what happened at index {index} is larger than {ANSWER_BYTES_MAX} bytes: "
+                "read everything again, in pages, and watch from the index of that answer",
+                floor=index,
+                limit=ANSWER_BYTES_MAX,
+            )
+        groups.append((index, events))
+        size += len(events)
+        if size >= PAGE_BYTES:
+            yield Piece(groups, index)
+            groups, size = [], 0
+    yield Piece(groups, page.examined)
+
+
+def _encoded(changes: Iterable[Event]) -> bytes | None:
+    """Events with commas in between; None: they are too many for one answer."""
+    parts: list[bytes] = []
+    size = 0
+    for change in changes:
+        parts.append(encode_json(event(change)))
+        size += len(parts[-1]) + 1
+        if size > ANSWER_BYTES_MAX:
+            return None
+    return b",".join(parts)
+
+
+def _message(index: int, history: str, events: bytes) -> bytes:
     id = position_shown(index, history).encode()
-    return b"id: %b\ndata: %b\n\n" % (id, encode_json({"index": index, "events": list(events)}))
+    return b'id: %b\ndata: {"index":%d,"events":[%b]}\n\n' % (id, index, events)
 
 
 def _named(history: str) -> dict[str, str]:

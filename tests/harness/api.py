@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from rollcall.node.api.fast import Fast
 from rollcall.node.budget import KINDS, Budget
@@ -22,6 +23,8 @@ from rollcall.replication.log import LocalLog, LogStatus
 from rollcall.replication.records import Key
 from rollcall.replication.registry import Outcome, Registry
 from werkzeug.test import Client, TestResponse
+
+from harness.fakes import response
 
 
 class FakeService:
@@ -209,3 +212,31 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class InProcess:
+    """A session of the SDK whose nodes are apps in this process. ``before`` is called before each request, with its
+    URL and parameters."""
+
+    def __init__(self, apps: dict[str, Fast]) -> None:
+        self._nodes = {url: Client(app) for url, app in apps.items()}
+        self.before: Callable[[str, dict[str, Any]], None] = lambda url, params: None
+        self.asked: list[dict[str, Any]] = []
+        """The parameters of each request."""
+
+    def close(self) -> None:
+        pass
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        params = dict(options.get("params") or {})
+        self.asked.append(params)
+        self.before(url, params)
+        node = next(node for node in self._nodes if url.startswith(node))
+        answer = self._nodes[node].open(
+            url.removeprefix(node),
+            method=method,
+            query_string=urlencode(params, doseq=True),
+            data=options.get("data"),
+            headers=options.get("headers"),
+        )
+        return response(answer.status_code, answer.data, content_type=answer.content_type or "", **answer.headers)

@@ -180,7 +180,7 @@ class Cluster(LocalCluster):
 
     def deregister_all(self, i: int) -> int:
         """Empties the registry; the index at which it is empty."""
-        services = self.get(i, "/api/v1/services?env=*&consistency=linearizable").json["services"]
+        services = self.listed(i, "/api/v1/services?env=*&consistency=linearizable", "services")
         operations = [
             {"op": "deregister", "env": service["env"], "service": service["name"], "id": id}
             for service in services
@@ -190,9 +190,21 @@ class Cluster(LocalCluster):
 
     def ids(self, i: int, service: str, *, env: str = "default", min_index: int = 0) -> set[str]:
         """All instances of a service, as node i has them."""
-        answer = self.get(i, f"/api/v1/services/{service}/instances?health=any&env={env}&min_index={min_index}")
-        assert answer.status == 200, answer
-        return {instance["id"] for instance in answer.json["instances"]}
+        path = f"/api/v1/services/{service}/instances?health=any&env={env}&min_index={min_index}"
+        return {instance["id"] for instance in self.listed(i, path, "instances")}
+
+    def listed(self, i: int, path: str, name: str) -> list[dict[str, Any]]:
+        """A list of any size, page by page. ``path`` has a query."""
+        found: list[dict[str, Any]] = []
+        after: str | None = ""
+        while after is not None:
+            answer = self.get(i, f"{path}&after={after}")
+            if answer.status == 400 and answer.json.get("field") == "after":
+                answer = self.get(i, path)  # a release without pages
+            assert answer.status == 200, answer
+            found += answer.json[name]
+            after = answer.json.get("next")
+        return found
 
     def view(self, i: int) -> dict[str, Any]:
         """The cluster as node i sees it."""

@@ -12,6 +12,7 @@ from harness.cluster import ALONE, Cluster, StartCluster, instance_path, run_nod
 from harness.limits import LETTERS, NAME, policy, registration
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from rollcall.cluster.local import free_port
 from rollcall.replication.commands import FOR_S_MAX
 from rollcall.replication.records import Registration
 
@@ -97,6 +98,12 @@ def test_what_was_exported_can_be_imported_into_another_cluster(start_cluster: S
     assert len(records(exported)) == 731
     assert b"X-Api-Key" in exported and b'"secret"' in exported
     assert records(shell(exporting, new.url(0))) == records(exported)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None or shutil.which("curl") is None, reason="needs curl and jq")
+def test_an_export_that_cannot_be_whole_fails(tmp_path: Path):
+    with pytest.raises(subprocess.CalledProcessError):
+        shell(script("export.sh", tmp_path), f"http://127.0.0.1:{free_port()}")
 
 
 def fields_of(registration: Registration) -> dict[str, Any]:

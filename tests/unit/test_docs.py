@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rollcall.cluster import following
 from rollcall.cluster.server import HEADER_BYTES_MAX
+from rollcall.node.api import pages
 from rollcall.node.api.context import MIN_INDEX_WAIT_S_MAX
 from rollcall.node.api.native import HEARTBEATS_MAX
 from rollcall.node.api.query import PARAMETERS_MAX
@@ -74,6 +75,9 @@ def test_the_limits_on_the_page_of_sizes_are_those_that_hold():
         "body of a batch": kib(defaults.batch_body_bytes_max),
         "head of a request": kib(HEADER_BYTES_MAX),
         "query parameters": shown(PARAMETERS_MAX),
+        "a list in one answer": f"{kib(pages.ANSWER_BYTES_MAX)}; a page {kib(pages.PAGE_BYTES)}, "
+        f"{shown(pages.PAGE_ITEMS_MAX)} items",
+        "changes of one index to a watcher": kib(pages.ANSWER_BYTES_MAX),
         "connections of clients": shown(defaults.connection_limit),
         "requests that wait": shown(budget.total),
         "changes kept for watchers": f"{shown(defaults.watch_events_max)}, and {kib(changes.BYTES_MAX)}",

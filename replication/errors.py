@@ -9,7 +9,7 @@
     │   ├── StaleDirtyTimestamp   the caller's copy is older than the registry's
     │   └── Superseded            the registration that the caller means was replaced by a newer one
     ├── Gone                 410  the index is older than the change feed, or of another history; load afresh
-    ├── TooLarge             413  the body or the command is over its limit
+    ├── TooLarge             413  the body, the command or the answer is over its limit
     ├── KeyReused            422  the Idempotency-Key was used for another write
     ├── NotDone              503  certainly not done: safe to send again at once
     │   ├── NoLeader              no leader was found in time
@@ -120,7 +120,7 @@ class Gone(RollcallError):
 
 
 class TooLarge(RollcallError):
-    """The body, or the command made of it, is over its limit."""
+    """The body, the command made of it, or the answer to it is over its limit."""
 
     status: ClassVar[int] = 413
     title: ClassVar[str] = "Too large"

@@ -250,6 +250,101 @@ def answers_not_taken(cluster: Cluster, strength: float) -> Figures:
     return others.figures()
 
 
+def long_queries(cluster: Cluster, strength: float) -> Figures:
+    """Questions of sixty kilobytes, no two alike, about lists of every kind, and a thousand times the same filter."""
+    cluster.register_many(0, "large", [f"i{n}" for n in range(400)], ttl_s=None, tags=["t"])
+    cluster.wait_same()
+    ways = ("version=", "tag=", "meta.k=", "near=", "zone=", "health=any&near=")
+    same = "&".join(["tag=t"] * 1000)
+
+    def path(number: int) -> str:
+        if number % 20 == 0:
+            return f"/api/v1/services/large/instances?{same}"
+        if number % 20 == 1:
+            return f"/api/v1/watch?wait=0&{'&'.join(f'service={number}-{n}' for n in range(1000))}"
+        return f"/api/v1/services/large/instances?{ways[number % len(ways)]}{number:06}{'x' * 60_000}"
+
+    with attacking(cluster) as (others, _):
+        answers = _asked(cluster, int(8000 * strength), 16, path, 30.0)
+    return {**others.figures(), **answers}
+
+
+def large_lists(cluster: Cluster, strength: float) -> Figures:
+    """Sixty clients that read, again and again, lists of twenty thousand instances and fifty thousand services, whole
+    and in pages."""
+    for begin in range(0, 20_000, 500):
+        cluster.register_many(0, "large", [f"i{n}" for n in range(begin, begin + 500)], ttl_s=None)
+    for begin in range(0, 50_000, 500):
+        many = [{"op": "register", "service": f"s{n}", "id": "a", "ttl_s": None} for n in range(begin, begin + 500)]
+        cluster.ask(0, "POST", "/api/v1/batch", {"operations": many})
+    cluster.wait_same()
+    ways = (
+        "/api/v1/services/large/instances",
+        "/api/v1/services/large/instances?health=any",
+        "/api/v1/services",
+        "/api/v1/services/large/instances?health=any&after=&limit=10000",
+        "/api/v1/services?env=*&after=&limit=10000",
+    )
+    with attacking(cluster) as (others, _):
+        answers = _asked(cluster, 1_000_000, int(60 * strength), lambda number: ways[number % len(ways)], 10.0)
+    return {**others.figures(), **answers}
+
+
+def large_changes(cluster: Cluster, strength: float) -> Figures:
+    """Watchers that are far behind on changes of megabytes, and ask from the beginning again and again."""
+    meta = {f"m{n}": "x" * 500 for n in range(16)}
+    since = cluster.view(0)["applied_index"]
+    for number in range(40):
+        cluster.register_many(0, "changed", [f"i{n}" for n in range(75)], ttl_s=None, meta=meta, version=str(number))
+    cluster.wait_same()
+    # All at one index: what nobody can be told at once.
+    gone = [{"op": "deregister", "service": "changed", "id": f"i{n}"} for n in range(75)]
+    cluster.ask(0, "POST", "/api/v1/batch", {"operations": gone})
+    last = cluster.view(0)["applied_index"]
+    with attacking(cluster) as (others, _):
+        answers = _asked(
+            cluster,
+            1_000_000,
+            int(60 * strength),
+            lambda number: f"/api/v1/watch?wait=0&index={since + number % (last - since)}",
+            10.0,
+        )
+    return {**others.figures(), **answers}
+
+
+def _asked(cluster: Cluster, count: int, callers: int, path: Callable[[int], str], seconds: float) -> dict[str, float]:
+    """``count`` questions by so many strangers at a time, each at one node, for so long at most. How many
+    were answered, with how much; and the longest answer."""
+    callers = max(2, callers)
+    until = time.monotonic() + seconds
+
+    def ask(caller: int) -> tuple[int, int, int]:
+        answered = sent = longest = 0
+        line = http.client.HTTPConnection(
+            HERE, cluster.port + caller % cluster.nodes, timeout=seconds, source_address=(ABUSER, 0)
+        )
+        for number in range(caller, count, callers):
+            if time.monotonic() > until:
+                break
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                line.request("GET", path(number))
+                size = len(line.getresponse().read())
+                answered, sent, longest = answered + 1, sent + size, max(longest, size)
+                continue
+            line.close()
+            time.sleep(0.05)
+        line.close()
+        return answered, sent, longest
+
+    with ThreadPoolExecutor(callers) as pool:
+        found = list(pool.map(ask, range(callers)))
+    return {
+        "answers": sum(each[0] for each in found),
+        "answered_mb": round(sum(each[1] for each in found) / 1e6),
+        "longest_mb": round(max(each[2] for each in found) / 1e6, 1),
+    }
+
+
 def waiting_reads(cluster: Cluster, strength: float) -> Figures:
     """Reads of an index that will not come, and watches of nothing, as many as are let in; again when answered."""
     far = b"GET /api/v1/services/others/instances?min_index=%d&wait=600s HTTP/1.1\r\nHost: node\r\n\r\n" % (9 * 10**18)
@@ -375,6 +470,9 @@ ATTACKS: dict[str, Callable[[Cluster, float], Figures]] = {
     for attack in (
         bodies_half_sent,
         answers_not_taken,
+        long_queries,
+        large_lists,
+        large_changes,
         waiting_reads,
         slow_requests,
         foreign_pages,

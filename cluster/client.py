@@ -253,7 +253,8 @@ class _Read(Struct, frozen=True):
 
 
 class Client:
-    """A cluster to talk to. May be shared by threads; ``close`` gives its connections back."""
+    """Every call of the API, through whichever node answers. May be shared by threads; ``close`` gives its
+    connections back."""
 
     def __init__(
         self,

@@ -82,11 +82,11 @@ class _Kept(Struct):
 
 
 class Discovery:
-    """May be shared by all threads of a program, and by its forked children: each follows by itself.
+    """The instances of services, in lists that one watch keeps up to date; ``pick`` chooses one to call.
 
-    ``balancer`` makes one for each service. ``fallback`` names ``HOST:PORT`` or URLs for
-    services that must be found even if the registry never answered. ``follow_policies``: those
-    of the registry are in force here too, after ``policies``. ``keep``: a file in
+    May be shared by threads; a forked child begins anew by itself. ``balancer`` makes a balancer for each service.
+    ``fallback`` names ``HOST:PORT`` or URLs for services that must be found even if the registry never answered.
+    ``follow_policies``: routing policies of the registry are in force here too, after ``policies``. ``keep``: a file in
     which lists are kept, for a program that starts while the registry is down. ``close``
     ends the thread; so does the end of a ``with``.
     """

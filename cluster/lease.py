@@ -76,7 +76,7 @@ UNPACED_S = 30.0
 
 
 class Lease:
-    """One instance in the registry for as long as this lasts. ``start`` and ``close``, or ``with``.
+    """Keeps one instance registered, from ``start`` to ``close`` or for a ``with``.
 
     ``id`` is ``{service}-{address}:{port}`` where none is given, ``address`` the one by which this
     host reaches the registry. ``ttl_s`` is the lease, left out: the cluster's default. ``check`` is a

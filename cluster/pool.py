@@ -48,8 +48,9 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 class Pool:
-    """May be used by several threads. ``balancer`` makes one for each part of the list; ``why_nobody`` says
-    why the list is empty."""
+    """The instances of one service, how calls to them went, and which one to call next. May be shared by threads.
+
+    ``balancer`` makes one for each part of the list; ``why_nobody`` says why the list is empty."""
 
     def __init__(
         self,

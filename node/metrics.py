@@ -135,7 +135,9 @@ class _Gauges(Collector):
         if status.leader_contact_s is not None:
             since = "Since this node held all that its leader had committed."
             yield _gauge("rollcall_leader_contact_seconds", since, status.leader_contact_s)
-        yield _gauge("rollcall_disk_failing", "1 while the disk is nearly full or cannot be written.", bool(status.disk_error))
+        yield _gauge(
+            "rollcall_disk_failing", "1 while the disk is nearly full or cannot be written.", bool(status.disk_error)
+        )
         failing = "1 while no state file can be written, so that the log cannot be cut."
         yield _gauge("rollcall_snapshot_failing", failing, bool(status.snapshot_error))
         yield _gauge("rollcall_overrides", "Operators' overrides of a status.", len(service.registry.overrides))

@@ -56,6 +56,7 @@ from .state import (
     Kind,
     Remembered,
     ServiceName,
+    ServiceOutline,
     ServiceState,
     ServiceView,
     State,
@@ -68,7 +69,7 @@ from .state import (
     size_of,
 )
 
-__all__ = ["Applied", "Kind", "Outcome", "Registry", "ServiceView", "State", "superseded"]
+__all__ = ["Applied", "Kind", "Outcome", "Registry", "ServiceOutline", "ServiceView", "State", "superseded"]
 
 REMEMBER_NS = 60 * 10**9
 """How long the outcome of a request with an ``Idempotency-Key`` is remembered:
@@ -734,6 +735,12 @@ class Registry:
         """The service of that name, None if it has no instance."""
         service = self._services.get((env, name))
         return service.look() if service is not None else None
+
+    def outline(self, env: str, name: str) -> ServiceOutline:
+        """What is known of that service without looking at its instances; zeros if it has none. Those that are
+        looked at later are of that state or a newer one."""
+        service = self._services.get((env, name))
+        return service.outline() if service is not None else ServiceOutline()
 
     def services(self, env: str | None = None) -> tuple[ServiceView, ...]:
         """Every service (of ``env``, if given), in the order of env and name."""

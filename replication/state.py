@@ -16,11 +16,11 @@ copied before it is changed.
 import contextlib
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -41,7 +41,10 @@ CHUNK_BYTES = 1024 * 1024
 """A chunk of a snapshot, about."""
 
 SORT_MAX = 4_096
-"""Ids sorted at a time: no other thread runs in the middle of a sort."""
+"""Names or records sorted at a time: no other thread runs in the middle of a sort."""
+
+LOOKS_MAX = 10_000
+LOOK_AGAIN_S = 0.0005
 
 ERROR_COST = 1_500
 """Bytes of a remembered error, its words and facts; these are cut off where they are longer."""
@@ -57,7 +60,6 @@ Kind = Literal[
 was to be done."""
 
 ServiceName = tuple[str, str]
-T = TypeVar("T", str, ServiceName, Key)
 """Env and service."""
 
 _by_id = attrgetter("id")
@@ -114,6 +116,14 @@ class ServiceView(Struct, frozen=True, gc=False):
     instances: tuple[Instance, ...]
 
 
+class ServiceOutline(NamedTuple):
+    """What is known of a service without looking at its instances, however many they are."""
+
+    modify_index: int = 0
+    latest_timestamp: int = 0
+    instances: int = 0
+
+
 class ServiceState:
     """The instances of one service, and the last view that was made of them."""
 
@@ -156,7 +166,7 @@ class ServiceState:
         """The service as it is now. For any thread."""
         # The applying thread is in the middle of a change for microseconds, and
         # for a few milliseconds when a batch changes thousands of instances.
-        for _ in range(10_000):
+        for _ in range(LOOKS_MAX):
             version = self.version
             cached = self.view
             if cached is not None and cached[0] == version:
@@ -166,14 +176,25 @@ class ServiceState:
                 modify_index, latest_timestamp = self.modify_index, self.latest_timestamp
                 if self.version == version:
                     env, name = self.name
-                    ordered = tuple(sorted(instances, key=_by_id))
-                    view = ServiceView(env, name, modify_index, latest_timestamp, ordered)
+                    in_order = tuple(ordered(instances, _by_id))
+                    view = ServiceView(env, name, modify_index, latest_timestamp, in_order)
                     self.view = (version, view)
                     return view
             elif cached is not None and cached[0] == version - 1:
                 # What was true until a change that is not finished is still an answer.
                 return cached[1]
-            time.sleep(0.0005)
+            time.sleep(LOOK_AGAIN_S)
+        raise Fatal(f"a change of service {self.name} was begun and not finished")
+
+    def outline(self) -> ServiceOutline:
+        """What is known of it now; a later ``look`` shows that state or a newer one. For any thread."""
+        for _ in range(LOOKS_MAX):
+            version = self.version
+            if version % 2 == 0:
+                outline = ServiceOutline(self.modify_index, self.latest_timestamp, len(self.instances))
+                if self.version == version:
+                    return outline
+            time.sleep(LOOK_AGAIN_S)
         raise Fatal(f"a change of service {self.name} was begun and not finished")
 
     def head(self) -> tuple[str, str, int, int]:
@@ -336,7 +357,7 @@ class State:
 
     def _records(self, kinds: int) -> Iterator[tuple[int, object]]:
         """Every record with its place in a chunk that holds the first ``kinds`` kinds."""
-        for name in sorted(self.services):
+        for name in ordered(self.services):
             service = self.services[name]
             yield 0, service.head()
             for id in ordered(service.instances):
@@ -499,9 +520,9 @@ def _seal(applied_index: int, term: int, last_time_ns: int, digest: tuple[int, s
     return hashlib.sha256(_encode((applied_index, term, last_time_ns, digest))).digest()
 
 
-def ordered(names: Collection[T]) -> Iterable[T]:
-    """``names`` sorted, in slices: sorting is one call, in which no other thread runs."""
-    if len(names) <= SORT_MAX:
-        return sorted(names)
-    left = iter(names)
-    return merge(*(sorted(islice(left, SORT_MAX)) for _ in range(0, len(names), SORT_MAX)))
+def ordered(values: Collection[Any], key: Callable[[Any], Any] | None = None) -> Iterable[Any]:
+    """``sorted``, but other threads run in between where there are many. ``values`` must not change meanwhile."""
+    if len(values) <= SORT_MAX:
+        return sorted(values, key=key)
+    left = iter(values)
+    return merge(*(sorted(islice(left, SORT_MAX), key=key) for _ in range(0, len(values), SORT_MAX)), key=key)

@@ -1,13 +1,15 @@
 """Reading a service while another thread is in the middle of changing it."""
 
 import threading
-from collections.abc import Callable, ItemsView, Iterator
+from collections.abc import Callable, ItemsView, Iterable, Iterator
 from typing import Any
 
 import pytest
 from rollcall.replication import state as state_module
-from rollcall.replication.records import Instance
-from rollcall.replication.state import ServiceState, ServiceView, State
+from rollcall.replication.commands import FORMAT, Envelope, Register
+from rollcall.replication.records import Instance, Registration
+from rollcall.replication.registry import Registry
+from rollcall.replication.state import ServiceOutline, ServiceState, ServiceView, State
 
 
 def instance(id: str, version: str) -> Instance:
@@ -140,3 +142,45 @@ def test_a_large_service_is_written_in_the_order_of_its_ids(monkeypatch: pytest.
 
     assert list(state.chunks(500)) == at_once
     assert len(at_once) > 5
+
+
+def test_what_is_sorted_is_sorted_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other thread runs in the middle of a sort, and the node's others cannot wait for one of a hundred thousand."""
+    lengths: list[int] = []
+
+    def noted(values: Iterable[Any], **options: Any) -> list[Any]:
+        made = sorted(values, **options)
+        lengths.append(len(made))
+        return made
+
+    monkeypatch.setattr(state_module, "SORT_MAX", 7)
+    monkeypatch.setattr(state_module, "sorted", noted, raising=False)
+    registry = Registry()
+    for number in range(50):
+        id = f"i{number * 37 % 50}"
+        for name in ("web", f"s{id}"):
+            entry = Envelope(FORMAT, 0, Register(Registration(service=name, id=id)))
+            registry.apply(registry.applied_index + 1, 1, entry)
+
+    view = registry.service("default", "web")
+    assert view is not None
+    assert [i.id for i in view.instances] == sorted(f"i{n}" for n in range(50))
+    assert [view.name for view in registry.services()] == sorted(["web", *(f"si{n}" for n in range(50))])
+    assert max(lengths) == 7
+
+
+def test_an_outline_is_never_newer_than_what_is_seen_after_it() -> None:
+    service = service_at("1")
+    service.look()
+    outlines: list[ServiceOutline] = []
+    asking = threading.Thread(target=lambda: outlines.append(service.outline()))
+
+    def ask() -> None:
+        asking.start()
+        asking.join(0.02)
+        assert not outlines, "half of a change has no outline"
+
+    service.change(Interrupted(all_of("2"), ask), 2, 2)
+    asking.join(10)
+    assert outlines == [service.outline()] == [ServiceOutline(2, 2, 2)]
+    assert is_whole(service.look(), "2")

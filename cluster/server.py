@@ -30,7 +30,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ from waitress.server import create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import Error, RequestEntityTooLarge
 
+from . import pieces
 from .crowd import Held, Limits, Shares, in_the_way
 from .holding import PATIENCE_S, Bytes, Reader, too_slow
 from .networks import LOOPBACK, Network, client_of, within
@@ -379,9 +380,16 @@ class _Task(WSGITask):
 
     def build_response_header(self) -> bytes:
         server: Any = self.channel.server
-        if server.stopping.is_set():
+        if server.stopping.is_set() or self._is_more_than_is_taken():
             self.set_close_on_finish()
         return super().build_response_header()
+
+    def _is_more_than_is_taken(self) -> bool:
+        """Whether the next request was sent already, and its answer would have to wait for this one, with a thread:
+        then the connection ends with this one, and the client asks the others again (RFC 9112, 9.3.2)."""
+        channel: Any = self.channel
+        unsent = channel.total_outbufs_len + (self.content_length or 0)
+        return len(channel.requests) > 1 and unsent > UNSENT_BYTES_MAX
 
     def write(self, data: bytes) -> None:
         # The common answer, one piece of known length, leaves with its header: one packet, not two.
@@ -440,6 +448,15 @@ class _Whole(ReadOnlyFileBasedBuffer):
 
     def close(self) -> None:
         self.data, self.remain = b"", 0
+
+
+def _held_by(buffer: Any) -> Mapping[int, int]:
+    """What lies in memory for one buffer of a channel, by identity, and its size."""
+    if isinstance(buffer, _Whole):
+        return {id(buffer.data): len(buffer.data)}
+    if isinstance(buffer, ReadOnlyFileBasedBuffer) and isinstance(buffer.file, pieces.Reader):
+        return buffer.file.holds
+    return {id(buffer): len(buffer)}
 
 
 class _Discarded:
@@ -628,8 +645,7 @@ class _Channel(HTTPChannel):
     def reader(self, key: int) -> Reader:
         holds: dict[int, int] = {}
         for buffer in list(self.outbufs):
-            what = buffer.data if isinstance(buffer, _Whole) else buffer
-            holds[id(what)] = len(what)
+            holds |= _held_by(buffer)
         return Reader(key, holds, self.sent - self.marked, self.unsent_since or time.time())
 
     def received(self, data: bytes) -> bool:

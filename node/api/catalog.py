@@ -11,6 +11,7 @@ for ``wait`` (5 m unless said), and then answers what is there.
 import contextlib
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,8 +21,8 @@ from ...replication.changes import Interest
 from ...replication.errors import Draining, Gone, Invalid
 from ...replication.places import Place, place_of
 from ...replication.records import DEFAULT_ENV, Instance
-from ...replication.registry import ServiceView
-from .context import Context, client_left, json_answer
+from .context import Context, client_left
+from .large import array, pieces_answer
 from .query import Query, checked_name
 
 DATACENTER = "dc1"
@@ -41,7 +42,7 @@ class Catalog:
     def service(self, service: str) -> Response:
         # Parameters that are not known here are passed over: clients of Consul send many.
         query = Query.of_request()
-        tags, after = query.every("tag"), query.number("index") or 0
+        tags, after = frozenset(query.every("tag")), query.number("index") or 0
         wait_s = min(go_duration_s(query.one("wait") or "", "wait"), self._context.settings.watch_wait_s_max)
         checked_name(service, "service")
         self._context.freshen_if_possible()
@@ -49,13 +50,21 @@ class Catalog:
             self._wait(service, after, wait_s)
         registry, status = self._context.service.registry, self._context.service.status()
         index = g.index = registry.applied_index
-        view = registry.service(DEFAULT_ENV, service)
-        found = [] if view is None else [i for i in view.instances if all(tag in i.tags for tag in tags)]
-        answer = json_answer([self._row(instance) for instance in found])
-        answer.headers["X-Consul-Index"] = str(_index(view, index))
+        outline = registry.outline(DEFAULT_ENV, service)
+        key = ("catalog", service, tags, outline.modify_index)
+        rows = self._context.large.made(key, outline.instances, lambda: self._rows(service, tags))
+        answer = pieces_answer(rows)
+        # What never was has no index of its own; a client that is told 0 takes the answer for broken.
+        answer.headers["X-Consul-Index"] = str(max(1, outline.modify_index or index))
         answer.headers["X-Consul-KnownLeader"] = "true" if status.leader is not None else "false"
         answer.headers["X-Consul-LastContact"] = str(int((status.leader_contact_s or 0.0) * 1000))
         return answer
+
+    def _rows(self, service: str, tags: frozenset[str]) -> Iterator[bytes]:
+        view, node = self._context.service.registry.service(DEFAULT_ENV, service), self._node()
+        found = (instance for instance in (view.instances if view else ()) if tags.issubset(instance.tags))
+        yield from array({**node, **_row(instance)} for instance in found)
+        yield b"\n"
 
     def _wait(self, service: str, after: int, wait_s: float) -> None:
         """Returns when the service's index is above ``after``, or ``wait_s`` is over."""
@@ -67,43 +76,44 @@ class Catalog:
         with self._context.slot("watch"), contextlib.suppress(Gone):
             # In this order: a change after the index was read ends the wait, one before is seen in the service.
             seen = registry.applied_index
-            view = registry.service(DEFAULT_ENV, service)
-            if view is None:
+            changed_at = registry.outline(DEFAULT_ENV, service).modify_index
+            if not changed_at:
                 changes.wait(after, interest, deadline, left)  # what went since has no other trace than the feed
-            elif view.modify_index <= after:
+            elif changed_at <= after:
                 changes.wait(max(after, seen), interest, deadline, left)
 
-    def _row(self, instance: Instance) -> dict[str, Any]:
+    def _node(self) -> dict[str, Any]:
+        """This node, as it stands in every row."""
         service = self._context.service
-        place = place_of(instance) or Place("", 0)
         member = next((each for each in service.members() if each.id == service.node_id), None)
-        node_address = (urlsplit(member.http).hostname if member is not None else None) or "127.0.0.1"
-        tagged = {"lan": {"Address": place.host, "Port": place.port}} if place.host else {}
+        address = (urlsplit(member.http).hostname if member is not None else None) or "127.0.0.1"
         return {
             "ID": service.node_id,
             "Node": service.node_id,
-            "Address": node_address,
+            "Address": address,
             "Datacenter": DATACENTER,
-            "TaggedAddresses": {"lan": node_address, "wan": node_address},
+            "TaggedAddresses": {"lan": address, "wan": address},
             "NodeMeta": {},
-            "ServiceKind": "",
-            "ServiceID": instance.id,
-            "ServiceName": instance.service,
-            "ServiceTags": instance.tags,
-            "ServiceAddress": place.host,
-            "ServicePort": place.port,
-            "ServiceMeta": instance.meta,
-            "ServiceWeights": {"Passing": max(1, instance.weight), "Warning": 1},
-            "ServiceTaggedAddresses": tagged,
-            "ServiceEnableTagOverride": False,
-            "CreateIndex": instance.create_index,
-            "ModifyIndex": instance.modify_index,
         }
 
 
-def _index(view: ServiceView | None, applied_index: int) -> int:
-    """What never was has no index of its own; a client that is told 0 takes the answer for broken."""
-    return max(1, view.modify_index if view is not None else applied_index)
+def _row(instance: Instance) -> dict[str, Any]:
+    place = place_of(instance) or Place("", 0)
+    tagged = {"lan": {"Address": place.host, "Port": place.port}} if place.host else {}
+    return {
+        "ServiceKind": "",
+        "ServiceID": instance.id,
+        "ServiceName": instance.service,
+        "ServiceTags": instance.tags,
+        "ServiceAddress": place.host,
+        "ServicePort": place.port,
+        "ServiceMeta": instance.meta,
+        "ServiceWeights": {"Passing": max(1, instance.weight), "Warning": 1},
+        "ServiceTaggedAddresses": tagged,
+        "ServiceEnableTagOverride": False,
+        "CreateIndex": instance.create_index,
+        "ModifyIndex": instance.modify_index,
+    }
 
 
 def go_duration_s(text: str, name: str) -> float:

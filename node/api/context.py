@@ -26,6 +26,7 @@ from ..metrics import Metrics
 from ..position import Position
 from ..values import Renewal, Renewed
 from .callers import Callers
+from .large import Large
 from .query import Query
 from .verbs import ApiSettings, Verbs
 from .views import Listings, Services
@@ -84,6 +85,7 @@ class Context:
         self.metrics: Metrics = metrics
         self.listings: Listings = Listings(service.registry)
         self.services: Services = Services(service.registry)
+        self.large: Large = Large(settings.write_timeout_s, lambda: self.slot("read"), self.client)
         self.clock: Callable[[], float] = clock
         self.callers: Callers = Callers(settings.members, settings.hosts, settings.dns_domain)
         self._standing: _Standing | None = None

@@ -12,22 +12,29 @@ the members, never registered.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Annotated, Any
 from urllib.parse import parse_qs
+from zlib import crc32
 
 import msgspec
 from flask import Blueprint, Response, g
 from msgspec import Meta, Struct
 
+from ...cluster.pieces import Pieces
 from ...replication.commands import Deregister, Register
 from ...replication.errors import Conflict, Invalid, KeyReused, NotFound, TooLarge
 from ...replication.places import Place, address_fault, first_of
 from ...replication.records import Instance, Key, Registration, TimeNs, build, invalid_from
+from ...replication.registry import ServiceView
 from ..values import Member, Renewal
 from .body import parsed, read
 from .context import Context, json_answer
-from .fields import S0_NOT_RECEIVE, S0_RECEIVE, S0_STATUS, in_s0_words, s0_env, to_s0
+from .fields import S0_NOT_RECEIVE, S0_RECEIVE, S0_STATUS, in_s0_words, s0_env, s0_status, to_s0
+from .large import LARGE_MIN, array, joined, pieces_answer
+from .pages import encode_json
 from .problem import Problem, problem_of
 from .query import checked_key
 
@@ -47,6 +54,15 @@ TEXT = {
     CONFLICT: "conflict",
     SERVER_ERROR: "service internal error",
 }
+
+
+RENEWED_FRESH_S = 10.0
+"""A ``renew_timestamp`` may be so old, in what is being sent to somebody else already."""
+
+APPS_TOGETHER = 1000
+_Apps = list[tuple[str, tuple[ServiceView, ...]]]
+
+_BEGIN = encode_json({"code": SUCCESS, "message": ""})[:-1] + b',"data":'
 
 
 class _App(Struct, frozen=True, kw_only=True):
@@ -130,21 +146,53 @@ class Discovery:
         if app.appid == NODES_APP:
             return self._fetched(self._nodes(s0_env(app.env)), app.status, time.time_ns())
         self._context.freshen_if_possible()
-        g.index = self._service.registry.applied_index
-        view = self._service.registry.service(s0_env(app.env), app.appid)
-        if view is None:
+        registry, env, wanted = self._service.registry, s0_env(app.env), app.status & (S0_RECEIVE | S0_NOT_RECEIVE)
+        g.index = registry.applied_index
+        outline = registry.outline(env, app.appid)
+        if not outline.instances:
             return answer("", NOT_FOUND)
-        if app.latest_timestamp >= view.latest_timestamp:
+        if app.latest_timestamp >= outline.latest_timestamp:
             return answer("", NOT_MODIFIED)
-        return self._fetched(map(self._shown, view.instances), app.status, view.latest_timestamp)
+        key = ("fetch", env, app.appid, wanted, outline.modify_index)
+        found = self._context.large.made(
+            key, outline.instances, lambda: self._some(env, app.appid, wanted), fresh_s=RENEWED_FRESH_S
+        )
+        return pieces_answer(found) if len(found) else answer("", NOT_FOUND)
+
+    def _some(self, env: str, appid: str, status: int) -> Iterator[bytes]:
+        view = self._service.registry.service(env, appid)
+        wanted = [instance for instance in (view.instances if view else ()) if s0_status(instance) & status]
+        if view is not None and wanted:
+            yield _BEGIN + b'{"instances":'
+            yield from array(map(self._shown, wanted))
+            yield b',"latest_timestamp":%d}}\n' % view.latest_timestamp
 
     def fetchall(self, app: _App) -> Response:
         self._context.freshen_if_possible()
-        g.index = self._service.registry.applied_index
-        apps: dict[str, list[dict[str, Any]]] = {NODES_APP: self._nodes(s0_env(app.env))}
+        registry = self._service.registry
+        g.index = registry.applied_index
+        found = self._context.large.made(("fetchall", g.index), len(registry), self._all, fresh_s=RENEWED_FRESH_S)
+        # The nodes come first, as the caller's env has them; all else is the same for everybody.
+        nodes = encode_json({NODES_APP: self._nodes(s0_env(app.env))})
+        return pieces_answer(found, _BEGIN + nodes.removesuffix(b"]}"))
+
+    def _all(self) -> Iterator[bytes | Pieces]:
+        """Everything after the nodes, in parts that are the same in each answer for as long as nothing in them
+        changes. What several envs have stands where the first of them has it."""
+        apps: dict[str, tuple[ServiceView, ...]] = {NODES_APP: ()}
         for view in self._service.registry.services():
-            apps.setdefault(view.name, []).extend(map(self._shown, view.instances))
-        return answer(apps)
+            apps[view.name] = (*apps.get(view.name, ()), view)
+        for instance in _instances(apps.pop(NODES_APP)):
+            yield b"," + encode_json(self._shown(instance))
+        for group in _groups(apps.items()):
+            key = tuple((view.env, view.name, view.modify_index) for _, views in group for view in views)
+            yield self._context.large.part(key, partial(self._apps, group), RENEWED_FRESH_S)
+        yield b"]}}\n"
+
+    def _apps(self, apps: _Apps) -> Iterator[bytes]:
+        for name, views in apps:
+            yield b'],"%b":[' % name.encode()
+            yield from joined(map(self._shown, _instances(views)))
 
     def nodes(self, app: _App) -> Response:
         return self._fetched(self._nodes(s0_env(app.env)), S0_RECEIVE, time.time_ns())
@@ -166,6 +214,27 @@ class Discovery:
         # Registering is a renewal as well, and may be newer than what another node passed on.
         renewed = max(instance.reg_timestamp, time.time_ns() - renewed_ms_ago * 1_000_000)
         return to_s0(instance, renew_timestamp=renewed)
+
+
+def _instances(views: Iterable[ServiceView]) -> Iterator[Instance]:
+    return chain.from_iterable(view.instances for view in views)
+
+
+def _groups(apps: Iterable[tuple[str, tuple[ServiceView, ...]]]) -> Iterator[_Apps]:
+    """``apps`` in their order, about ``APPS_TOGETHER`` at a time. Their names say where a group ends, so that one that
+    comes or goes moves no other group; what is large stands alone."""
+    group: _Apps = []
+    for name, views in apps:
+        alone = sum(len(view.instances) for view in views) >= LARGE_MIN
+        if group and (alone or crc32(name.encode()) % APPS_TOGETHER == 0):
+            yield group
+            group = []
+        group.append((name, views))
+        if alone:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def app_of(body: bytes) -> _App:

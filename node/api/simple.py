@@ -8,6 +8,7 @@ farewell takes out whoever registered there last. Other ids are unknown here.
 Reads are linearizable; without a leader they are this node's copy, marked ``X-Rollcall-Stale``.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Response, g
@@ -20,6 +21,7 @@ from ..values import Renewal
 from .body import json_object
 from .context import Context, json_answer
 from .fields import from_s4, in_s4_words, to_s4
+from .large import array, pieces_answer
 from .query import checked_key, checked_name
 
 
@@ -63,9 +65,15 @@ class Simple:
         registry = self._context.service.registry
         g.listed = True
         g.index = registry.applied_index
-        view = registry.service(DEFAULT_ENV, service)
-        serving = [] if view is None else [instance for instance in view.instances if instance.serving]
-        return json_answer([place for place in map(to_s4, serving) if place is not None])
+        outline = registry.outline(DEFAULT_ENV, service)
+        key = ("instances", service, outline.modify_index)
+        return pieces_answer(self._context.large.made(key, outline.instances, lambda: self._places(service)))
+
+    def _places(self, service: str) -> Iterator[bytes]:
+        view = self._context.service.registry.service(DEFAULT_ENV, service)
+        serving = (instance for instance in (view.instances if view else ()) if instance.serving)
+        yield from array(place for place in map(to_s4, serving) if place is not None)
+        yield b"\n"
 
 
 def registration(sent: dict[str, Any], *, ttl_s: float) -> Registration:

@@ -250,6 +250,22 @@ def answers_not_taken(cluster: Cluster, strength: float) -> Figures:
     return others.figures()
 
 
+def all_not_taken(cluster: Cluster, strength: float) -> Figures:
+    """All instances, thirty megabytes in the dialect that knows no pages, asked for at one node and not read."""
+    addrs = [f"http://10.0.0.1:80/{n}{'x' * 120}" for n in range(10)]
+    for first in range(0, int(20_000 * strength), 500):
+        cluster.register_many(0, "large", [f"i{n}" for n in range(first, first + 500)], ttl_s=None, addrs=addrs)
+    cluster.wait_same()
+    ask = b"POST /api/fetchall HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\n\r\n"
+    with attacking(cluster) as (others, abuser):
+        for _ in range(60):
+            abuser.dial(cluster.port, ask)
+            abuser.push(time.monotonic() + 1.0)
+            time.sleep(0.05)
+        time.sleep(3.0)
+    return others.figures()
+
+
 def long_queries(cluster: Cluster, strength: float) -> Figures:
     """Questions of sixty kilobytes, no two alike, about lists of every kind, and a thousand times the same filter."""
     cluster.register_many(0, "large", [f"i{n}" for n in range(400)], ttl_s=None, tags=["t"])
@@ -470,6 +486,7 @@ ATTACKS: dict[str, Callable[[Cluster, float], Figures]] = {
     for attack in (
         bodies_half_sent,
         answers_not_taken,
+        all_not_taken,
         long_queries,
         large_lists,
         large_changes,

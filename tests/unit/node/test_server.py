@@ -19,6 +19,8 @@ from rollcall.cluster.networks import networks
 from rollcall.cluster.server import Server
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.body import limit_of
+from rollcall.replication.commands import Batch, Register
+from rollcall.replication.records import Registration
 
 ORDERS = "/api/v1/services/orders/instances"
 
@@ -545,3 +547,33 @@ def test_who_has_its_share_of_connections_gets_no_more_when_it_is_crowded(run: C
         assert running.ask("GET", "/healthz", timeout=10)[0] == 200
         wait_for(lambda: running.server._server.connections_of.get("127.0.0.2", 0) <= 50, "room")
     wait_for(lambda: not running.server._server.connections_of, "all to be counted off")
+
+
+def test_readers_that_take_nothing_share_one_rendering_and_hold_no_thread(run: Callable[..., Running]) -> None:
+    """Each of them asks twice in one go for all instances, twelve megabytes, and reads nothing."""
+    running = run(budget=64, threads=8)
+    addrs = tuple(f"http://10.0.0.1:{port}/{'x' * 230}" for port in range(8001, 8017))
+    for first in range(0, 3000, 300):
+        ids = [f"i{n}" for n in range(first, first + 300)]
+        running.service.submit(Batch(tuple(Register(Registration(service="large", id=id, addrs=addrs)) for id in ids)))
+    fetchall = "POST /api/fetchall HTTP/1.1\r\nHost: n\r\nContent-Length: 0\r\n\r\n"
+    lines = [running.send(fetchall * 2) for _ in range(30)]
+
+    def sending() -> list[Any]:
+        return [each for each in running.server._channels() if each.total_outbufs_len]
+
+    wait_for(lambda: len(sending()) == len(lines), "all to be on their way", 30)
+    readers = [channel.reader(number) for number, channel in enumerate(sending())]
+    held: dict[int, int] = {}
+    for reader in readers:
+        held.update(reader.holds)
+    assert LENGTH <= sum(held.values()) < LENGTH + 1024 * 1024
+    wait_for(lambda: not any(channel.requests for channel in sending()), "every thread to be free again")
+    assert running.ask("PUT", f"{ORDERS}/o1", {})[0] == 201
+    assert running.ask("PUT", f"{ORDERS}/o1/heartbeat")[0] == 200
+
+    got = read_all(lines[0])
+    assert LENGTH < got < 2 * LENGTH, "the second request is left to be asked again"
+    for line in lines:
+        line.close()
+    wait_for(lambda: not sending(), "the answers to be given up")

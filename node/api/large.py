@@ -1,0 +1,177 @@
+"""Answers that may be large, in the dialects that know no pages: made few at a time, and once for all who ask.
+
+Who asks for what is being made, or is still being sent to somebody, gets the same pieces (``cluster.pieces``). So
+sixty readers of a list of thirty megabytes take thirty megabytes, however slowly they read, and the time of one
+rendering. What nobody reads any more is gone at once: nothing is kept for later.
+
+What many instances go into takes one of few places to be made, since it keeps the interpreter busy. Some may wait
+for such a place, for as long as a read waits for a leader, and of them one client no more than leaves as many for
+others; all others are told ``Overloaded``. Small answers, heartbeats and writes need no place.
+"""
+
+import contextlib
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any
+from weakref import WeakValueDictionary
+
+from flask import Response, request
+from werkzeug.wsgi import wrap_file
+
+from ...cluster.pieces import PIECE_BYTES, Pieces, Reader
+from ...replication.errors import Overloaded
+from .pages import encode_json
+
+LARGE_MIN = 500
+"""Instances from which on an answer needs a place to be made: about ten milliseconds."""
+
+PLACES = 2
+WAITING_MAX = 8
+
+
+Make = Callable[[], Iterable[bytes | Pieces]]
+"""Makes the parts of an answer, one after the other."""
+
+
+class Places:
+    """``places`` for what takes long to make; ``waiting_max`` more may wait ``wait_s`` for one."""
+
+    def __init__(self, wait_s: float, *, places: int = PLACES, waiting_max: int = WAITING_MAX) -> None:
+        self._wait_s: float = wait_s
+        self._most: int = places + waiting_max
+        self._free = threading.BoundedSemaphore(places)
+        self._lock = threading.Lock()
+        self._here: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def place(self, client: str) -> Iterator[None]:
+        """Holds a place. Raises ``Overloaded`` where too many wait already, or none became free in time.
+
+        ``client`` (empty: it has no share) may have as many, waiting or not, as it leaves for others.
+        """
+        self._enter(client)
+        try:
+            if not self._free.acquire(timeout=self._wait_s):
+                raise Overloaded(f"no place for a large answer became free within {self._wait_s:g} s; ask another node")
+            try:
+                yield
+            finally:
+                self._free.release()
+        finally:
+            self._leave(client)
+
+    def _enter(self, client: str) -> None:
+        with self._lock:
+            left = self._most - self._here.total()
+            if left <= 0 or (client and self._here[client] >= left):
+                raise Overloaded(
+                    f"{self._here.total()} large answers are being made or wait for that, and one client may have as "
+                    "many as it leaves for others; ask another node, or again later",
+                    limit=self._most,
+                )
+            self._here[client] += 1
+
+    def _leave(self, client: str) -> None:
+        with self._lock:
+            self._here[client] -= 1
+            if not self._here[client]:
+                del self._here[client]
+
+
+class Once:
+    """Pieces by what they answer: made by who asks first, and the same for all who ask meanwhile, or while somebody
+    still reads them. For any thread."""
+
+    def __init__(self, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._wait_s: float = wait_s
+        self._clock: Callable[[], float] = clock
+        self._lock = threading.Lock()
+        self._making: dict[Hashable, Future[Pieces]] = {}
+        self._made: WeakValueDictionary[Hashable, Pieces] = WeakValueDictionary()
+
+    def pieces(self, key: Hashable, make: Make, fresh_s: float = math.inf) -> Pieces:
+        """What ``make`` gives, or gave for that ``key`` to somebody no more than ``fresh_s`` ago. Raises what it
+        raised, and ``Overloaded`` if somebody else does not come to an end with it."""
+        with self._lock:
+            made = self._made.get(key)
+            if made is not None and self._clock() - made.made_at <= fresh_s:
+                return made
+            known = self._making.get(key)
+            making = self._making[key] = known or Future[Pieces]()
+        return self._make(key, making, make) if known is None else self._waited_for(known)
+
+    def _make(self, key: Hashable, making: "Future[Pieces]", make: Make) -> Pieces:
+        try:
+            made = Pieces(make(), self._clock())
+            with self._lock:
+                self._made[key] = made
+            making.set_result(made)
+            return made
+        except BaseException as error:
+            making.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._making[key]
+
+    def _waited_for(self, others: "Future[Pieces]") -> Pieces:
+        try:
+            return others.result(self._wait_s)
+        except TimeoutError:
+            raise Overloaded(f"a large answer was not ready within {self._wait_s:g} s; ask another node") from None
+
+
+class Large:
+    """Answers of a node, small or large, from where their instances are: ``slot`` is its budget's for reads."""
+
+    def __init__(
+        self, wait_s: float, slot: Callable[[], AbstractContextManager[None]], client: Callable[[], str]
+    ) -> None:
+        self._places = Places(wait_s)
+        self._once = Once(wait_s)
+        self._slot = slot
+        self._client = client
+
+    def made(self, key: Hashable, instances: int, make: Make, fresh_s: float = math.inf) -> Pieces:
+        """What ``make`` gives of so many instances. ``key`` says what is answered, of which state; what else goes into
+        it may be ``fresh_s`` old."""
+        if instances < LARGE_MIN:
+            return self._once.pieces(key, make, fresh_s)
+        with self._slot():  # whoever makes it may have to wait, and so may all others who want it
+            return self._once.pieces(key, lambda: self._in_a_place(make), fresh_s)
+
+    def part(self, key: Hashable, make: Make, fresh_s: float = math.inf) -> Pieces:
+        """A part of an answer, for who is making it: the same one in every such answer."""
+        return self._once.pieces(key, make, fresh_s)
+
+    def _in_a_place(self, make: Make) -> Iterator[bytes | Pieces]:
+        with self._places.place(self._client()):
+            yield from make()
+
+
+def pieces_answer(pieces: Pieces, head: bytes = b"") -> Response:
+    """``head`` and ``pieces`` as a JSON answer: where they are long, the server reads on as its client does."""
+    if len(head) + len(pieces) <= PIECE_BYTES:
+        return Response(head + pieces.whole(), content_type="application/json")
+    reader: Any = Reader(pieces, head)
+    answer = Response(wrap_file(request.environ, reader), content_type="application/json", direct_passthrough=True)
+    answer.content_length = len(reader)
+    return answer
+
+
+def array(rows: Iterable[Any]) -> Iterator[bytes]:
+    """``rows`` as an array in JSON."""
+    yield b"["
+    yield from joined(rows)
+    yield b"]"
+
+
+def joined(rows: Iterable[Any]) -> Iterator[bytes]:
+    """``rows`` as what stands in such an array: one after the other, so that other threads run in between."""
+    for number, row in enumerate(rows):
+        yield b"," + encode_json(row) if number else encode_json(row)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rollcall.cluster import following
 from rollcall.cluster.server import HEADER_BYTES_MAX
-from rollcall.node.api import pages
+from rollcall.node.api import large, pages
 from rollcall.node.api.context import MIN_INDEX_WAIT_S_MAX
 from rollcall.node.api.native import HEARTBEATS_MAX
 from rollcall.node.api.query import PARAMETERS_MAX
@@ -80,6 +80,9 @@ def test_the_limits_on_the_page_of_sizes_are_those_that_hold():
         "changes of one index to a watcher": kib(pages.ANSWER_BYTES_MAX),
         "connections of clients": shown(defaults.connection_limit),
         "requests that wait": shown(budget.total),
+        f"answers about {large.LARGE_MIN} instances and more, in the dialects without pages": (
+            f"{large.PLACES} made at a time; {large.WAITING_MAX} wait"
+        ),
         "changes kept for watchers": f"{shown(defaults.watch_events_max)}, and {kib(changes.BYTES_MAX)}",
         "one long poll": f"{defaults.watch_wait_s_max:g} s",
         "a wait for `min_index`": f"{MIN_INDEX_WAIT_S_MAX:g} s",

@@ -2,9 +2,10 @@
 
 The lease table begins when this node serves a term (its own first entry is
 applied) and is forgotten when the term ends; a new leader starts every lease at
-full length. One thread runs the sweeps; renewals come in on other threads and
-share its lock. Elsewhere the same thread asks the leader, once a second, whether
-evictions are held, so that every node can say so.
+full length, and goes on from how it stood as soon as the leader before tells
+(``bequest.py``), if that one lives. One thread runs the sweeps; renewals come in on
+other threads and share its lock. Elsewhere the same thread asks the leader, once a
+second, whether evictions are held, so that every node can say so.
 
 An eviction is proposed and not waited for: its leases stay marked until the
 outcome is known, and renewals of a marked lease wait for that (``renew`` answers
@@ -37,9 +38,11 @@ from ..replication.commands import (
 from ..replication.errors import NotDone, NotFound, NotLeader, RollcallError
 from ..replication.log import Leadership, Log, LogStatus, Proposal
 from ..replication.records import Event, Key, Override
+from . import bequest
+from .bequest import Bequest
 from .condition import Condition, Sharing, ttl_check
 from .eviction import Pace, ProtectionView, allowed, by_service, choose, protection
-from .forward import PROTECTION
+from .forward import BEQUEATH, PROTECTION
 from .leases import Leases
 from .values import LeaseView, Renewal, Renewed
 
@@ -57,6 +60,14 @@ Short beside what is left of the shortest lease after a renewal was due (2 s, re
 
 VIEW_S = 1.0
 """How often the leader counts who is late, and the others ask it."""
+
+BEQUEATH_S = 2.0
+"""So long a leader that was replaced tries to tell its successor how the leases stood."""
+TELL_S = 0.5
+"""For one try."""
+
+SETTLED, LATER = b"settled", b"later"
+"""Whether that need not be said again: answers of the successor."""
 
 RENEWED_AT_ONCE = 100
 """Heartbeats for which the lock is held; then others may have it."""
@@ -109,6 +120,8 @@ class _Tenure:
         self.unheard_pace: Pace = Pace()
         self.condemned: Pace = Pace()
         self.view: ProtectionView = NOT_KNOWN
+        self.may_take_over: bool = False
+        """Whether this is all that this leader knows of its term, and nobody has told it how the leases stood."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -134,6 +147,10 @@ class Duties:
         self._settings: DutySettings = settings
         self._evicted: Callable[[int], None] = evicted
         self._tenure: _Tenure | None = None
+        self._begun_term: int = 0
+        """The newest term in which this node kept leases."""
+        self._bequest: tuple[int, bytes, float] | None = None
+        """What this node leaves to the leader of that term, and until when it tries to say so."""
         self._view: ProtectionView = NOT_KNOWN
         self._asked_at: float = 0.0
         self._stop = threading.Event()
@@ -288,23 +305,73 @@ class Duties:
             self._lead(tenure, time.monotonic())
             return
         self._tenure = None
+        self._bequest = self._left(tenure, time.monotonic()) if tenure is not None else self._bequest
         if leadership.serving:
             self._begin(leadership)
-        elif leadership.leader is not None and time.monotonic() - self._asked_at > VIEW_S:
-            self._asked_at = time.monotonic()
-            self._ask(leadership.leader)
+        elif leadership.leader is not None and leadership.leader != self._log.node_id:
+            self._bequeath(leadership)
+            if time.monotonic() - self._asked_at > VIEW_S:
+                self._asked_at = time.monotonic()
+                self._ask(leadership.leader)
 
     def _ask(self, leader: str) -> None:
-        if leader == self._log.node_id:
-            return
         try:
             answer = self._log.request(leader, PROTECTION, b"", time.monotonic() + VIEW_S)
             self._view = msgspec.msgpack.decode(answer, type=ProtectionView)
         except (RollcallError, msgspec.DecodeError) as error:
             logger.debug("could not ask %s whether evictions are held: %s", leader, error)
 
+    # -- from one leader to the next (bequest.py) --------------------------------------
+
+    def _left(self, tenure: _Tenure, now: float) -> tuple[int, bytes, float] | None:
+        """What to leave of a term that has just ended: all leases, or nothing if any may have been held."""
+        leases, could_listen = tenure.leases, now - tenure.looked_at <= LOOK_S + PAUSED_S
+        understood = self._log.registry.level >= KEEP_LEVEL
+        if leases is None or not could_listen or not understood or self._log.status().disk_error:
+            return None
+        with tenure.held():
+            held = protection(*leases.count(now), self._settings.protection_threshold).active
+            left = leases.left(now) if not held else None
+            paces = tenure.pace.left(now), tenure.unheard_pace.left(now)
+        data = bequest.to_bytes(Bequest(tenure.term, left, *paces)) if left else None
+        return (tenure.term + 1, data, now + BEQUEATH_S) if data is not None else None
+
+    def _bequeath(self, leadership: Leadership) -> None:
+        """Tells the leader of the next term, if there is one; of a later one it is true no more."""
+        if self._bequest is None or leadership.leader is None:
+            return
+        term, data, until = self._bequest
+        if leadership.term > term or time.monotonic() > until:
+            self._bequest = None
+        elif leadership.term == term:
+            try:
+                if self._log.request(leadership.leader, BEQUEATH, data, time.monotonic() + TELL_S) == SETTLED:
+                    self._bequest = None
+            except RollcallError as error:
+                logger.debug("could not tell %s how leases stood: %s", leadership.leader, error)
+
+    def take_over(self, data: bytes) -> bytes:
+        """The leader before says how its leases stood. Answers whether it need not say so again."""
+        told, tenure = bequest.from_bytes(data), self._tenure
+        if tenure is None or tenure.leases is None:
+            return LATER if told.term >= self._begun_term else SETTLED
+        with tenure.held():
+            if tenure.may_take_over and told.falls_to(tenure.term):
+                tenure.may_take_over = False
+                now = time.monotonic()
+                tenure.leases.take_over(told.leases, now)
+                tenure.pace.take_over(told.evicted, now)
+                tenure.unheard_pace.take_over(told.unheard_evicted, now)
+                logger.info("%d leases go on as they stood in term %d", len(told.leases), told.term)
+        return SETTLED
+
+    # -- the leader's own -----------------------------------------------------------
+
     def _begin(self, leadership: Leadership) -> None:
         tenure = _Tenure(leadership, time.monotonic())
+        # A tenure that failed and begins again has forgotten what it renewed since the leader before.
+        tenure.may_take_over = leadership.term > self._begun_term
+        self._begun_term, self._bequest = leadership.term, None
         # Events from here on are kept in order, so the table below may miss none:
         # what it holds already is skipped by its registration's index.
         self._tenure = tenure

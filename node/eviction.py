@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from ..replication.commands import Judgement
 from ..replication.records import Key
+from .bequest import Evicted
 from .leases import Overdue
 
 THRESHOLD = 0.85
@@ -118,6 +119,14 @@ class Pace:
         while self._evicted and self._evicted[0][0] <= now - self._span_s:
             self._evicted.popleft()
         return max(0, limit - sum(count for _, count in self._evicted))
+
+    def left(self, now: float) -> Evicted:
+        """What the next leader must count."""
+        return tuple((int(max(0.0, now - at) * 1000), count) for at, count in self._evicted)
+
+    def take_over(self, evicted: Evicted, now: float) -> None:
+        """What the leader before evicted counts here, too."""
+        self._evicted.extendleft((now - ago_ms / 1000, count) for ago_ms, count in reversed(evicted))
 
 
 def choose(

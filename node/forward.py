@@ -31,6 +31,7 @@ from .values import Renewal, Renewed
 
 SUBMIT, BARRIER, RENEW, PROTECTION, HAND_OVER = "submit", "barrier", "renew", "protection", "hand over"
 SAY, NOTES = "say of a check", "notes on checks"
+BEQUEATH = "how leases stood"
 """Kinds of requests between nodes."""
 
 ROUND_MAX = 1_000
@@ -220,8 +221,9 @@ class Desk:
 
     ``propose`` stamps and proposes one command; ``barrier`` proposes a barrier;
     ``renew`` renews; ``report`` takes a service's word, ``notes`` are what was said
-    beside it. None of them waits. What may take long, or take a lock that others hold for
-    long, is done ``aside``: the log's thread has heartbeats of its own to send.
+    beside it; ``take_over`` is told what the leader before left. None of them waits. What may
+    take long, or take a lock that others hold for long, is done ``aside``: the log's thread
+    has heartbeats of its own to send.
     """
 
     def __init__(
@@ -234,6 +236,7 @@ class Desk:
         report: Callable[[Key, str, State, str], Proposal | None],
         notes: Callable[[Key], dict[str, str]],
         protection: Callable[[], bytes],
+        take_over: Callable[[bytes], bytes],
         aside: Aside = at_once,
     ) -> None:
         def submit(peer: str, payload: bytes, reply: Reply) -> None:
@@ -266,6 +269,7 @@ class Desk:
         log.serve(BARRIER, _guarded(read))
         log.serve(RENEW, _aside(aside, _guarded(renewals)))
         log.serve(HAND_OVER, _guarded(hand_over))
+        log.serve(BEQUEATH, _aside(aside, _guarded(lambda peer, payload, reply: reply(take_over(payload)))))
         log.serve(PROTECTION, lambda peer, payload, reply: reply(protection()))
 
 

@@ -1,7 +1,8 @@
 """Leases: who has been heard from, and whose time is up. Kept by the leader, in memory only.
 
 A table begins with a term of leadership and is thrown away with it: every
-lease starts afresh at full length. It is pure: ``now`` is seconds of a
+lease starts afresh at full length, until the leader before says how it stood
+(``bequest.py``). It is pure: ``now`` is seconds of a
 monotonic clock and comes in with each call; the caller has the lock.
 
 A lease is overdue when it is silent for its length and that can only be its
@@ -18,7 +19,7 @@ length (``_due``):
 
 A lease that was never heard of again since it was registered, neither renewed nor
 registered anew, says nothing about the network: self-protection leaves it out. Of what a
-new leader finds registered it is not known, so all of that counts.
+new leader finds registered it is not known, so all of that counts, unless the leader before tells.
 
 Silence is counted in time during which the leader could listen. Past the
 ceiling (an hour, or the length of the lease if that is more) nothing but the
@@ -38,6 +39,7 @@ from msgspec import Struct
 
 from ..replication.commands import Judgement
 from ..replication.records import Event, Instance, Key
+from .bequest import LEASES_MAX, Left, allowance_s
 
 INTERVALS_PER_LEASE = 3
 """A client is asked to renew three times per lease: 30 s for 90 s."""
@@ -102,6 +104,8 @@ class _Lease(Struct, gc=False):
     evicting: bool = False
     heard_again: bool = False
     """Whether it was heard of since it was registered, or may have been."""
+    assumed: bool = False
+    """Whether its length is all that is known of it: the table began with it, and it was not heard of since."""
 
 
 class _Contact:
@@ -145,11 +149,12 @@ class Leases:
         self._contacts: dict[str, _Contact] = {}
         self._deaf_since: float | None = None
         self._deaf_s: float = 0.0
+        self._was_deaf: bool = False
         self._heard_again_at: float = now + former_s
         for instance in instances:
             self.registered(instance, now)
         for lease in self._leases.values():
-            lease.heard_again = True
+            lease.heard_again = lease.assumed = True
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -201,10 +206,50 @@ class Leases:
             return _EVICTING
         lease.via = via
         lease.heard_again = True
+        lease.assumed = False
         lease.renewed_at = now
         lease.runs_out_at = now + lease.ttl_s
         lease.heard = self._clock(now)
         return Grant("renewed", lease.ttl_s, lease.ttl_s / self._intervals_per_lease)
+
+    def left(self, now: float) -> tuple[Left, ...] | None:
+        """How all leases stand, for the next leader; from here on this table must acknowledge nothing any more.
+
+        None if any is held because of a node, while the leader is deaf, or if there are too many.
+        """
+        if self._deaf_since is not None or len(self._leases) > LEASES_MAX:
+            return None
+        clock, left = self._clock(now), list[Left]()
+        for lease in self._leases.values():
+            due = self._due(lease)
+            if due == math.inf:
+                return None
+            silent_ms, left_ms = int(max(0.0, clock - lease.heard) * 1000), math.ceil(max(0.0, due - now) * 1000)
+            key, reg_index = lease.judgement.key, lease.judgement.reg_index
+            name = (key.env, key.service, key.id)
+            left.append(Left(name, reg_index, silent_ms, left_ms, lease.heard_again, lease.via))
+        return tuple(left)
+
+    def take_over(self, left: Iterable[Left], now: float) -> None:
+        """Goes on from how the leases stood with the leader before, which acknowledges nothing any more.
+
+        Lengthens none, and leaves alone what was heard of or registered since this table began. Without effect
+        once this leader was deaf: what it did not hear meanwhile it must not count.
+        """
+        if self._was_deaf:
+            return
+        for lease in self._leases.values():
+            lease.runs_out_at = max(lease.runs_out_at, self._heard_again_at + lease.ttl_s)
+        self._heard_again_at = -math.inf
+        for each in left:
+            lease = self._leases.get(Key(*each.name))
+            if lease is None or not lease.assumed or lease.judgement.reg_index != each.reg_index:
+                continue
+            silent_s = each.silent_ms / 1000
+            lease.runs_out_at = min(lease.runs_out_at, now + allowance_s(lease.ttl_s, each.left_ms / 1000, silent_s))
+            lease.heard = min(lease.heard, now - silent_s)
+            lease.renewed_at = min(lease.renewed_at, now - silent_s)
+            lease.heard_again, lease.via, lease.assumed = each.heard_again, each.via, False
 
     def mark_evicting(self, judged: Iterable[Judgement]) -> None:
         """An eviction of these is about to be proposed: renewals must wait for its outcome."""
@@ -241,7 +286,7 @@ class Leases:
     def disturbed(self, now: float) -> None:
         """The leader cannot hear renewals, or not all of them, from ``now`` on."""
         if self._deaf_since is None:
-            self._deaf_since = now
+            self._deaf_since, self._was_deaf = now, True
 
     def recovered(self, now: float) -> None:
         """The leader hears again."""

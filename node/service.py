@@ -133,6 +133,7 @@ class Service:
             report=duties.report,
             notes=duties.notes,
             protection=duties.protection_bytes,
+            take_over=duties.take_over,
             aside=aside,
         )
 

@@ -41,6 +41,7 @@ SHOWN: tuple[tuple[str, str], ...] = (
     ("heartbeats", "heartbeats acknowledged"),
     ("evictions", "evictions"),
     ("dead instances awaited", "dead instances gone in time"),
+    ("leases handed on", "tables of leases handed on"),
     ("assignments of checks", "assignments of checks"),
     ("results reported", "results of checks reported"),
     ("changes of health", "changes of health"),

@@ -19,6 +19,7 @@ from pysyncobj.poller import Poller
 from rollcall.node.duties import LOOK_S, Duties, DutySettings
 from rollcall.node.forward import (
     BARRIER,
+    BEQUEATH,
     RENEW,
     SAY,
     SUBMIT,
@@ -73,6 +74,8 @@ class Place(NamedTuple):
     """What a node is answered that asks an instance."""
     reported: Callable[[str, int, tuple[Result, ...]], None] = lambda node, epoch, results: None
     """Told of every report of checks that a node makes."""
+    taken_over: Callable[[str], None] = lambda node: None
+    """Told when a leader goes on from how the leases stood with the one before."""
     rejoin: bool = False
     old: bool = False
     """Whether it is to be a node of the release before."""
@@ -266,6 +269,8 @@ class EngineNode:
 
         self.engine.propose = noted
         self.engine.listen(lambda index, events: place.applied(self, index, events))
+        self._told: dict[tuple[str, bytes], bytes] = {}
+        self.engine.request = self._tell
         self.duties: Duties = Duties(
             self.engine,
             DutySettings(
@@ -281,6 +286,7 @@ class EngineNode:
             report=self.duties.report,
             notes=self.duties.notes,
             protection=self.duties.protection_bytes,
+            take_over=self._take_over,
         )
         # The release before knows nothing of checks.
         self.asking: Asking | None = None if place.old or not plan.checked else self._asking()
@@ -495,6 +501,28 @@ class EngineNode:
             renewed(None, Unknown(f"{leader} did not answer in time"))
 
         return give_up
+
+    def _tell(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        """What the thread of the duties asks, and would wait for: here the answer is found when it asks again."""
+        if kind != BEQUEATH:
+            raise NotDone("nothing waits here")
+        if (peer, payload) in self._told:
+            return self._told.pop((peer, payload))
+
+        def answered(data: bytes, error: NotDone | Unknown | None) -> None:
+            if error is None:
+                self._told[peer, payload] = data
+
+        self.transport.ask(peer, kind, payload, answered)
+        raise Unknown(f"{peer} did not answer yet")
+
+    def _take_over(self, data: bytes) -> bytes:
+        tenure = self.duties._tenure
+        before = tenure is not None and tenure.may_take_over
+        answer = self.duties.take_over(data)
+        if before and tenure is not None and not tenure.may_take_over:
+            self._place.taken_over(self.name)
+        return answer
 
     def say(self, key: Key, check: str, state: State, settled: Settled) -> Callable[[], None]:
         leader = self.engine._leadership.leader

@@ -370,6 +370,7 @@ class World:
             voted=self.judge.voted,
             answer=self._answer,
             reported=self.judge.reported,
+            taken_over=lambda node: self.judge.counts.update(["leases handed on"]),
             rejoin=name in self._rejoining,
             old=name in self.plan.old and not self._incarnations[name],
         )

@@ -4,10 +4,13 @@ import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
+from rollcall.node import bequest
 from rollcall.node import duties as duties_module
+from rollcall.node.bequest import Bequest, Left
 from rollcall.node.eviction import ServiceCount
 from rollcall.node.values import Renewal
 from rollcall.replication.checks import Check
@@ -23,7 +26,7 @@ from rollcall.replication.commands import (
     encode,
     sealed,
 )
-from rollcall.replication.errors import NotLeader
+from rollcall.replication.errors import NotDone, NotLeader
 from rollcall.replication.records import Key, Override, Registration
 
 
@@ -318,3 +321,137 @@ def test_many_heartbeats_at_once_leave_room_for_others_and_come_back_in_order(
 
     assert [answer.status for answer in renewed] == ["ok", "unknown"] * 300
     assert taken == [250, 250, 100]
+
+
+# -- what a leader leaves to the next
+
+
+@pytest.fixture
+def said(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Bequest]]:
+    """What the leader's node says of leases, to whom; at first nobody answers, then it is too early."""
+    said: list[tuple[str, Bequest]] = []
+    answers = iter([NotDone("not reached"), duties_module.LATER])
+
+    def request(peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        if kind != duties_module.BEQUEATH:
+            raise NotDone("nobody is there")
+        said.append((peer, bequest.from_bytes(payload)))
+        answer = next(answers, duties_module.SETTLED)
+        if isinstance(answer, NotDone):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(pair.leader_log, "request", request)
+    return said
+
+
+def replaced(pair: Pair, *, terms: int = 1) -> None:
+    """Another node leads."""
+    pair.leader_log.term += terms
+    pair.leader_log.leads, pair.leader_log.leader = False, "follower"
+    wait_for(lambda: pair.duties._tenure is None, "the duties to end")
+
+
+def leads_again(pair: Pair, *, terms: int = 1) -> None:
+    pair.leader_log.term += terms
+    pair.leader_log.leads, pair.leader_log.leader = True, "leader"
+    wait_for(lambda: pair.duties._tenure is not None and pair.duties._tenure.leases is not None, "the duties to begin")
+
+
+def reg_index(pair: Pair, number: int) -> int:
+    instance = pair.leader.registry.instance(key(number))
+    assert instance is not None
+    return instance.reg_index
+
+
+def test_who_led_tells_the_next_leader_how_all_leases_stood_until_it_is_heard(
+    pair: Pair, said: list[tuple[str, Bequest]]
+) -> None:
+    for number in range(3):
+        register(pair, number, ttl_s=60)
+    pair.leader.renew([Renewal(key(0))])
+
+    replaced(pair)
+    wait_for(lambda: len(said) == 3, "it to be said again")
+    wait_for(lambda: pair.duties._bequest is None, "it to be settled")
+
+    assert {to for to, _ in said} == {"follower"}
+    (_, left) = said[-1]
+    assert left.term == 1
+    assert {Key(*each.name): (each.reg_index, each.via) for each in left.leases} == {
+        key(0): (reg_index(pair, 0), "leader"), key(1): (reg_index(pair, 1), None), key(2): (reg_index(pair, 2), None),
+    }  # fmt: skip
+    # It had given them a little longer itself, for the leader before it.
+    assert all(60_000 - each.silent_ms <= each.left_ms <= 60_400 for each in left.leases)
+
+
+def test_of_a_term_after_the_next_nothing_is_said(pair: Pair, said: list[tuple[str, Bequest]]) -> None:
+    register(pair, 1, ttl_s=60)
+
+    replaced(pair, terms=2)
+    wait_for(lambda: pair.duties._bequest is None, "it to be given up")
+
+    assert not said
+
+
+@pytest.mark.parametrize("why", ["held", "no room on disk", "paused", "deaf", "older members", "nobody"])
+def test_nothing_is_left_where_it_might_not_be_the_whole_truth(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    for number in range(12 if why != "nobody" else 0):
+        register(pair, number, ttl_s=60)
+    tenure = pair.duties._tenure
+    assert tenure is not None
+    assert tenure.leases is not None
+    now = tenure.looked_at
+    assert (pair.duties._left(tenure, now) is not None) == (why != "nobody")
+    if why == "held":
+        pair.leader.renew([Renewal(key(number)) for number in range(12)])
+        now += 31.0
+        tenure.looked_at = now
+    elif why == "no room on disk":
+        full = msgspec.structs.replace(pair.leader_log.status(), disk_error="no room")
+        monkeypatch.setattr(pair.leader_log, "status", lambda: full)
+    elif why == "paused":
+        now += duties_module.LOOK_S + duties_module.PAUSED_S + 1.0
+    elif why == "deaf":
+        pair.leader_log.contact_s = 5.0
+        wait_for(lambda: tenure.leases is not None and tenure.leases._deaf_since is not None, "it to be deaf")
+        now = tenure.looked_at
+    elif why == "older members":
+        pair.leader.registry.level = 3
+
+    assert pair.duties._left(tenure, now) is None
+
+
+def test_a_new_leader_goes_on_from_how_a_lease_stood_and_evicts_the_dead_and_nobody_else(pair: Pair) -> None:
+    for number in (1, 2):
+        register(pair, number, ttl_s=60)
+    left = tuple(Left(("default", "cart", f"c{n}"), reg_index(pair, n), 90_500, 500, True, "follower") for n in (1, 2))
+    replaced(pair)
+    assert pair.duties.take_over(bequest.to_bytes(Bequest(2, left))) == duties_module.LATER
+    leads_again(pair)
+    assert pair.leader.renew([Renewal(key(2))])[0].status == "ok"
+
+    assert pair.duties.take_over(bequest.to_bytes(Bequest(1, left))) == duties_module.SETTLED
+    assert pair.duties._tenure is not None
+    assert pair.duties._tenure.may_take_over, "nobody knows who led in between"
+    assert pair.duties.take_over(bequest.to_bytes(Bequest(2, left, evicted=((1_000, 0),)))) == duties_module.SETTLED
+    # A sixth of the time in which it would go by itself.
+    wait_for(lambda: there(pair) == {"c2"}, "c1 to be evicted long before a length is over", 10)
+
+
+def test_a_tenure_that_failed_and_begins_again_takes_nothing_over(pair: Pair) -> None:
+    """What it renewed since the leader before is forgotten."""
+    register(pair, 1, ttl_s=60)
+    left = (Left(("default", "cart", "c1"), reg_index(pair, 1), 90_500, 500, True, None),)
+    replaced(pair)
+    leads_again(pair)
+    failed = pair.duties._tenure
+    pair.duties._tenure = None
+    wait_for(lambda: pair.duties._tenure not in (None, failed) and pair.duties._tenure.leases is not None, "a new one")
+
+    assert pair.duties.take_over(bequest.to_bytes(Bequest(2, left))) == duties_module.SETTLED
+
+    lease = wait_for(lambda: pair.duties.lease(key(1)), "the lease")
+    assert lease.renewed_ms_ago < 60_000

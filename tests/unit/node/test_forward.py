@@ -224,6 +224,7 @@ class Bench:
             report=lambda key, check, state, note: None,
             notes=lambda key: {},
             protection=lambda: b"",
+            take_over=lambda data: data,
             aside=self._aside,
         )
 

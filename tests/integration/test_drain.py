@@ -5,7 +5,7 @@ import time
 
 import pytest
 from harness.cluster import ALONE, Cluster, Line, Measured, StartCluster, ask, elapsed_s
-from harness.traffic import LEDGER, NO_ANSWER, PLAIN, Client, Ledger, Reader, Traffic, Writer
+from harness.traffic import LEDGER, NO_ANSWER, PLAIN, Client, Heartbeats, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
 from rollcall.cluster.client import Client as Sdk
 from rollcall.replication.errors import RollcallError
@@ -13,6 +13,7 @@ from rollcall.replication.errors import RollcallError
 pytestmark = pytest.mark.integration
 
 STOP_S_MAX = 5.0
+LEASE_S = 2.0
 TRANSFER_S_MAX = 1.5
 """Without an election it takes milliseconds; an election would take this long on a busy machine."""
 
@@ -67,6 +68,27 @@ def test_leadership_goes_on_request_to_each_node_in_turn_while_others_write(thre
     measured(f"leadership handed over on request under load: longest pauses of all writes {shown} ms; {ledger}")
     assert max(pauses) < TRANSFER_S_MAX
     ledger.compare(three)
+
+
+def test_who_is_dead_goes_however_often_leadership_is_handed_over_and_who_lives_stays(three: Cluster):
+    """Each new leader would begin its lease anew."""
+    ids = [f"i{number}" for number in range(8)]
+    three.register_many(0, "cart", ids, ttl_s=LEASE_S)
+    beats = Heartbeats(three, "cart", ids, period_s=0.2)
+    with Traffic(beats):
+        wait_for(lambda: beats.rounds >= 3, "heartbeats through every node")
+        beats.silence("i0")
+        began, moved = time.monotonic(), 0
+        # Three leases more than it may take, should nothing be handed on.
+        while "i0" in three.ids(0, "cart") and time.monotonic() < began + 6 * LEASE_S:
+            moved += three.ask(0, "POST", "/api/v1/cluster/transfer").status == 200
+            time.sleep(LEASE_S / 2)  # how often it is asked for
+        assert "i0" not in three.ids(0, "cart"), f"it stayed while leadership was handed over {moved} times"
+        assert moved >= 2
+        assert three.ids(0, "cart") == {*ids[1:]}
+    assert not beats.lost
+    operations = [{"op": "deregister", "service": "cart", "id": id} for id in ids[1:]]
+    assert three.ask(0, "POST", "/api/v1/batch", {"operations": operations}).status == 200
 
 
 def test_a_draining_node_says_so_and_takes_nothing_new_before_it_closes(three: Cluster):

@@ -951,6 +951,18 @@ RULES: tuple[Rule, ...] = (
         instead="unit/node/test_duties.py::test_what_the_leader_before_renewed_when_it_had_been_replaced_is_kept",
     ),
     Rule(
+        "leases, handed on",
+        "A lease that is handed on lasts no shorter with the next leader than it would have with the one before",
+        (
+            Edit(
+                leases,
+                "allowance_s",
+                ("max(0.0, left_s, min(grace_s, ttl_s + grace_s - silent_s))", "0.0"),
+            ),
+        ),
+        provoke=(_leaders_take_turns,),
+    ),
+    Rule(
         "leases, deafness",
         "A leader that could not hear renewals gives every lease a full length afterwards",
         (_put(leases.Leases, "disturbed", _nothing),),

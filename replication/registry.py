@@ -8,7 +8,7 @@ and then taken over as a whole, so that a command that fails changes nothing.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import msgspec
@@ -744,13 +744,12 @@ class Registry:
 
     def services(self, env: str | None = None) -> tuple[ServiceView, ...]:
         """Every service (of ``env``, if given), in the order of env and name."""
-        return tuple(self.each_service(env))
-
-    def each_service(self, env: str | None = None, after: ServiceName = ("", "")) -> Iterator[ServiceView]:
-        """The same, one after the other, from the first one after the name ``after`` on."""
         held = self._services.copy()
-        for name in ordered([name for name in held if name > after and env in (None, name[0])]):
-            yield held[name].look()
+        return tuple(held[name].look() for name in ordered([name for name in held if env in (None, name[0])]))
+
+    def names(self) -> Set[ServiceName]:
+        """Env and name of every service."""
+        return self._services.copy().keys()
 
     def instance(self, key: Key) -> Instance | None:
         """The instance of that key."""

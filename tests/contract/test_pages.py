@@ -251,7 +251,7 @@ def test_what_is_kept_of_sums_is_bounded_and_right(service: FakeService) -> None
     register(service, "i0", of="s0", tags=("new",))
     assert b'"tags":["new"]' in services.body("default")[1]
     assert services._bytes < 12_000
-    assert services._bytes == sum(len(said) + views.ENTRY_BYTES for _, said in services._kept.values())
+    assert services._bytes == sum(len(said) + views.SUM_ENTRY_BYTES for _, said in services._kept.values())
 
 
 # Changes

@@ -415,14 +415,18 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def free_port(nodes: int = NODES_MAX) -> int:
-    """A base port at which all ports of ``nodes`` nodes are free now.
+PORTS = range(12_000, 31_000)
+"""Below the range that systems give to outgoing connections."""
 
-    Below the range that systems give to outgoing connections, and random, so
-    that test runs beside each other rarely meet.
+
+def free_port(nodes: int = NODES_MAX) -> int:
+    """A base port at which all ports of ``nodes`` nodes are free now, and within ``PORTS``.
+
+    Random, so that runs beside each other rarely meet.
     """
+    spread = max(_ports(0, nodes))
     for _ in range(200):
-        port = random.randrange(12_000, 30_000)
+        port = random.choice(PORTS[:-spread])
         if all(_is_free(each) for each in _ports(port, nodes)):
             return port
-    raise LocalError("no free ports were found between 12000 and 31000")
+    raise LocalError(f"no free ports were found from {PORTS.start} to {PORTS.stop}")

@@ -103,7 +103,7 @@ def cut_again_and_again(
     for number in range(times):
         written = _Round(cluster, number)
         rounds.append(written)
-        wait_for(written.is_under_way, "writes to be acknowledged", 30.0)
+        wait_for(written.is_under_way, "writes to be acknowledged")
         time.sleep((chance or random).uniform(*ROUND_S))
         forgotten += sum(len(files) for files in cluster.cut_power(cluster.names, chance).values())
         written.join()

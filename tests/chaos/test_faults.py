@@ -62,7 +62,7 @@ class Writes:
 
     def some(self, node: str, count: int = 5) -> None:
         for _ in range(count):
-            wait_for(lambda: self.one(node), f"a write through {node}", 20.0)
+            wait_for(lambda: self.one(node), f"a write through {node}")
 
     def ask(self, node: str, method: str, path: str, json: Any = None) -> Answer:
         return ask(self._cluster.urls()[node], method, path, json, timeout_s=5.0)
@@ -184,7 +184,7 @@ def test_a_full_disk_is_said_and_over_when_there_is_room(cluster: ChaosCluster, 
         writes.ask(other, "PUT", path, {"address": "10.0.0.1", "port": time.monotonic_ns() % 60_000, "meta": meta})
         return bool(writes.view(node)["disk_error"])
 
-    wait_for(full, "the node to say that its disk is full", 20.0)
+    wait_for(full, "the node to say that its disk is full")
     injected.heal()
     wait_for(lambda: not writes.view(node)["disk_error"], "the node to see that there is room")
 

@@ -1,8 +1,7 @@
-"""A whole run of the command, as people start it: two minutes of every fault that can be had here."""
+"""A whole run of the command, as people start it, with every fault that can be had here."""
 
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -12,16 +11,15 @@ from pathlib import Path
 
 import pytest
 from harness.history import Write
+from harness.seeds import first_seed
 from harness.waiting import wait_for
 
 from chaos.ledger import Began, Book, Struck, read
 
 pytestmark = pytest.mark.integration
 
-MINUTES = 1.5
-"""Of faults; with starting, settling and judging it takes two."""
-DEADLINE_S = 400.0
-SEED = os.environ.get("CHAOS_SEED") or str(secrets.randbelow(10**6))
+DEADLINE_S = 900.0
+SEED = str(first_seed("CHAOS_SEED"))
 TESTS = Path(__file__).parent.parent
 
 
@@ -81,9 +79,10 @@ def processes_that_name(directory: Path) -> Sequence[str]:
     return found
 
 
-def test_two_minutes_of_every_fault_break_no_promise(runs, tmp_path):
-    """Another seed each time; CHAOS_SEED=… plays one again."""
-    run = Run(tmp_path, "--minutes", str(MINUTES), "--seed", SEED, "--data-dir", str(tmp_path / "data"))
+@pytest.mark.parametrize("minutes", [0.6, pytest.param(6, marks=pytest.mark.slow)])
+def test_no_fault_breaks_a_promise(runs, tmp_path, minutes: float):
+    """With starting, settling and judging it takes half a minute more. CHAOS_SEED=… plays another seed."""
+    run = Run(tmp_path, "--minutes", str(minutes), "--seed", SEED, "--data-dir", str(tmp_path / "data"))
     runs.append(run)
 
     code = run.wait()
@@ -93,9 +92,9 @@ def test_two_minutes_of_every_fault_break_no_promise(runs, tmp_path):
     assert "No promise was broken" in run.said
     assert "No promise was broken" in (tmp_path / "report.html").read_text("utf-8")
     book = Book(read(tmp_path / "data" / "ledger.jsonl"))
-    assert len(book.faults) >= 3, run.said
-    assert sum(write.outcome == "ok" for write in book.writes) > 500, run.said
-    assert sum(read.consistency == "linearizable" for read in book.reads) > 100, run.said
+    assert len(book.faults) >= 2, run.said
+    assert sum(write.outcome == "ok" for write in book.writes) > 100, run.said
+    assert sum(read.consistency == "linearizable" for read in book.reads) > 50, run.said
     assert {"passing", "critical"} <= {stood.health for stood in book.stood}, run.said
 
 

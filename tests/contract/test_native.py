@@ -4,7 +4,8 @@ import threading
 from urllib.parse import quote
 
 import pytest
-from harness.api import Api, Clock, FakeService, fill, problem, wait_for
+from harness.api import Api, Clock, FakeService, fill, problem
+from harness.waiting import wait_for
 from rollcall.node.api import ApiSettings
 from rollcall.node.api.context import MIN_INDEX_WAIT_S_MAX, Freshness
 from rollcall.node.api.query import Query

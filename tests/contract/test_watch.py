@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness.api import Api, FakeService, problem, wait_for
+from harness.api import Api, FakeService, problem
+from harness.waiting import wait_for
 from rollcall.cluster.networks import networks
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.watch import Stream
@@ -196,7 +197,7 @@ class TestLongPoll:
         _parked(service)
         left.set()
 
-        wait_for(lambda: service.budget.in_use == 0, "the place to come back", deadline_s=2)
+        wait_for(lambda: service.budget.in_use == 0, "the place to come back")
         poll.join(5)
 
     @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ class TestStream:
         began = time.monotonic()
 
         assert next(pieces, None) is None
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         pieces.close()
 
 

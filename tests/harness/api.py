@@ -193,17 +193,6 @@ def problem(answer: TestResponse, status: int, code: str | None = None, **member
     return told
 
 
-def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 5.0) -> Any:
-    """Waits until ``condition`` holds and gives what it gave."""
-    until = time.monotonic() + deadline_s
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < until, f"waited {deadline_s} s for {what}"
-        time.sleep(0.005)
-
-
 class Clock:
     """A clock that stands until a test turns it."""
 

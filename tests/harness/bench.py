@@ -175,11 +175,11 @@ def handover(bench: Bench) -> Iterator[Row]:
         ledger = Ledger()
         survivors = [i for i in range(bench.cluster.nodes) if i != leader]
         with Traffic(*(Writer(bench.cluster, i, ledger) for i in survivors for _ in range(4))):
-            wait_for(lambda ledger=ledger: len(ledger.acknowledged) > 200, "writes to be under way", 30.0)
+            wait_for(lambda ledger=ledger: len(ledger.acknowledged) > 200, "writes to be under way")
             began = time.monotonic()
             bench.cluster.terminate(leader)
             ended = time.monotonic()
-            wait_for(lambda ledger=ledger, ended=ended: len(ledger.since(ended)) > 200, "writes to go on", 30.0)
+            wait_for(lambda ledger=ledger, ended=ended: len(ledger.since(ended)) > 200, "writes to go on")
             paused_s.append(ledger.pause_s(began))
         bench.cluster.restart(leader)
     yield from _median_and_worst("SIGTERM of the leader under load, longest time without a write", paused_s, 0.5, 0.5)

@@ -21,7 +21,7 @@ import msgspec
 from rollcall.cluster.local import RAFT_OFFSET, LocalCluster, flags, free_port
 from rollcall.cluster.processes import LocalError
 
-from harness.waiting import wait_for
+from harness.waiting import WAIT_S, wait_for
 
 STARTS_MAX = 3
 BATCH = 500
@@ -217,7 +217,7 @@ class Cluster(LocalCluster):
 
     # Waiting
 
-    def wait_same(self, deadline_s: float = 15.0) -> str:
+    def wait_same(self, deadline_s: float = WAIT_S) -> str:
         """Waits until all running nodes are at one index, with one digest; the digest."""
         seen: dict[int, Any] = {}
 
@@ -232,7 +232,7 @@ class Cluster(LocalCluster):
         wait_for(same, lambda: f"all nodes to be at one index; they are at {seen}", deadline_s)
         return next(iter(seen.values()))["sha256"]
 
-    def wait_for_leader_but(self, *former: int, deadline_s: float = 15.0) -> int:
+    def wait_for_leader_but(self, *former: int, deadline_s: float = WAIT_S) -> int:
         """Waits until a node leads that is none of ``former``."""
 
         def another() -> int | None:
@@ -241,7 +241,7 @@ class Cluster(LocalCluster):
 
         return wait_for(another, f"a leader other than {former}", deadline_s) - 1
 
-    def wait_everywhere(self, holds: Callable[[int], Any], what: str, deadline_s: float = 10.0) -> None:
+    def wait_everywhere(self, holds: Callable[[int], Any], what: str, deadline_s: float = WAIT_S) -> None:
         """Waits until ``holds(i)`` for every running node."""
         left: list[int] = []
 
@@ -293,7 +293,7 @@ Measured = Callable[[str], None]
 """The fixture that takes a sentence with a figure."""
 
 
-def run_node(settings: Mapping[str, object], deadline_s: float = 15.0) -> subprocess.CompletedProcess[str]:
+def run_node(settings: Mapping[str, object], deadline_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Runs a node that should refuse to, until it ends; its exit code, and what it said."""
     try:
         return subprocess.run(

@@ -244,12 +244,11 @@ def installing(directory: Path, instances: int, services: int) -> Iterator[dict[
                 wait_for(
                     lambda: installed in cluster.log(away),
                     lambda: "\n".join(["a state file to be installed", *map(cluster.log_tail, range(3))]),
-                    60.0,
                 )
                 cluster.wait_ready(60.0, nodes=[away])  # clients come in a little later
                 index = cluster.view(leader)["applied_index"]
-                wait_for(lambda: cluster.view(away)["applied_index"] >= index, "the node to catch up", 60.0)
-                wait_for(lambda: time.monotonic() > began + 8.0, "what follows an installation", 20.0)
+                wait_for(lambda: cluster.view(away)["applied_index"] >= index, "the node to catch up")
+                wait_for(lambda: time.monotonic() > began + 8.0, "what follows an installation")
                 ended = time.monotonic()
             finally:
                 steady.leave()

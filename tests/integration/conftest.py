@@ -14,15 +14,13 @@ from pathlib import Path
 
 import pluggy
 import pytest
-from harness.cluster import Cluster, Measured, StartCluster
+from harness.cluster import Cluster, StartCluster
 from harness.traffic import PLAIN
 
-_figures = pytest.StashKey[list[str]]()
 _clusters = pytest.StashKey[list[Cluster]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_figures] = []
     config.stash[_clusters] = []
 
 
@@ -35,17 +33,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Resul
         for cluster in item.config.stash[_clusters]:
             for i in range(cluster.nodes):
                 report.sections.append((f"log of {cluster.node_dir(i)}", cluster.log_tail(i, 40)))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash[_figures]:
-        terminalreporter.write_line(f"measured: {line}")
-
-
-@pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Measured:
-    """Takes a sentence with a figure; all of them are shown at the end of the run."""
-    return request.config.stash[_figures].append
 
 
 @pytest.fixture(scope="session")

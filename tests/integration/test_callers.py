@@ -201,7 +201,7 @@ def test_httpx_says_who_answered_and_finds_names_with_capitals(one: RawAnswers):
 
 
 def test_httpx_streams_an_answer_of_unknown_length_as_it_comes(one: RawAnswers):
-    one.odd = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n", 2.0, b"0\r\n\r\n")
+    one.odd = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n", 5.0, b"0\r\n\r\n")
 
     async def first_part() -> str:
         async with (
@@ -214,7 +214,7 @@ def test_httpx_streams_an_answer_of_unknown_length_as_it_comes(one: RawAnswers):
 
     began = time.monotonic()
     assert asyncio.run(first_part()) == "one"
-    assert time.monotonic() - began < 1.9
+    assert time.monotonic() - began < 4.9
 
 
 def test_a_cancelled_call_says_nothing_of_the_instance(one: RawAnswers):

@@ -54,7 +54,7 @@ def test_a_node_that_was_away_too_long_is_filled_from_a_state_file_while_writes_
         three.restart(away)
         ready_s = time.monotonic() - began
         wait_for(lambda: INSTALLED in three.log(away), "a state file to be installed")
-        wait_for(lambda: three.view(away)["applied_index"] >= index, f"node {away} to reach {index}", 20.0)
+        wait_for(lambda: three.view(away)["applied_index"] >= index, f"node {away} to reach {index}")
         written = len(ledger.acknowledged)
         wait_for(lambda: len(ledger.acknowledged) > written + 20, "writes to go on")
 
@@ -107,7 +107,7 @@ def test_a_node_killed_while_it_takes_a_state_file_is_none_the_worse(three: Clus
         three.kill(away)
     three.restart(away)
 
-    three.wait_same(20.0)
+    three.wait_same()
     assert three.log(away).count(INSTALLED) > installed
 
 

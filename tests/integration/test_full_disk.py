@@ -102,17 +102,17 @@ def test_a_full_disk_moves_leadership_away_loses_nothing_and_heals(cramped: Clus
             bulk += 1
             return bool(cluster.view(node)["disk_error"])
 
-        wait_for(full, "the node to say that its disk is full", 30.0)
+        wait_for(full, "the node to say that its disk is full")
         said = cluster.view(node)["disk_error"]
         assert str(cluster.node_dir(node)) in said
         assert cluster.gauge(node, "rollcall_disk_failing") == 1
         wait_for(lambda: cluster.leader() in others, "a leader that has room")
         count = len(ledger.acknowledged)
-        wait_for(lambda: len(ledger.acknowledged) > count + 100, "writes to go on without it", 20.0)
+        wait_for(lambda: len(ledger.acknowledged) > count + 100, "writes to go on without it")
         term = cluster.view(others[0])["term"]
         # It neither campaigns nor is it elected, and its copy goes on answering reads.
         count = len(ledger.acknowledged)
-        wait_for(lambda: len(ledger.acknowledged) > count + 100, "more writes", 20.0)
+        wait_for(lambda: len(ledger.acknowledged) > count + 100, "more writes")
         assert cluster.view(others[0])["term"] == term
         assert cluster.view(node)["disk_error"]
 
@@ -122,7 +122,7 @@ def test_a_full_disk_moves_leadership_away_loses_nothing_and_heals(cramped: Clus
 
     measured(f"disk of the {role} filled and freed: {ledger}; said {said!r}")
     assert not failures, failures[:3]
-    cluster.wait_same(20.0)
+    cluster.wait_same()
     ledger.compare(cluster)
     cluster.restart(node)
     cluster.wait_same()

@@ -94,7 +94,7 @@ def test_with_all_threads_taken_a_client_beyond_its_share_is_told_so(made):
     assert told.startswith(b"HTTP/1.1 503 ")
     assert b"Retry-After: 1" in told and b"application/problem+json" in told and b"request_id" in told
     bench.raw.break_off()
-    wait_for(lambda: b"cart-1 GET /x" in exchanged(bench.server.port, CART), "the threads to be free again", 10.0)
+    wait_for(lambda: b"cart-1 GET /x" in exchanged(bench.server.port, CART), "the threads to be free again")
 
 
 def test_loopback_has_no_share(made):
@@ -126,7 +126,7 @@ def test_a_request_that_does_not_become_whole_is_ended(made):
                 ended.add(line)
         return len(ended) == 2
 
-    wait_for(dripped, "both to be closed", 15.0)
+    wait_for(dripped, "both to be closed")
     assert bench.cart.calls == 0
 
 

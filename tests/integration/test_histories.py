@@ -32,7 +32,7 @@ def history(cluster: Cluster) -> str:
         found.update(cluster.view(i)["history"] for i in range(3))
         return len(found) == 1 and "" not in found
 
-    wait_for(one, lambda: f"one history on all nodes: {found}", 15.0)
+    wait_for(one, lambda: f"one history on all nodes: {found}")
     return found.pop()
 
 
@@ -140,7 +140,7 @@ def test_polls_and_streams_that_are_parked_hear_of_it(three: Cluster):
     for i in range(3):
         three.kill(i)
     three.start_node(0, "--restored")
-    at = wait_for(lambda: applied(three, 0), "the node to serve", 20.0)
+    at = wait_for(lambda: applied(three, 0), "the node to serve")
     polled: list[Answer] = []
     poll = threading.Thread(
         target=lambda: polled.append(three.get(0, f"{WATCH}?index={at}&service=shop&wait=60s", timeout_s=30.0))

@@ -38,7 +38,7 @@ class Copied(Cluster):
     def ended(self, i: int) -> str:
         """Waits until the process of node i has ended by itself, as a failed one; what it wrote."""
         process = self._processes[i]
-        wait_for(lambda: process.poll() is not None, f"node {i} to end by itself", 20.0)
+        wait_for(lambda: process.poll() is not None, f"node {i} to end by itself")
         assert process.returncode == FAILED
         self._forget(i)
         return self.log(i)

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.integration
 
 TTL_S = 2.0
 PERIOD_S = 0.3
-READ_GAP_S_MAX = 0.5
-WRITE_PAUSE_S_MAX = 3.0
+READ_GAP_S_MAX = 3.5
+WRITE_PAUSE_S_MAX = 3.5
 """An election, on a busy machine. A node that says nothing is hung up on only after 3.5 s."""
 FROZEN_S = 4.0
 """Twice the leases: whoever judged by its own clock on waking would evict everybody."""

@@ -20,7 +20,7 @@ from harness.waiting import wait_for
 from rollcall.cluster import Client, Discovery, NoInstances, ServiceAdapter, Snapshot
 from rollcall.cluster.local import free_port
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clients]
 
 DOCS = Path(__file__).parents[2] / "docs" / "servers.md"
 SEEN_S = 60.0

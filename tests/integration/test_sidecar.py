@@ -93,7 +93,7 @@ def instances(cluster: Cluster) -> list[dict[str, Any]]:
 def test_s4_5_it_is_registered_when_its_check_first_passes_and_taken_out_before_it_ends(three, made, tmp_path):
     began = time.monotonic()
     made.append(Running(three, tmp_path, "--tag", "old", "--ttl", "5"))
-    wait_for(lambda: instances(three), lambda: str(made[0].marked()), 10.0)
+    wait_for(lambda: instances(three), lambda: str(made[0].marked()))
     assert time.monotonic() - began > 0.5, "not before the program answers"
     (instance,) = instances(three)
     assert (instance["port"], instance["tags"], instance["ttl_s"]) == (made[0].port, ["old"], 5.0)
@@ -101,7 +101,7 @@ def test_s4_5_it_is_registered_when_its_check_first_passes_and_taken_out_before_
     assert instances(three), "it renews"
 
     made[0].process.send_signal(signal.SIGTERM)
-    wait_for(lambda: not instances(three), lambda: str(instances(three)), 5.0)
+    wait_for(lambda: not instances(three), lambda: str(instances(three)))
     gone_at = time.monotonic()
     assert made[0].process.wait(10) == 7, "the program's own exit code"
     assert float(made[0].marked()["ended"]) > gone_at - 0.1
@@ -109,18 +109,18 @@ def test_s4_5_it_is_registered_when_its_check_first_passes_and_taken_out_before_
 
 def test_while_its_check_fails_it_is_out(three, made, tmp_path):
     made.append(Running(three, tmp_path))
-    wait_for(lambda: instances(three), lambda: str(made[0].marked()), 10.0)
+    wait_for(lambda: instances(three), lambda: str(made[0].marked()))
     (tmp_path / "marks.ill").touch()
-    wait_for(lambda: not instances(three), lambda: str(instances(three)), 5.0)
+    wait_for(lambda: not instances(three), lambda: str(instances(three)))
     (tmp_path / "marks.ill").unlink()
-    wait_for(lambda: instances(three), lambda: str(made[0].marked()), 5.0)
+    wait_for(lambda: instances(three), lambda: str(made[0].marked()))
 
 
 def test_signals_and_exit_codes_are_passed_through(three, made, tmp_path):
     made.append(Running(three, tmp_path))
-    wait_for(lambda: instances(three), lambda: str(made[0].marked()), 10.0)
+    wait_for(lambda: instances(three), lambda: str(made[0].marked()))
     made[0].process.send_signal(signal.SIGUSR1)
-    wait_for(lambda: "usr1" in made[0].marked(), lambda: str(made[0].marked()), 5.0)
+    wait_for(lambda: "usr1" in made[0].marked(), lambda: str(made[0].marked()))
     made[0].close()
 
     quits = tmp_path / "quits"
@@ -132,7 +132,7 @@ def test_signals_and_exit_codes_are_passed_through(three, made, tmp_path):
 
 def test_a_program_that_dies_is_taken_out_at_once(three, made, tmp_path):
     made.append(Running(three, tmp_path, "--ttl", "60"))
-    wait_for(lambda: instances(three), lambda: str(made[0].marked()), 10.0)
+    wait_for(lambda: instances(three), lambda: str(made[0].marked()))
     children = Path(f"/proc/{made[0].process.pid}/task/{made[0].process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
 
@@ -143,7 +143,7 @@ def test_a_program_that_dies_is_taken_out_at_once(three, made, tmp_path):
 def test_s3_7_it_offers_discovery_to_its_program(three, made, tmp_path):
     made.append(Running(three, tmp_path, "--discovery-port", "0"))
     three.register(0, "other", "o1", address="10.0.0.1", port=80)
-    wait_for(lambda: instances(three), lambda: str(made[0].marked()), 10.0)
+    wait_for(lambda: instances(three), lambda: str(made[0].marked()))
     url = made[0].marked()["began"].split()[0]
     shown = {"id": "o1", "url": "http://10.0.0.1:80", "host": "10.0.0.1", "port": 80}
 
@@ -218,9 +218,9 @@ def test_a_program_that_reads_the_terminal_gets_it_and_ends_at_sigterm():
         return word in said
 
     try:
-        wait_for(lambda: heard(b"asks"), lambda: str(said), 20.0)
+        wait_for(lambda: heard(b"asks"), lambda: str(said))
         os.write(ours, b"hello\n")
-        wait_for(lambda: heard(b"got hello"), lambda: str(said), 20.0)
+        wait_for(lambda: heard(b"got hello"), lambda: str(said))
 
         running.send_signal(signal.SIGTERM)
         assert running.wait(9.0) == 128 + signal.SIGTERM
@@ -237,7 +237,7 @@ def test_a_program_that_is_stopped_ends_at_sigterm_as_well(tmp_path):
     command += ["--service", "legacy", "--address", "127.0.0.1", "--port", "1", "--drain", "0"]
     running = subprocess.Popen([*command, "--", "sh", "-c", f"echo $$ > {pid}; kill -STOP $$; sleep 60"])
     try:
-        wait_for(lambda: pid.exists() and _state(pid) == "T", "the program to be stopped", 20.0)
+        wait_for(lambda: pid.exists() and _state(pid) == "T", "the program to be stopped")
         running.send_signal(signal.SIGTERM)
         assert running.wait(9.0) == 128 + signal.SIGTERM
     finally:

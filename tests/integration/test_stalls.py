@@ -11,7 +11,7 @@ from harness.cluster import Measured
 from harness.log_bench import opening
 from harness.stall_bench import installing, writing
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 INSTANCES = 100_000
 STALL_MS_MAX = 400.0

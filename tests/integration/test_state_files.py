@@ -46,7 +46,7 @@ def test_policies_as_large_as_they_may_be_outlive_state_files_and_a_restart_of_a
         assert set(threads.map(put, range(POLICIES))) == {200}
     for number in range(ENTRIES):
         three.register(0, "cart", f"cart-{number}", ttl_s=None, tags=[WORDS] * 8)
-    three.wait_everywhere(lambda i: three.log(i).count("state file at entry") >= 2, "two state files", 60.0)
+    three.wait_everywhere(lambda i: three.log(i).count("state file at entry") >= 2, "two state files")
     digest = three.wait_same()
 
     three.stop()

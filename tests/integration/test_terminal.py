@@ -13,8 +13,6 @@ from harness.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
-SOON_S = 12.0
-
 
 @pytest.fixture(scope="module")
 def three(start_cluster: StartCluster) -> Cluster:
@@ -47,7 +45,7 @@ def test_a_service_is_registered_with_a_check_and_its_answer_is_shown(three: Clu
     def passing() -> bool:
         return [check["state"] for check in shown(three, "checks", "cart", "c1")] == ["passing"]
 
-    wait_for(passing, lambda: rollcall(three, "checks", "cart", "c1").stdout, SOON_S)
+    wait_for(passing, lambda: rollcall(three, "checks", "cart", "c1").stdout)
     table = rollcall(three, "checks", "cart", "c1").stdout
     assert "HTTP 200: cart GET /health" in table
     assert "ms" in table

@@ -20,7 +20,7 @@ from rollcall.cluster.local import RAFT_OFFSET
 pytestmark = pytest.mark.integration
 
 MEMORY_MB_MAX = 50
-BACK_S_MAX = 10.0
+BACK_S_MAX = 60.0
 CHECK_S = 0.2
 
 
@@ -152,9 +152,7 @@ def test_a_node_that_cannot_prove_itself_stays_out_and_both_sides_say_why(certif
                 [sys.executable, "-m", "rollcall.node", *flags], stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(
-                lambda: here in log.read_text(), lambda: f"{here!r} in the log of the node:\n{log.read_text()}", 20
-            )
+            wait_for(lambda: here in log.read_text(), lambda: f"{here!r} in the log of the node:\n{log.read_text()}")
             wait_for(
                 lambda: any(certified.log(i).count(there) > seen[i] for i in (0, 1)),
                 f"{there!r} in the log of the others",
@@ -315,6 +313,7 @@ def come_back(cluster: Cluster, measured: Measured, what: str) -> None:
     measured(f"{what}: a killed node was ready again {took_s:.1f} s after its start, amid 600 idle strangers")
 
 
+@pytest.mark.slow
 def test_strangers_at_a_plain_port_hold_up_nobody(plain: Cluster, measured: Measured):
     flood(plain, 3_000, 200, measured, "plain TCP")
     come_back(plain, measured, "plain TCP")

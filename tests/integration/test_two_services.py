@@ -115,7 +115,7 @@ class Callers:
 
     def wait_for_more(self, count: int) -> None:
         wanted = len(self.times_s) + count
-        wait_for(lambda: len(self.times_s) >= wanted, lambda: f"{wanted} calls, {len(self.times_s)} so far", 30.0)
+        wait_for(lambda: len(self.times_s) >= wanted, lambda: f"{wanted} calls, {len(self.times_s)} so far")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_two_services_call_each_other_while_nodes_and_instances_die(
 ):
     with Discovery(three.urls) as discovery:
         for name in services:
-            wait_for(lambda name=name: len(discovery.pool(name).endpoints) == 2, f"two instances of {name}", 20.0)
+            wait_for(lambda name=name: len(discovery.pool(name).endpoints) == 2, f"two instances of {name}")
         with Callers(discovery) as callers:
             callers.wait_for_more(100)
             leader = three.wait_for_leader()
@@ -160,7 +160,7 @@ def test_two_services_call_each_other_while_nodes_and_instances_die(
             services["users"][0].wait()
             callers.wait_for_more(200)
             # It told nobody that it goes: its lease runs out.
-            wait_for(lambda: len(discovery.pool("users").endpoints) == 1, "the dead one to be evicted", 20.0)
+            wait_for(lambda: len(discovery.pool("users").endpoints) == 1, "the dead one to be evicted")
             callers.wait_for_more(100)
 
     times = sorted(callers.times_s)

@@ -245,7 +245,7 @@ def test_a_release_is_replaced_by_this_one_node_by_node_under_load(
 
         shown = ", ".join(f"{gap:.2f}" for gap in gaps_s)
         measured(f"{previous} replaced by {present}: longest times without a write {shown} s; {ledger}")
-        assert max(gaps_s) < 5.0
+        assert max(gaps_s) < 20.0
         cluster.wait_same()
         ledger.compare(cluster)
         read_what_was_written(cluster, "after")

@@ -26,8 +26,6 @@ from rollcall.cluster.http import Interrupted
 from rollcall.cluster.lease import Lease, State, lifespan, wsgi
 from rollcall.replication.errors import Invalid, KeyReused, NoLeader, NotFound, Overloaded, Superseded, Unknown
 
-SEEN_S = 5.0
-
 
 class Line:
     """The connection on which a lease watches its instance."""
@@ -168,10 +166,10 @@ def test_s1_4_it_is_registered_for_as_long_as_the_with_lasts(registry):
 
 def test_s4_10_it_renews_at_the_pace_that_the_registry_asks_for(registry):
     with lease_of(registry):
-        wait_for(lambda: registry.count("HEARTBEAT") >= 5, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: registry.count("HEARTBEAT") >= 5, lambda: str(registry.asked))
         registry.heartbeat_ms = 60_000
         slow = registry.count("HEARTBEAT")
-        wait_for(lambda: registry.count("HEARTBEAT") > slow, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: registry.count("HEARTBEAT") > slow, lambda: str(registry.asked))
         now = registry.count("HEARTBEAT")
         threading.Event().wait(0.2)
         assert registry.count("HEARTBEAT") <= now + 1
@@ -181,7 +179,7 @@ def test_s4_10_it_renews_at_the_pace_that_the_registry_asks_for(registry):
 def test_it_registers_again_when_the_registry_no_longer_knows_it(registry):
     with lease_of(registry):
         registry.there.clear()
-        wait_for(lambda: registry.there, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: registry.there, lambda: str(registry.asked))
 
     assert registry.count("PUT") == 2
 
@@ -190,9 +188,9 @@ def test_s4_10_while_no_node_answers_the_host_goes_on_and_it_goes_on_trying(regi
     registry.down = True
     told: list[State] = []
     with caplog.at_level(logging.WARNING, "rollcall"), lease_of(registry, start_s=0.1, on_change=told.append) as lease:
-        wait_for(lambda: lease.state == "unreachable", lambda: lease.state, SEEN_S)
+        wait_for(lambda: lease.state == "unreachable", lambda: lease.state)
         registry.down = False
-        wait_for(lambda: lease.registered, lambda: lease.state, SEEN_S)
+        wait_for(lambda: lease.registered, lambda: lease.state)
 
     assert told == ["unreachable", "registered", "closed"]
     assert "could not be registered" in caplog.text
@@ -210,9 +208,9 @@ def test_the_old_process_does_not_take_the_new_one_out(registry):
 def test_a_registry_that_goes_away_is_told_once_and_not_each_time(registry, caplog):
     with caplog.at_level(logging.WARNING, "rollcall"), lease_of(registry) as lease:
         registry.down = True
-        wait_for(lambda: lease.state == "unreachable", lambda: lease.state, SEEN_S)
+        wait_for(lambda: lease.state == "unreachable", lambda: lease.state)
         asked = registry.count("HEARTBEAT")
-        wait_for(lambda: registry.count("HEARTBEAT") > asked + 2, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: registry.count("HEARTBEAT") > asked + 2, lambda: str(registry.asked))
         registry.down = False
 
     assert caplog.text.count("could not be renewed") == 1
@@ -296,7 +294,7 @@ def test_a_wsgi_app_is_registered_and_is_the_app_that_it_was(registry, made):
     assert registry.asked == [], "who imports an app serves nobody yet"
 
     assert wrapped({}, None) == [b"hello"]
-    wait_for(lambda: made[0].registered, lambda: made[0].state, SEEN_S)
+    wait_for(lambda: made[0].registered, lambda: made[0].state)
 
 
 def test_a_wsgi_app_is_registered_as_soon_as_its_process_listens_without_a_request(registry, made):
@@ -305,7 +303,7 @@ def test_a_wsgi_app_is_registered_as_soon_as_its_process_listens_without_a_reque
         port = listening.getsockname()[1]
         made.append(lease_of(registry, port=port))
         wsgi(lambda *_: [], made[0])
-        wait_for(lambda: made[0].registered, lambda: made[0].state, SEEN_S)
+        wait_for(lambda: made[0].registered, lambda: made[0].state)
 
 
 def test_so_it_is_when_it_begins_to_listen_later(registry, made):
@@ -315,7 +313,7 @@ def test_so_it_is_when_it_begins_to_listen_later(registry, made):
     wsgi(lambda *_: [], made[0])
     assert made[0].state == "new"
     with socket.create_server(("127.0.0.1", port)):
-        wait_for(lambda: made[0].registered, lambda: made[0].state, SEEN_S)
+        wait_for(lambda: made[0].registered, lambda: made[0].state)
 
 
 def test_an_asgi_app_is_registered_while_it_runs(registry):
@@ -334,9 +332,9 @@ def test_who_is_removed_by_somebody_else_hears_of_it_and_is_back_at_once(registr
     """And not with the next heartbeat, which is an hour away."""
     registry.heartbeat_ms = 3_600_000
     with lease_of(registry) as lease:
-        wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked))
         registry.remove(lease.id, kind)
-        wait_for(lambda: registry.there, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: registry.there, lambda: str(registry.asked))
 
     assert registry.count("PUT") == 2
 
@@ -344,12 +342,12 @@ def test_who_is_removed_by_somebody_else_hears_of_it_and_is_back_at_once(registr
 def test_a_newer_registration_of_the_same_id_is_left_alone(registry):
     registry.heartbeat_ms = 3_600_000
     with lease_of(registry) as lease:
-        wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked))
         with registry.happened:
             index = registry.register(lease.id)
             registry.events.append({"kind": "UPDATE", "index": index, "instance": _record(lease.id, index)})
             registry.happened.notify_all()
-        wait_for(lambda: registry.count("WATCH") >= 2, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: registry.count("WATCH") >= 2, lambda: str(registry.asked))
 
     assert registry.count("PUT") == 1
     assert list(registry.there) == [lease.id]
@@ -359,7 +357,7 @@ def test_a_node_without_a_place_for_its_watch_is_not_asked_again_soon_and_heartb
     registry.refuses_watchers = Overloaded("all 1 places are taken")
     registry.heartbeat_ms = 150
     with lease_of(registry):
-        wait_for(lambda: registry.count("HEARTBEAT") >= 4, lambda: str(registry.asked), SEEN_S)
+        wait_for(lambda: registry.count("HEARTBEAT") >= 4, lambda: str(registry.asked))
         assert registry.count("WATCH") == 1
 
 
@@ -376,7 +374,7 @@ def test_two_who_remove_each_other_do_not_do_so_as_fast_as_they_can():
 def test_the_end_does_not_wait_for_the_watch(registry):
     registry.heartbeat_ms = 3_600_000
     lease = lease_of(registry).start()
-    wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked), SEEN_S)
+    wait_for(lambda: "WATCH" in registry.asked, lambda: str(registry.asked))
     began = time.monotonic()
     lease.close()
 

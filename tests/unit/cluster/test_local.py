@@ -93,7 +93,7 @@ def test_the_file_of_a_process_that_took_the_place_of_another_stays(tmp_path: Pa
     assert not (directory / "pid").exists()
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "999999999", str(os.getpid())])
+@pytest.mark.parametrize("text", ["", "nonsense", "999999999", pytest.param(str(os.getpid()), id="ours")])
 def test_a_process_id_that_is_no_node_of_this_directory_is_left_alone(tmp_path: Path, text: str):
     pid_file(tmp_path, text)
 

@@ -56,7 +56,7 @@ def http(port: int, **more: object) -> Check:
 
 
 def wait_health(three: Checkers, id: str, health: str) -> None:
-    wait_for(lambda: three.health(id) == health, lambda: f"{id} is {three.health(id)}", SOON_S)
+    wait_for(lambda: three.health(id) == health, lambda: f"{id} is {three.health(id)}")
 
 
 def test_s1_1_a_new_instance_is_pending_until_its_check_passes_and_follows_it_from_then_on(three, serve):
@@ -86,7 +86,7 @@ def test_one_node_asks_each_check_and_only_changes_are_reported(three, serve):
     served = serve()
     for number in range(30):
         three.register(f"i{number}", http(served.port))
-    wait_for(lambda: all(three.health(f"i{n}") == "passing" for n in range(30)), lambda: str(three.asked_by()), SOON_S)
+    wait_for(lambda: all(three.health(f"i{n}") == "passing" for n in range(30)), lambda: str(three.asked_by()))
 
     assert sum(three.asked_by()) == 30
     assert all(count > 2 for count in three.asked_by())
@@ -110,9 +110,7 @@ def test_checks_registered_at_once_are_not_asked_in_step(monkeypatch):
     try:
         for number in range(200):
             three.register(f"i{number}", Check(name="up", tcp=f"i{number}:1", interval_s=1.0, timeout_s=0.5))
-        wait_for(
-            lambda: len(asked) == 200 and all(len(times) > 3 for times in asked.values()), "4 questions each", SOON_S
-        )
+        wait_for(lambda: len(asked) == 200 and all(len(times) > 3 for times in asked.values()), "4 questions each")
     finally:
         three.close()
 
@@ -129,7 +127,6 @@ def test_what_came_as_a_state_file_is_asked_as_soon_as_what_was_told(three, serv
     wait_for(
         lambda: all(each._looked_at == (registry.assignment.epoch, registry.replaced) for each in three.checkers),
         "a first look",
-        SOON_S,
     )
     elsewhere = Registry()
     elsewhere.replace(State.from_chunks(registry.root().chunks()))
@@ -148,15 +145,15 @@ def test_checks_move_when_the_nodes_that_share_them_change(three, serve):
     served = serve()
     for number in range(12):
         three.register(f"i{number}", http(served.port))
-    wait_for(lambda: sum(three.asked_by()) == 12, lambda: str(three.asked_by()), SOON_S)
+    wait_for(lambda: sum(three.asked_by()) == 12, lambda: str(three.asked_by()))
 
     three.assign("n1", "n2")
-    wait_for(lambda: three.asked_by()[2] == 0 and sum(three.asked_by()) == 12, lambda: str(three.asked_by()), SOON_S)
+    wait_for(lambda: three.asked_by()[2] == 0 and sum(three.asked_by()) == 12, lambda: str(three.asked_by()))
     three.assign()
-    wait_for(lambda: three.asked_by() == [0, 0, 0], lambda: str(three.asked_by()), SOON_S)
+    wait_for(lambda: three.asked_by() == [0, 0, 0], lambda: str(three.asked_by()))
     three.assign("n1", "n2", "n3")
     served.status = 500
-    wait_for(lambda: all(three.health(f"i{n}") == "critical" for n in range(12)), lambda: str(three.asked_by()), SOON_S)
+    wait_for(lambda: all(three.health(f"i{n}") == "critical" for n in range(12)), lambda: str(three.asked_by()))
 
 
 def test_what_is_gone_is_not_asked_any_more(three, serve):
@@ -164,7 +161,7 @@ def test_what_is_gone_is_not_asked_any_more(three, serve):
     three.register("a", http(served.port))
     wait_health(three, "a", "passing")
     three.deregister("a")
-    wait_for(lambda: sum(three.asked_by()) == 0, lambda: str(three.asked_by()), SOON_S)
+    wait_for(lambda: sum(three.asked_by()) == 0, lambda: str(three.asked_by()))
     calls = served.calls
     time.sleep(1.5)
 
@@ -187,7 +184,7 @@ def test_a_report_that_is_not_heard_is_made_again(three, serve):
     owned_by_n2 = next(f"i{n}" for n in range(100) if owner_of("web", f"i{n}", ("n1", "n2", "n3")) == "n2")
     three.logs[1].cut_off = True
     three.register(owned_by_n2, http(served.port))
-    wait_for(lambda: served.calls > 0, "the check", SOON_S)
+    wait_for(lambda: served.calls > 0, "the check")
     time.sleep(0.6)
     assert three.health(owned_by_n2) == "pending"
 
@@ -201,7 +198,7 @@ def test_a_node_whose_own_network_broke_condemns_nobody(three, serve, monkeypatc
     mine = [f"i{n}" for n in range(60) if owner_of("web", f"i{n}", ("n1", "n2", "n3")) == "n2"][:10]
     for id in mine:
         three.register(id, http(served.port))
-    wait_for(lambda: all(three.health(id) == "passing" for id in mine), "all to pass", SOON_S)
+    wait_for(lambda: all(three.health(id) == "passing" for id in mine), "all to pass")
     three.checkers[1]._asker._reach = Reach.of("10.0.0.0/8")
     time.sleep(3.0)
 
@@ -224,10 +221,10 @@ def _many_die(three: Checkers, served: Served, kind: str) -> None:
     ids = [f"i{n}" for n in range(12)]
     for id in ids:
         three.register(id, http(served.port))
-    wait_for(lambda: all(three.health(id) == "passing" for id in ids), "all to pass", SOON_S)
+    wait_for(lambda: all(three.health(id) == "passing" for id in ids), "all to pass")
     served.status = 500
 
-    wait_for(lambda: all(three.health(id) == "critical" for id in ids), "all to be critical", SOON_S)
+    wait_for(lambda: all(three.health(id) == "critical" for id in ids), "all to be critical")
     assert any(kind in log.asked for log in three.logs)
 
 
@@ -244,16 +241,16 @@ def test_what_is_certain_is_reported_while_second_opinions_are_waited_for(three,
     try:
         for number in range(60):
             three.register(f"ill{number}", http(ill.port))
-        wait_for(lambda: all(three.health(f"ill{n}") == "passing" for n in range(60)), "all to be well", SOON_S)
+        wait_for(lambda: all(three.health(f"ill{n}") == "passing" for n in range(60)), "all to be well")
         ill.status, calls = 500, ill.calls
-        wait_for(lambda: ill.calls >= calls + 60, lambda: str(ill.calls), SOON_S)
+        wait_for(lambda: ill.calls >= calls + 60, lambda: str(ill.calls))
         for number in range(10):
             three.register(f"well{number}", http(well.port))
-        wait_for(lambda: all(three.health(f"well{n}") == "passing" for n in range(10)), "those that are well", SOON_S)
+        wait_for(lambda: all(three.health(f"well{n}") == "passing" for n in range(10)), "those that are well")
         assert any(three.health(f"ill{n}") == "passing" for n in range(60)), "they are doubted"
     finally:
         over.set()
-    wait_for(lambda: all(three.health(f"ill{n}") == "critical" for n in range(60)), "those that are ill", SOON_S)
+    wait_for(lambda: all(three.health(f"ill{n}") == "critical" for n in range(60)), "those that are ill")
 
 
 def test_a_second_opinion_that_must_wait_its_turn_has_its_whole_time(monkeypatch, caplog):
@@ -267,7 +264,7 @@ def test_a_second_opinion_that_must_wait_its_turn_has_its_whole_time(monkeypatch
     try:
         for number in range(12):
             three.register(f"i{number}", http(1))
-        wait_for(lambda: all(three.health(f"i{n}") == "critical" for n in range(12)), "all to be critical", SOON_S)
+        wait_for(lambda: all(three.health(f"i{n}") == "critical" for n in range(12)), "all to be critical")
     finally:
         three.close()
     assert "no second opinion" not in caplog.text
@@ -299,9 +296,9 @@ def test_one_services_slow_names_take_nobody_elses_instances_away(serve, monkeyp
         for number in range(300):
             check = Check(name="up", http=f"http://{number}.slow:{served.port}/", interval_s=1.0, timeout_s=0.5)
             three.register(f"s{number}", check, service="slow")
-        wait_for(lambda: len(hung) >= 90, lambda: f"{len(hung)} look-ups to hang", 2 * SOON_S)
+        wait_for(lambda: len(hung) >= 90, lambda: f"{len(hung)} look-ups to hang")
         calls = served.calls
-        wait_for(lambda: served.calls > calls + 100, lambda: f"questions: {served.calls - calls}", 2 * SOON_S)
+        wait_for(lambda: served.calls > calls + 100, lambda: f"questions: {served.calls - calls}")
 
         told = [result for report in three.leader.reports for result in report.results]
         assert {result.state for result in told} == {"passing"}
@@ -325,7 +322,7 @@ def test_checks_that_hang_stop_nobody_elses(serve):
                 ]
                 one.register(f"h{number}", *checks, service=f"hangs-{number % 5}")
             places = one.checkers[0]._asker._places  # pyright: ignore[reportAttributeAccessIssue]
-            wait_for(lambda: places.held(("127.0.0.1", port)) >= 15, lambda: f"{places.taken} places taken", SOON_S)
+            wait_for(lambda: places.held(("127.0.0.1", port)) >= 15, lambda: f"{places.taken} places taken")
             for number in range(10):
                 one.register(f"i{number}", http(served.port))
             for status, state in ((200, "passing"), (500, "critical"), (200, "passing")):
@@ -352,7 +349,7 @@ def test_what_could_not_be_asked_changes_nothing_and_is_asked_again_soon(monkeyp
     one = Checkers(1, answer=sometimes)
     try:
         one.register("a", http(1, interval_s=3600.0))
-        wait_for(lambda: asked >= 5, lambda: str(asked), SOON_S)
+        wait_for(lambda: asked >= 5, lambda: str(asked))
         assert one.health("a") == "pending"
         wait_health(one, "a", "passing")
         assert all(result.state == "passing" for report in one.leader.reports for result in report.results)
@@ -382,8 +379,8 @@ def test_a_target_that_flaps_writes_a_few_changes_and_is_then_ill_until_it_stays
             one.checkers[0]._post(again)
             return answers > 60
 
-        wait_for(lambda: one.health("a") != "pending", "the first answer", SOON_S)
-        wait_for(enough, lambda: str(answers), 60.0)
+        wait_for(lambda: one.health("a") != "pending", "the first answer")
+        wait_for(enough, lambda: str(answers))
         told = [result.state for report in one.leader.reports for result in report.results]
         assert len(told) <= tally.CHANGES_FREE + 4
         assert one.health("a") == "critical"

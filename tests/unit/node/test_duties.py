@@ -82,14 +82,14 @@ def test_who_stops_renewing_is_evicted_and_the_others_stay(pair: Pair) -> None:
         register(pair, number)
 
     with Renewing(pair, range(2)) as renewing:
-        wait_for(lambda: there(pair) == {"c0", "c1"}, "c2 to be evicted", 5)
+        wait_for(lambda: there(pair) == {"c0", "c1"}, "c2 to be evicted")
 
     assert renewing.answers == {"ok"}
 
 
 def test_an_evicted_instance_is_told_to_register_again(pair: Pair) -> None:
     register(pair, 1)
-    wait_for(lambda: not there(pair), "c1 to be evicted", 5)
+    wait_for(lambda: not there(pair), "c1 to be evicted")
 
     assert pair.follower.renew([Renewal(key(1))])[0].status == "unknown"
 
@@ -99,7 +99,7 @@ def test_most_of_them_silent_at_once_are_protected_and_it_ends_by_itself(pair: P
         register(pair, number)
     pair.leader.renew([Renewal(key(number)) for number in range(12)])
 
-    wait_for(lambda: pair.leader.protection().active, "protection to begin", 5)
+    wait_for(lambda: pair.leader.protection().active, "protection to begin")
     with Renewing(pair, range(3)):
         time.sleep(0.8)  # well past every lease: what must not happen has had its time
         assert len(there(pair)) == 12
@@ -109,7 +109,7 @@ def test_most_of_them_silent_at_once_are_protected_and_it_ends_by_itself(pair: P
         assert view.held_of == view.late_of == (ServiceCount("default", "cart", 9),)
         for number in range(3, 12):
             pair.leader.submit(Deregister(key(number)))
-        wait_for(lambda: not pair.leader.protection().active, "protection to end", 5)
+        wait_for(lambda: not pair.leader.protection().active, "protection to end")
 
     assert there(pair) >= {"c0", "c1", "c2"}
 
@@ -122,8 +122,8 @@ def test_strangers_that_register_and_are_never_heard_again_keep_nobody_dead_in_t
         register(pair, number)
 
     with Renewing(pair, range(7)):
-        wait_for(lambda: "c7" not in there(pair), "the dead one to be evicted", 5)
-        wait_for(lambda: len(there(pair)) < 19, "strangers to be evicted as well", 5)
+        wait_for(lambda: "c7" not in there(pair), "the dead one to be evicted")
+        wait_for(lambda: len(there(pair)) < 19, "strangers to be evicted as well")
 
     assert there(pair) >= {f"c{number}" for number in range(7)}
     assert "do not count" in pair.leader.protection().reason
@@ -154,7 +154,7 @@ def test_what_the_leader_before_renewed_when_it_had_been_replaced_is_kept(pair: 
     pair.leader_log.term += 1
     tenure = wait_for(lambda: pair.duties._tenure, "the duties to begin")
     began = tenure.swept_at
-    wait_for(lambda: not there(pair), "c1 to be evicted", 5)
+    wait_for(lambda: not there(pair), "c1 to be evicted")
 
     evicted_at = duties_module.time.monotonic()
     assert evicted_at - began > 2.0 + pair.duties._settings.contact_s_max
@@ -164,7 +164,7 @@ def test_a_renewal_during_an_eviction_waits_for_its_outcome(pair: Pair, monkeypa
     """The eviction is proposed but not settled; meanwhile nobody is told that it was renewed."""
     register(pair, 1)
     pair.leader_log.hold = []
-    wait_for(lambda: pair.leader_log.hold, "the eviction to be proposed", 5)
+    wait_for(lambda: pair.leader_log.hold, "the eviction to be proposed")
 
     assert pair.duties.renew([Renewal(key(1))], "leader") == [None]
 
@@ -182,7 +182,7 @@ def test_a_pause_of_the_leader_evicts_nobody(pair: Pair, monkeypatch: pytest.Mon
     assert there(pair) == {"c1"}
     monkeypatch.setattr(duties_module, "PAUSED_S", 1e9)
     resumed = time.monotonic()
-    wait_for(lambda: not there(pair), "c1 to be evicted after all", 6)
+    wait_for(lambda: not there(pair), "c1 to be evicted after all")
 
     assert time.monotonic() - resumed > 0.45
 
@@ -193,7 +193,7 @@ def test_the_follower_learns_from_the_leader_whether_evictions_are_held(pair: Pa
     pair.leader.renew([Renewal(key(number)) for number in range(10)])
     pair.follower_duties.start()
     try:
-        wait_for(lambda: pair.follower.protection().active, "the follower to know", 6)
+        wait_for(lambda: pair.follower.protection().active, "the follower to know")
     finally:
         pair.follower_duties.stop()
 
@@ -236,7 +236,7 @@ def test_an_override_ends_when_its_time_is_up_registered_or_not(pair: Pair) -> N
     registry = pair.leader.registry
     assert len(registry.overrides) == 3
 
-    wait_for(lambda: list(registry.overrides) == [key(2)], "the two to end", 10)
+    wait_for(lambda: list(registry.overrides) == [key(2)], "the two to end")
 
     back = registry.instance(key(0))
     assert back is not None

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness.api import Api, FakeService, wait_for
+from harness.api import Api, FakeService
+from harness.waiting import wait_for
 from rollcall.cluster.holding import PATIENCE_S
 from rollcall.cluster.networks import networks
 from rollcall.cluster.server import Server
@@ -121,7 +122,7 @@ def test_a_poll_whose_client_leaves_gives_its_thread_back(run: Callable[..., Run
     poll = running.park()[0]
     poll.close()
 
-    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back", deadline_s=2.5)
+    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back")
 
 
 def test_a_stream_whose_client_leaves_gives_its_thread_back(run: Callable[..., Running]) -> None:
@@ -133,7 +134,7 @@ def test_a_stream_whose_client_leaves_gives_its_thread_back(run: Callable[..., R
     assert running.service.budget.in_use == 1
     stream.close()
 
-    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back", deadline_s=2.5)
+    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back")
 
 
 def test_a_stream_passes_changes_on_as_they_happen(run: Callable[..., Running]) -> None:
@@ -262,7 +263,7 @@ def test_a_reader_that_stops_reading_does_not_hold_its_thread_for_ever(run: Call
     for _ in range(12):  # about a megabyte of events each, and nobody reads them
         assert api.post("/api/v1/batch", {"operations": operations}).status_code == 200
 
-    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back", deadline_s=8)
+    wait_for(lambda: running.service.budget.in_use == 0, "the place to come back")
     stream.close()
 
 
@@ -512,13 +513,13 @@ def test_answers_that_nobody_takes_have_a_sum(long_answers: Callable[..., Server
         unsent = sum(channel.total_outbufs_len for channel in server._channels())
         return len(asked) == 8 and unsent <= 2 * LENGTH
 
-    wait_for(dropped, "those who read nothing to be dropped", 15)
+    wait_for(dropped, "those who read nothing to be dropped")
 
     def known_for_slow() -> bool:
         unread = [channel for channel in server._channels() if channel.total_outbufs_len]
         return all(channel.unsent_since and time.time() - channel.unsent_since > PATIENCE_S for channel in unread)
 
-    wait_for(known_for_slow, "the others to have had their time", 15)
+    wait_for(known_for_slow, "the others to have had their time")
     assert read_all(ask_and_not_read(server, 1)[0]) > LENGTH, "who reads gets all of it"
 
     got = [read_all(line) for line in lines]

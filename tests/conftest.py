@@ -1,0 +1,31 @@
+"""What all tests share: figures that are shown at the end, and ports that no two workers meet at."""
+
+import os
+
+import pytest
+from harness.cluster import Measured
+from rollcall.cluster import local
+
+FIGURE = "measured"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each worker of a run draws its ports from a part of its own: what one found free, no other takes meanwhile."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker:
+        width = len(local.PORTS) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        start = local.PORTS.start + int(worker.removeprefix("gw")) * width
+        local.PORTS = range(start, start + width)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in (each for outcome in ("passed", "failed") for each in terminalreporter.stats.get(outcome, ())):
+        for name, text in report.user_properties:
+            if name == FIGURE and report.when == "call":
+                terminalreporter.write_line(f"measured: {text}")
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Takes a sentence with a figure; all of them are shown at the end of the run."""
+    return lambda text: request.node.user_properties.append((FIGURE, text))

@@ -2,11 +2,16 @@
 
 import os
 
+import hypothesis
 import pytest
 from harness.cluster import Measured
 from rollcall.cluster import local
 
 FIGURE = "measured"
+
+# How long an example takes is decided by what else runs on the machine.
+hypothesis.settings.register_profile("rollcall", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("rollcall")
 
 
 def pytest_configure(config: pytest.Config) -> None:

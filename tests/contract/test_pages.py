@@ -352,7 +352,7 @@ def done(service: FakeService, operation: tuple[str, str, str, str, str, int]) -
         apply(service, command)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(before=OPERATIONS, limit=st.integers(1, 12), page_bytes=st.integers(1, 4_000))
 def test_while_nothing_changes_pages_are_exactly_the_list(before: list[Any], limit: int, page_bytes: int) -> None:
     service = FakeService()
@@ -395,7 +395,7 @@ def followed(sdk: Client, service: str, found: dict[str, Instance], index: int) 
         index = page.index
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(before=OPERATIONS, meanwhile=OPERATIONS, seed=st.integers(0, 9), near=st.sampled_from([None, "z1"]))
 def test_pages_and_a_watch_from_the_first_ones_index_are_what_is_there(
     before: list[Any], meanwhile: list[Any], seed: int, near: str | None

@@ -9,7 +9,7 @@ from urllib.parse import quote_from_bytes
 import msgspec
 import pytest
 from harness.api import Api, FakeService, problem
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.body import BATCHES, limit_of
@@ -226,7 +226,6 @@ class TestAnyInput:
 
     api = Api(create_app(FakeService()))
 
-    @settings(deadline=None)
     @given(call=st.sampled_from(CALLS), body=st.dictionaries(FIELDS, VALUES, max_size=8) | VALUES)
     def test_any_json(self, call: tuple[str, str], body: Any) -> None:
         answer = self.api.client.open(call[1], method=call[0], data=msgspec.json.encode(body))
@@ -234,7 +233,6 @@ class TestAnyInput:
         assert answer.status_code in (200, 201, 400, 404, 409), answer.text
         assert answer.json.get("code") != 500
 
-    @settings(deadline=None)
     @given(call=st.sampled_from(CALLS), body=st.binary())
     def test_any_bytes(self, call: tuple[str, str], body: bytes) -> None:
         answer = self.api.client.open(call[1], method=call[0], data=body)
@@ -242,7 +240,6 @@ class TestAnyInput:
         assert answer.status_code in (200, 400), answer.text
         assert answer.json.get("code") != 500
 
-    @settings(deadline=None)
     @given(
         method=st.sampled_from(["GET", "PUT", "POST", "DELETE"]),
         before=st.sampled_from(["/", f"{ORDERS}/", "/api/v1/services/", "/heartbeat/", "/services/", "/deregister/"]),

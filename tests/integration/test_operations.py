@@ -129,7 +129,7 @@ def test_whatever_a_registry_may_hold_can_be_exported_and_imported(start_cluster
     old, new = start_cluster(1, **ALONE), start_cluster(1, cluster_id="another", **ALONE)
     exporting, importing = script("export.sh", tmp_path), script("import.sh", tmp_path)
 
-    @settings(deadline=None, max_examples=6, phases=[Phase.explicit, Phase.generate])
+    @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
     @example('"', 1, 1, 0, 1)
     @given(
         st.sampled_from([*LETTERS, '"', "\\", "'", "$", "`", "%", "|"]),

@@ -24,7 +24,7 @@ def fails_with(wanted: set[int], plans: list[Plan]) -> int | None:
     return None
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_only_the_faults_that_matter_are_left(data: st.DataObject) -> None:
     plan = with_faults(data.draw(st.integers(1, 60)))

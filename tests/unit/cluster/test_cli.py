@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(answer: Any, *words: str) -> tuple[Result, FakeSession]:
         session = FakeSession(lambda *_: answer() if callable(answer) else answer)
         monkeypatch.setattr(terminal, "Client", lambda nodes, **options: Client(nodes, session=session, **options))
-        return CliRunner().invoke(cli.main, ["--timeout", "0.2", *words]), session
+        return CliRunner().invoke(cli.main, ["--timeout", "2", *words]), session
 
     return run
 
@@ -427,7 +427,7 @@ def test_who_waits_is_told_what_for(asked: Any, monkeypatch: pytest.MonkeyPatch)
 
     assert result.exit_code == 3
     assert "no answer yet from http://127.0.0.1:8500" in result.stderr
-    assert "0.2 s at most" in result.stderr
+    assert "asking for 2 s at most" in result.stderr
 
 
 def test_options_of_a_sidecars_program_are_its_own(monkeypatch: pytest.MonkeyPatch):

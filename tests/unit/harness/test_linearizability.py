@@ -182,7 +182,7 @@ lost = st.sampled_from(KINDS[:-1]).flatmap(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(answered | lost, max_size=5))
 def test_it_agrees_with_brute_force_on_what_hypothesis_finds(history: list[Operation]) -> None:
     assert check(history, INSTANCE).legal == brute_force(history)

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.node.budget import KINDS, Budget, Kind
 from rollcall.replication.errors import Overloaded
@@ -111,7 +111,6 @@ def test_a_budget_of_nothing_is_refused() -> None:
         Budget(0)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.lists(st.tuples(st.booleans(), st.sampled_from(KINDS))))
 def test_never_more_places_are_held_than_there_are(total: int, steps: list) -> None:
     budget = Budget(total)

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.node.eviction import JUDGED_MAX, PACE_S, Pace, allowed, by_service, choose, protection
 from rollcall.node.leases import Overdue
@@ -25,7 +25,6 @@ def test_so_many_may_be_late(leased: int, expected: int) -> None:
     assert allowed(leased) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**7))
 def test_the_arithmetic_is_that_of_whole_numbers(leased: int) -> None:
     assert allowed(leased) == leased - leased * 85 // 100
@@ -39,7 +38,6 @@ def test_everybody_late_is_one_unless_there_is_only_one() -> None:
     assert [n for n in range(2, 1_000) if not protection(n, n).active] == []
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5_000), st.integers(0, 5_000))
 def test_more_late_ones_never_end_protection_and_fewer_never_begin_it(leased: int, late: int) -> None:
     late = min(late, leased)
@@ -48,7 +46,6 @@ def test_more_late_ones_never_end_protection_and_fewer_never_begin_it(leased: in
     assert protection(leased, late).active == (late > allowed(leased))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5_000), st.integers(1, 5_000))
 def test_deregistering_the_missing_ends_protection(leased: int, late: int) -> None:
     late = min(late, leased)
@@ -91,7 +88,6 @@ def test_there_is_no_room_when_fewer_are_left_than_went() -> None:
     assert pace.room(2, 1.0) == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.1, 30.0), st.integers(0, 50)), max_size=60), st.integers(1, 20))
 def test_no_minute_sees_more_evictions_than_allowed(sweeps: list[tuple[float, int]], limit: int) -> None:
     pace, now = Pace(), 0.0
@@ -139,7 +135,6 @@ def test_nobody_overdue_means_nothing_to_propose() -> None:
     assert choose(Overdue((), ()), protection(10, 0), room=2, seed=1) == ()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3_000), st.integers(1, 700), st.integers(), st.integers(0, 3_000))
 def test_large_evictions_are_split_and_nobody_goes_twice(count: int, judged_max: int, seed: int, room: int) -> None:
     dead = judgements(count)

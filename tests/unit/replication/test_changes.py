@@ -401,7 +401,7 @@ def drain(changes: Changes, index: int, interest: Interest) -> Published:
         index = page.examined
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(groups, max_size=6) | st.lists(groups, min_size=10, max_size=30),
     st.integers(1, 20),
@@ -432,7 +432,7 @@ def test_page_by_page_one_sees_every_change_of_interest_once_and_in_order(
                 assert drain(changes, start, interest) == wanted(published, interest, start)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(groups, min_size=20, max_size=60), st.lists(interests, min_size=1, max_size=4))
 def test_watchers_see_every_change_once_and_in_order_while_it_happens(
     log: list[list[tuple[str, str]]], wishes: list[Interest]

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import (
@@ -145,7 +145,6 @@ def test_a_newer_format_stops_a_node_that_does_not_know_it(command: dict[str, st
         decode(data)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_bytes_that_are_no_command_are_invalid_and_nothing_else(data: bytes) -> None:
     for read in (decode, from_peer):
@@ -153,7 +152,6 @@ def test_bytes_that_are_no_command_are_invalid_and_nothing_else(data: bytes) -> 
             read(data)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_command_with_a_flipped_byte_is_invalid_or_another_command(data: st.DataObject) -> None:
     good = bytearray(encode(Envelope(FORMAT, 5, Batch((REGISTER, Deregister(KEY))), "request-1")))

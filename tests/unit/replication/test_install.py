@@ -73,7 +73,7 @@ def test_an_aborted_file_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(min_value=0, max_value=4), min_size=1, max_size=60))
 def test_the_file_arrives_whole_whatever_is_lost_or_doubled(
     tmp_path_factory: pytest.TempPathFactory, fates: list[int]

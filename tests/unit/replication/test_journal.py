@@ -424,7 +424,7 @@ def test_a_flipped_bit_in_what_was_synced_is_refused_with_file_and_offset(tmp_pa
     journal._destroy()
     content = path.read_bytes()
 
-    @settings(max_examples=150, deadline=None, database=None)
+    @settings(max_examples=150, database=None)
     @given(st.integers(0, end * 8 - 1))
     def check(bit: int) -> None:
         damaged = bytearray(content)
@@ -500,7 +500,7 @@ def test_a_torn_tail_is_cut_and_the_rest_is_kept(tmp_path, disk):
     journal._destroy()
     content, mark = path.read_bytes(), (tmp_path / "journal.synced").read_bytes()
 
-    @settings(max_examples=150, deadline=None, database=None)
+    @settings(max_examples=150, database=None)
     @given(st.integers(synced, end), st.integers(0, end), st.sampled_from(["cut", "zeros", "garbage"]), st.randoms())
     def check(start: int, length: int, kind: str, chance: random.Random) -> None:
         stop = min(end, start + length)
@@ -750,5 +750,5 @@ class JournalModel(RuleBasedStateMachine):
             assert self.journal.base_index <= self.journal.getRaftCommitIndex() <= self.journal.last_index
 
 
-JournalModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None)
+JournalModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, database=None)
 test_any_run_of_operations_and_power_cuts_keeps_what_was_synced = JournalModel.TestCase

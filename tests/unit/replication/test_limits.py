@@ -216,7 +216,7 @@ def restored(registry: Registry) -> Registry:
     return other
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(LETTERS),
     st.integers(0, 60),

@@ -249,7 +249,7 @@ class Model:
             self.say(id, None, None)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(STEPS)
 def test_whatever_happens_an_operators_word_holds_for_the_id(steps: list[tuple[str, str, int]]) -> None:
     played, model = Played(), Model()

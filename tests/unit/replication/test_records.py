@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.replication.errors import Invalid
 from rollcall.replication.records import (
@@ -169,7 +169,6 @@ _json = st.recursive(
 _fields = st.sampled_from(Registration.__struct_fields__)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(_fields, _json))
 def test_anything_at_all_is_either_a_registration_that_can_be_written_or_invalid(data: dict[str, Any]) -> None:
     try:

@@ -731,7 +731,7 @@ def test_a_header_that_was_changed_is_damaged(field: str) -> None:
         State.from_chunks([msgspec.msgpack.encode({**header, field: header[field] + 1}), *good[1:]])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_flipped_byte_is_found_or_made_no_difference(data: st.DataObject) -> None:
     good = _snapshot()

@@ -45,7 +45,7 @@ def test_every_message_with_a_term_is_looked_at() -> None:
     assert names >= {"PreVote", "PreVoted", "ReadProbe", "ReadProbed"}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_message_from_a_term_beyond_reach_changes_nothing(member: EngineMember, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(WITH_TERM))

@@ -89,7 +89,7 @@ def test_what_is_sent_cannot_be_read_on_the_way(made: Path):
     assert b"registry" not in dialing.seal(b"registry" * 100)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(0, 40_000).map(lambda size: bytes(range(256)) * (size // 256)), max_size=5),
     st.lists(st.integers(1, 20_000), min_size=1, max_size=20),

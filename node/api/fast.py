@@ -20,6 +20,7 @@ from ...replication.records import DEFAULT_ENV, Key
 from .. import logs
 from .body import parsed
 from .context import Context
+from .large import LARGE_MIN
 from .native import registered, renewed
 from .pages import encode_json
 from .problem import CONTENT_TYPE, problem_of
@@ -70,7 +71,8 @@ class Fast:
         if method in self._meters:
             address = (environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
             names = self._known.get(address) or self._names(address)
-            if names is not None:
+            # What many instances go into is for Flask's side, where it is made few at a time and sent in pieces.
+            if names is not None and self._context.service.registry.outline(*names).instances < LARGE_MIN:
                 return self._list(method, names, environ, start_response)
         elif method == "PUT" and environ.get("REQUEST_URI") and not environ.get("QUERY_STRING"):
             match = _INSTANCE.fullmatch(environ["PATH_INFO"])

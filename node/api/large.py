@@ -1,4 +1,4 @@
-"""Answers that may be large, in the dialects that know no pages: made few at a time, and once for all who ask.
+"""Answers that may be large, since they are asked for whole: made few at a time, and once for all who ask.
 
 Who asks for what is being made, or is still being sent to somebody, gets the same pieces (``cluster.pieces``). So
 sixty readers of a list of thirty megabytes take thirty megabytes, however slowly they read, and the time of one

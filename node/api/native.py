@@ -5,11 +5,13 @@ one, ``?consistency=linearizable`` asks the leader first.
 """
 
 import ipaddress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, g, request
 
+from ...cluster.pieces import Pieces
 from ...replication.commands import Deregister, Register, SetStatus
 from ...replication.errors import Invalid, NotFound, StaleDirtyTimestamp
 from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, build
@@ -17,14 +19,18 @@ from ...replication.registry import Outcome
 from ..values import Renewal
 from .body import json_object
 from .context import Context, Environ, Freshness, as_json, json_answer
+from .large import pieces_answer
 from .overrides import without_a_record
 from .pages import Paging
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
 from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
-from .views import Shown, Wanted, leased_record, record
+from .views import Shown, Wanted, head_of, leased_record, record
 
 HEARTBEATS_MAX = 10_000
+
+LEASES_FRESH_S = 1.0
+"""Leases in a list may be shown as they were so long ago, where it is being sent to somebody already."""
 
 _SERVICE = "/services/<segment:service>/instances"
 _INSTANCE = f"{_SERVICE}/<segment:id>"
@@ -173,13 +179,21 @@ class Native:
             _check_is_here()
         self._context.freshen(freshness)
         g.listed = True
-        listings, shown = self._context.listings, self._with_lease(secrets) if wanted.with_leases or secrets else record
-        if paged or shown is not record:
-            remember = not paged and not secrets
-            g.index, body = listings.made_anew(env, service, wanted, asked, shown, remember=remember)
+        shown = self._with_lease(secrets) if wanted.with_leases or secrets else record
+        # In this order: a watch from an index read first repeats a change at worst, and misses none.
+        index = g.index = self._service.registry.applied_index
+        outline = self._service.registry.outline(env, service)
+        key = ("list", env, service, wanted, shown is record, secrets, outline.modify_index)
+        listings, large = self._context.listings, self._context.large
+        if paged:
+            tail = Pieces([listings.tail_made_anew(env, service, wanted, asked, shown, remember=False)])
+        elif shown is record:
+            work = 0 if listings.is_known(env, service, wanted) else outline.instances
+            tail = large.made(key, work, lambda: [listings.tail(env, service, wanted)])
         else:
-            g.index, body = listings.instances(env, service, wanted)
-        return as_json(body)
+            make = partial(listings.tail_made_anew, env, service, wanted, asked, shown, remember=not secrets)
+            tail = large.made(key, outline.instances, lambda: [make()], LEASES_FRESH_S)
+        return pieces_answer(tail, head_of(env, service, index))
 
     def get_instance(self, service: str, id: str) -> Response:
         instance = self._instance(service, id)
@@ -191,8 +205,15 @@ class Native:
         query.done()
         self._context.freshen(freshness)
         g.listed = True
-        g.index, body = self._context.services.body(env, asked)
-        return as_json(body)
+        if asked.after is not None:
+            g.index, body = self._context.services.body(env, asked)
+            return as_json(body)
+        registry, services = self._service.registry, self._context.services
+        index = g.index = registry.applied_index
+        key = ("services", env, asked, index)
+        return pieces_answer(
+            self._context.large.made(key, len(registry), lambda: [services.body(env, asked, index)[1]])
+        )
 
     def cluster(self) -> Response:
         Query.of_request().done()

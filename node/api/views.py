@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from ...cluster.pieces import Pieces
 from ...replication.errors import Invalid, TooLarge
 from ...replication.records import META_KEYS_MAX, TAGS_MAX, Event, Health, Instance, Status
 from ...replication.registry import Registry, ServiceView
@@ -175,7 +176,7 @@ class _Rendered(Struct, frozen=True, gc=False):
 
     modify_index: int
     head: bytes = b""
-    tail: bytes = b""
+    tail: Pieces | None = None
 
 
 class Listings:
@@ -198,48 +199,59 @@ class Listings:
         """The index of the copy that was read, and the answer made of it. Raises ``TooLarge``."""
         # In this order: a watch from an index read first repeats a change at worst, and misses none.
         index = self._registry.applied_index
-        view = self._registry.service(env, service)
-        rendered = _Rendered(0, *_ends(env, service, b"")) if view is None else self._rendered(view, wanted)
-        return index, b"%b%d%b" % (rendered.head, index, rendered.tail)
+        rendered = self._rendered(env, service, wanted)
+        assert rendered.tail is not None
+        return index, b"%b%d%b" % (rendered.head, index, rendered.tail.whole())
 
-    def made_anew(
+    def tail(self, env: str, service: str, wanted: Wanted) -> Pieces:
+        """The same answer after its index (``head_of``), which is the same for all readers. Raises ``TooLarge``."""
+        tail = self._rendered(env, service, wanted).tail
+        assert tail is not None
+        return tail
+
+    def is_known(self, env: str, service: str, wanted: Wanted) -> bool:
+        """Whether there is nothing to be made for that answer now."""
+        return self._known((env, service, wanted), self._registry.outline(env, service).modify_index) is not None
+
+    def tail_made_anew(
         self, env: str, service: str, wanted: Wanted, asked: Paging, shown: Shown, *, remember: bool
-    ) -> tuple[int, bytes]:
-        """The same of what ``shown`` makes of each instance at the moment, or a page of that. It is not kept;
+    ) -> bytes:
+        """The tail of what ``shown`` makes of each instance at the moment, or of a page of that. It is not kept;
         ``remember``: but that it is too large is."""
-        index = self._registry.applied_index
-        view = self._registry.service(env, service)
-        known = self._known(view, wanted) if view is not None and remember else None
+        view, key = self._registry.service(env, service), (env, service, wanted)
+        known = self._known(key, view.modify_index) if view is not None and remember else None
         if known is not None:
             raise too_large()
         items = () if view is None else _items(view, wanted, shown, asked.after or ())
         try:
-            body = list_body({"service": service, "env": env, "index": index}, "instances", items, asked)
+            data, following = joined(items, asked)
         except TooLarge:
             if view is not None and remember:
-                self._keep((env, service, wanted), _Rendered(view.modify_index))
+                self._keep(key, _Rendered(view.modify_index))
             raise
-        return index, body
+        return _tail(data, b"" if asked.after is None else b',"next":' + encode_json(following))
 
-    def _rendered(self, view: ServiceView, wanted: Wanted) -> _Rendered:
-        rendered = self._known(view, wanted)
+    def _rendered(self, env: str, service: str, wanted: Wanted) -> _Rendered:
+        view, key = self._registry.service(env, service), (env, service, wanted)
+        if view is None:
+            return _Rendered(0, _head(env, service), Pieces([_tail(b"")]))
+        rendered = self._known(key, view.modify_index)
         if rendered is None:
             try:
                 data, _ = joined(_items(view, wanted, record), Paging(wanted.limit))
-                rendered = _Rendered(view.modify_index, *_ends(view.env, view.name, data))
+                rendered = _Rendered(view.modify_index, _head(env, service), Pieces([_tail(data)]))
             except TooLarge:
                 data, rendered = b"", _Rendered(view.modify_index)
-            if data or not rendered.tail or not wanted.free_text:
-                self._keep((view.env, view.name, wanted), rendered)
-        if not rendered.tail:
+            if data or rendered.tail is None or not wanted.free_text:
+                self._keep(key, rendered)
+        if rendered.tail is None:
             raise too_large()
         return rendered
 
-    def _known(self, view: ServiceView, wanted: Wanted) -> _Rendered | None:
-        key = (view.env, view.name, wanted)
+    def _known(self, key: tuple[str, str, Wanted], modify_index: int) -> _Rendered | None:
         with self._lock:
             kept = self._kept.get(key)
-            if kept is None or kept.modify_index != view.modify_index:
+            if kept is None or kept.modify_index != modify_index:
                 return None
             self._kept.move_to_end(key)
             return kept
@@ -257,14 +269,22 @@ def _items(view: ServiceView, wanted: Wanted, shown: Shown, after: Place = ()) -
     return ((place, encode_json(shown(instance))) for place, instance in wanted.each(view.instances, after))
 
 
-def _ends(env: str, service: str, data: bytes) -> tuple[bytes, bytes]:
-    """A list of instances, the index between the two left out."""
-    head = encode_json({"service": service, "env": env})[:-1] + b',"index":'
-    return head, b',"instances":[%b]}\n' % data
+def head_of(env: str, service: str, index: int) -> bytes:
+    """What stands in a list of instances before its tail."""
+    return b"%b%d" % (_head(env, service), index)
+
+
+def _head(env: str, service: str) -> bytes:
+    return encode_json({"service": service, "env": env})[:-1] + b',"index":'
+
+
+def _tail(data: bytes, beside: bytes = b"") -> bytes:
+    return b',"instances":[%b]%b}\n' % (data, beside)
 
 
 def _size(key: tuple[str, str, Wanted], rendered: _Rendered) -> int:
-    return len(rendered.head) + len(rendered.tail) + key[2].held_bytes + ENTRY_BYTES
+    tail = 0 if rendered.tail is None else len(rendered.tail)
+    return len(rendered.head) + tail + key[2].held_bytes + ENTRY_BYTES
 
 
 class Services:
@@ -279,9 +299,10 @@ class Services:
         self._names: tuple[Set[ServiceName], list[ServiceName]] = (frozenset(), [])
         self._lock = threading.Lock()
 
-    def body(self, env: str | None, asked: Paging = WHOLE) -> tuple[int, bytes]:
-        """The index of the copy that was read, and the answer: one summary per service, by env and name."""
-        index = self._registry.applied_index
+    def body(self, env: str | None, asked: Paging = WHOLE, index: int | None = None) -> tuple[int, bytes]:
+        """The index of the copy that was read (``index``, if it was read before), and the answer: one summary per
+        service, by env and name."""
+        index = self._registry.applied_index if index is None else index
         beside = {"env": env_shown(env), "index": index}
         return index, list_body(beside, "services", self._items(env, asked.after or ()), asked)
 

@@ -14,6 +14,7 @@ from rollcall.node.api.discovery import NODES_APP, _groups
 from rollcall.node.api.fast import Fast
 from rollcall.node.api.fields import to_s0, to_s4
 from rollcall.node.api.large import LARGE_MIN
+from rollcall.node.api.views import record
 from rollcall.replication.commands import Batch, Register
 from rollcall.replication.errors import Overloaded
 from rollcall.replication.records import Instance, Registration
@@ -107,11 +108,28 @@ def test_a_head_says_how_long_it_would_be(api: Api, full: FakeService, path: str
     assert head.headers["Content-Length"] == answer.headers["Content-Length"] == str(len(answer.data))
 
 
-def reader_of(app: Fast, body: bytes = b"") -> Reader:
-    """What a server that sends files is given for a fetchall."""
+def test_a_native_list_of_many_is_what_it_would_be_of_few(api: Api, full: FakeService):
+    view = full.registry.service("default", "large")
+    assert view is not None
+    path = "/api/v1/services/large/instances"
+    expected = {"service": "large", "env": "default", "index": 0, "instances": [*map(record, view.instances)]}
+
+    for shown, leases in ((path, {}), (f"{path}?health=any", {"lease": None})):
+        answer = api.get(shown)
+        expected["index"] = full.registry.applied_index
+        expected["instances"] = [{**record(each), **leases} for each in view.instances]
+        assert answer.data == encoded(expected)
+        assert int(answer.headers["X-Rollcall-Index"]) == expected["index"]
+        full.submit(Batch(registered("small", 1)))
+
+
+def reader_of(
+    app: Fast, body: bytes = b"", method: str = "POST", path: str = "/api/fetchall", query: str = ""
+) -> Reader:
+    """What a server that sends files is given for a fetchall, or another call."""
     given: list[Any] = []
     environ = {
-        "REQUEST_METHOD": "POST", "PATH_INFO": "/api/fetchall", "REQUEST_URI": "/api/fetchall", "SERVER_NAME": "n1",
+        "REQUEST_METHOD": method, "PATH_INFO": path, "REQUEST_URI": path, "SERVER_NAME": "n1", "QUERY_STRING": query,
         "SERVER_PORT": "8500", "wsgi.url_scheme": "http", "HTTP_HOST": "127.0.0.1", "CONTENT_LENGTH": str(len(body)),
         "wsgi.input": io.BytesIO(body), "wsgi.file_wrapper": lambda file, size: given.append(file) or [],
     }  # fmt: skip
@@ -136,10 +154,26 @@ def test_of_a_later_state_what_did_not_change_is_the_same(app: Fast, full: FakeS
     assert 0.7 * len(one) < sum(one.holds[each] for each in both) < len(one)
 
 
+@pytest.mark.parametrize("query", ["", "health=any"])
+def test_readers_of_one_native_list_are_given_the_same_pieces_and_each_its_index(
+    app: Fast, full: FakeService, query: str
+):
+    readers: list[Reader] = []
+    for _ in range(2):
+        readers.append(reader_of(app, b"", "GET", "/api/v1/services/large/instances", query))
+        full.submit(Batch(registered("small", 1)))
+    one, other = readers
+
+    both = one.holds.keys() & other.holds.keys()
+    assert sum(one.holds[each] for each in both) > 0.99 * len(one)
+    assert one.read(60) != other.read(60), "the index is the one at which each of them asked"
+
+
 def test_where_large_answers_have_no_place_every_dialect_says_so_and_small_ones_go_on(
     app: Fast, api: Api, full: FakeService
 ):
     places = app._context.large._places
+    assert api.get("/api/v1/services/large/instances?env=test").status_code == 200
     with contextlib.ExitStack() as taken:
         for _ in range(2):
             taken.enter_context(places.place(""))
@@ -149,12 +183,17 @@ def test_where_large_answers_have_no_place_every_dialect_says_so_and_small_ones_
             answer = api.client.post(f"/api/{path}", json=body)
             assert (answer.status_code, answer.json["code"], answer.json["outcome"]) == (200, 500, "not_done")
             assert answer.headers["Retry-After"]
-        for path in ("/services/large/instances", "/v1/catalog/service/large"):
+        native = "/api/v1/services/large/instances"
+        for path in (
+            "/services/large/instances", "/v1/catalog/service/large", native, f"{native}?health=any", "/api/v1/services"
+        ):  # fmt: skip
             answer = api.get(path)
             problem(answer, 503, Overloaded("").code())
             assert answer.headers["Retry-After"]
 
         assert api.get("/services/s1/instances").status_code == 200
+        assert api.get(f"{native}?env=test").status_code == 200, "it is made already"
+        assert api.get(f"{native}?limit=10&after=").status_code == 200, "pages are small"
         assert api.client.post("/api/fetch", json={"appid": "s1", "status": 1}).json["code"] == 200
         assert api.register("orders", "o1").status_code == 201
     assert api.get("/services/large/instances").status_code == 200

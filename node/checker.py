@@ -15,6 +15,7 @@ could not ask is asked again soon, and changes nothing.
 
 import asyncio
 import logging
+import math
 import random
 import threading
 import time
@@ -107,6 +108,12 @@ class Asker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def following(due: float, now: float, interval_s: float) -> float:
+    """When to ask after a question that was ``due`` then and is put now: at its own phase, and not sooner than half an
+    interval from now. What a pause of this process made late would else be asked in step from then on."""
+    return due + interval_s * max(1, math.ceil((now - due) / interval_s + 0.5))
 
 
 class _Asked:
@@ -316,14 +323,18 @@ class Checker:
 
     def _later(self, asked: _Asked, seconds: float) -> None:
         assert self._loop is not None
+        self._at(asked, self._loop.time() + seconds)
+
+    def _at(self, asked: _Asked, at: float) -> None:
+        assert self._loop is not None
         if asked.timer is not None:
             asked.timer.cancel()
-        asked.timer = self._loop.call_later(seconds, self._due, asked)
+        asked.timer = self._loop.call_at(at, self._due, asked)
 
     def _due(self, asked: _Asked) -> None:
         assert self._loop is not None
-        if asked.placed:
-            self._later(asked, asked.check.interval_s)
+        if asked.placed and asked.timer is not None:
+            self._at(asked, following(asked.timer.when(), self._loop.time(), asked.check.interval_s))
         if asked.task is None or asked.task.done():
             asked.task = self._loop.create_task(self._ask(asked))
 

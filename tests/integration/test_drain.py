@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from harness.cluster import ALONE, Cluster, Line, Measured, StartCluster, ask, elapsed_s
+from harness.cluster import ALONE, Cluster, Line, Measured, StartCluster, ask
 from harness.traffic import LEDGER, NO_ANSWER, PLAIN, Client, Heartbeats, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
 from rollcall.cluster.client import Client as Sdk
@@ -14,7 +14,6 @@ pytestmark = pytest.mark.integration
 
 LEASE_S = 2.0
 STOP_S_MAX = 20.0
-TRANSFER_S_MAX = 10.0
 """Generous, for a busy machine; what it really was is printed."""
 
 
@@ -38,10 +37,8 @@ def test_the_leader_told_to_stop_under_load_finishes_what_it_began_and_hands_ove
         f"longest read gap elsewhere {max(reader.gap_s(began, over) for reader in readers) * 1000:.0f} ms; {ledger}"
     )
     assert code == 0
-    assert stopped_s < STOP_S_MAX
-    assert pause_s < TRANSFER_S_MAX, "leadership should be handed over, not waited for"
     assert not [failure for reader in readers for failure in reader.failures]
-    assert "leadership handed over" in three.log(leader)
+    assert "leadership handed over" in three.log(leader), "and not waited for"
     ledger.compare(three)
     three.restart(leader)
     three.wait_same()
@@ -66,7 +63,6 @@ def test_leadership_goes_on_request_to_each_node_in_turn_while_others_write(thre
 
     shown = ", ".join(f"{pause_s * 1000:.0f}" for pause_s in pauses)
     measured(f"leadership handed over on request under load: longest pauses of all writes {shown} ms; {ledger}")
-    assert max(pauses) < TRANSFER_S_MAX
     ledger.compare(three)
 
 
@@ -102,7 +98,6 @@ def test_a_draining_node_says_so_and_takes_nothing_new_before_it_closes(three: C
             three.pause(i)
         with Traffic(writing):
             wait_for(lambda: three.gauge(leader, 'rollcall_budget_in_use{kind="write"}') >= 1, "a write under way")
-            began = time.monotonic()
             ended: list[int] = []
             stopper = threading.Thread(target=lambda: ended.append(three.terminate(leader, timeout_s=STOP_S_MAX)))
             stopper.start()
@@ -116,8 +111,7 @@ def test_a_draining_node_says_so_and_takes_nothing_new_before_it_closes(three: C
             assert watching.ask("GET", "/healthz").status == 200
 
             stopper.join(STOP_S_MAX)
-            assert ended == [0]
-            assert time.monotonic() - began < STOP_S_MAX, "even with a write that cannot end"
+            assert ended == [0], "even with a write that cannot end"
     finally:
         watching.close()
         for i in others:
@@ -128,13 +122,17 @@ def test_a_draining_node_says_so_and_takes_nothing_new_before_it_closes(three: C
     three.wait_same()
 
 
-def test_a_node_alone_and_a_follower_stop_fast(three: Cluster, start_cluster: StartCluster):
+def test_a_node_alone_and_a_follower_stop_without_waiting_for_anything(three: Cluster, start_cluster: StartCluster):
+    """They might wait for four times as long as they are given here."""
+    patient = ("--drain-timeout-s", f"{4 * STOP_S_MAX}")
     follower = three.followers()[0]
-    assert elapsed_s(lambda: three.terminate(follower, timeout_s=STOP_S_MAX)) < STOP_S_MAX
+    three.restart(follower, *patient)
+    assert three.terminate(follower, timeout_s=STOP_S_MAX) == 0
     three.restart(follower)
 
     one = start_cluster(1, **ALONE)
-    assert elapsed_s(lambda: one.terminate(0, timeout_s=STOP_S_MAX)) < STOP_S_MAX
+    one.restart(0, *patient)
+    assert one.terminate(0, timeout_s=STOP_S_MAX) == 0
 
 
 class SdkWriter(Client):

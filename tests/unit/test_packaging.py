@@ -190,7 +190,9 @@ def test_ctrl_c_ends_the_setting_up_at_once(tmp_path: Path):
     python.parent.mkdir(parents=True)
     python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho Collecting everything\nexec sleep 60\n")
     python.chmod(0o755)
-    program = "import _setup; _setup.make_venv = lambda: None; _setup.main()"
+    # Where the tests run in the background, a shell has them, and what they start, ignore Ctrl-C.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "import _setup; _setup.make_venv = lambda: None; _setup.main()"
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path / "scripts", stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         while b"everything" not in process.stderr.readline():

@@ -11,21 +11,20 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, g, request
 
-from ...cluster.pieces import Pieces
 from ...replication.commands import Deregister, Register, SetStatus
 from ...replication.errors import Invalid, NotFound, StaleDirtyTimestamp
 from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, build
 from ...replication.registry import Outcome
 from ..values import Renewal
 from .body import json_object
-from .context import Context, Environ, Freshness, as_json, json_answer
+from .context import Context, Environ, Freshness, json_answer
 from .large import pieces_answer
 from .overrides import without_a_record
 from .pages import Paging
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
 from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
-from .views import Shown, Wanted, head_of, leased_record, record
+from .views import EVERYTHING, PLAIN, Shown, Wanted, head_of, leased_record, record
 
 HEARTBEATS_MAX = 10_000
 
@@ -183,16 +182,17 @@ class Native:
         # In this order: a watch from an index read first repeats a change at worst, and misses none.
         index = g.index = self._service.registry.applied_index
         outline = self._service.registry.outline(env, service)
-        key = ("list", env, service, wanted, shown is record, secrets, outline.modify_index)
+        key = ("list", env, service, wanted, asked, shown is record, secrets, outline.modify_index)
         listings, large = self._context.listings, self._context.large
-        if paged:
-            tail = Pieces([listings.tail_made_anew(env, service, wanted, asked, shown, remember=False)])
-        elif shown is record:
+        if shown is record and not paged:
             work = 0 if listings.is_known(env, service, wanted) else outline.instances
             tail = large.made(key, work, lambda: [listings.tail(env, service, wanted)])
         else:
-            make = partial(listings.tail_made_anew, env, service, wanted, asked, shown, remember=not secrets)
-            tail = large.made(key, outline.instances, lambda: [make()], LEASES_FRESH_S)
+            # A filter has to be looked for in all of them.
+            work = asked.work(outline.instances) if wanted in (PLAIN, EVERYTHING) else outline.instances
+            remember = not paged and not secrets
+            make = partial(listings.tail_made_anew, env, service, wanted, asked, shown, remember=remember)
+            tail = large.made(key, work, lambda: [make()], LEASES_FRESH_S)
         return pieces_answer(tail, head_of(env, service, index))
 
     def get_instance(self, service: str, id: str) -> Response:
@@ -205,15 +205,11 @@ class Native:
         query.done()
         self._context.freshen(freshness)
         g.listed = True
-        if asked.after is not None:
-            g.index, body = self._context.services.body(env, asked)
-            return as_json(body)
         registry, services = self._service.registry, self._context.services
         index = g.index = registry.applied_index
         key = ("services", env, asked, index)
-        return pieces_answer(
-            self._context.large.made(key, len(registry), lambda: [services.body(env, asked, index)[1]])
-        )
+        work = asked.work(len(registry))
+        return pieces_answer(self._context.large.made(key, work, lambda: [services.body(env, asked, index)[1]]))
 
     def cluster(self) -> Response:
         Query.of_request().done()

@@ -16,7 +16,8 @@ from ...replication.errors import Invalid
 from ...replication.records import Key, Override, Status, Text
 from ...replication.registry import Registry
 from ...replication.state import ordered
-from .context import Context, Freshness, as_json
+from .context import Context, Freshness
+from .large import pieces_answer
 from .pages import Paging, Place, encode_json, list_body
 from .query import Query
 
@@ -39,11 +40,17 @@ class Overrides:
         freshness = Freshness.from_query(query, self._context.settings)
         query.done()
         self._context.freshen(freshness)
-        g.index = self._registry.applied_index
+        index = g.index = self._registry.applied_index
         overrides, begin = self._registry.overrides, asked.after or ("", "", "")
-        keys = [key for key in overrides if env in (None, key.env) and _place(key) > begin]
-        found = ((_place(key), encode_json(shown(overrides[key], self._registry))) for key in ordered(keys))
-        return as_json(list_body({"index": g.index}, "overrides", found, asked))
+
+        def made() -> list[bytes]:
+            keys = [key for key in overrides if env in (None, key.env) and _place(key) > begin]
+            found = ((_place(key), encode_json(shown(overrides[key], self._registry))) for key in ordered(keys))
+            return [list_body({"index": index}, "overrides", found, asked)]
+
+        return pieces_answer(
+            self._context.large.made(("overrides", env, asked, index), asked.work(len(overrides)), made)
+        )
 
 
 class Said(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

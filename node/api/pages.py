@@ -48,6 +48,10 @@ class Paging(Struct, frozen=True):
             return cls(query.number("limit", least=1, most=NUMBER_MAX))
         return cls(query.number("limit", least=1, most=PAGE_ITEMS_MAX) or PAGE_ITEMS, _place(token, places))
 
+    def work(self, items: int) -> int:
+        """How many of a list's ``items`` have to be made for it, at most."""
+        return items if self.after is None else min(items, self.limit or items)
+
 
 WHOLE = Paging()
 

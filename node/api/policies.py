@@ -1,6 +1,7 @@
 """Routing policies: ``/api/v1/policies``. Which share of a service's calls goes where, and who said so."""
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -12,8 +13,9 @@ from ...replication.policies import Policy, PolicyRecord, policy_of
 from ...replication.records import build
 from ...replication.registry import Registry
 from .body import json_object
-from .context import Context, Freshness, as_json, json_answer
-from .pages import Paging, encode_json, list_body
+from .context import Context, Freshness, json_answer
+from .large import pieces_answer
+from .pages import Item, Paging, encode_json, list_body
 from .query import Query, checked_name
 
 ROUTES = (
@@ -49,7 +51,7 @@ class Policies:
             for record in self._registry.policies
             if (record.name,) > begin and service in (None, record.policy.service)
         )
-        return as_json(list_body({}, "policies", found, asked))
+        return self._made(("policies", service, asked, g.index), found, asked, len(self._registry.policies))
 
     def changes(self) -> Response:
         query = Query.of_request()
@@ -62,7 +64,12 @@ class Policies:
             for change in reversed(self._registry.policy_changes)
             if change.index < begin and name in (None, change.name)
         )
-        return as_json(list_body({}, "changes", found, asked))
+        return self._made(("changes", name, asked, g.index), found, asked, len(self._registry.policy_changes))
+
+    def _made(self, key: tuple[Any, ...], found: Iterable[Item], asked: Paging, count: int) -> Response:
+        """A list that is called as ``key`` begins."""
+        made = self._context.large.made(key, asked.work(count), lambda: [list_body({}, key[0], found, asked)])
+        return pieces_answer(made)
 
     def one(self, name: str) -> Response:
         self._freshen(Query.of_request())

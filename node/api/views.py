@@ -152,6 +152,7 @@ class Wanted(Struct, frozen=True):
 
 
 PLAIN = Wanted()
+EVERYTHING = Wanted(health="any")
 
 
 def _few(values: tuple[T, ...], name: str, most: int) -> tuple[T, ...]:

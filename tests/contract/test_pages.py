@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rollcall.cluster import pages as client_pages
 from rollcall.cluster.client import Client, Snapshot
 from rollcall.node.api import ApiSettings, create_app, pages, views, watch
+from rollcall.node.api.fast import Fast
 from rollcall.replication.changes import Interest
 from rollcall.replication.commands import Batch, Begin, Deregister, Register, SetPolicy, SetStatus
 from rollcall.replication.errors import Gone, NotFound
@@ -165,6 +166,23 @@ def test_a_filter_is_looked_for_once_and_not_without_end(service: FakeService, a
     assert api.ids(f"{ORDERS}?{'&'.join(['tag=t0'] * 1000)}") == ["a"]
     problem(api.get(f"{ORDERS}?{'&'.join(f'tag=t{n}' for n in range(65))}"), 400, "Invalid", field="tag", limit=64)
     problem(api.get(f"{ORDERS}?{'&'.join(f'meta.m{n}=' for n in range(65))}"), 400, "Invalid", field="meta", limit=64)
+
+
+def test_large_pages_are_made_few_at_a_time_and_small_ones_always(service: FakeService, app: Fast, api: Api) -> None:
+    apply(service, Batch(tuple(Register(Registration(service="orders", id=f"o{n}")) for n in range(500))))
+    for n in range(500):
+        apply(service, SetStatus("default", "orders", f"o{n}", "down"))
+        apply(service, SetPolicy(f"p{n}", Policy(service="orders", percent=1), "me", ""))
+    places = app._context.large._places
+    asked = [f"{path}?after=&limit=" for path in LISTS.values()]
+
+    with places.place(""), places.place(""):
+        places._wait_s = 0.01
+        for path in asked:
+            problem(api.get(f"{path}1000"), 503, "Overloaded")
+            assert api.get(f"{path}100").status_code == 200
+        problem(api.get(f"{ORDERS}?after=&limit=10&zone=z"), 503, "Overloaded")
+    assert {api.get(f"{path}1000").status_code for path in asked} == {200}
 
 
 # Whole or refused

@@ -40,6 +40,7 @@ from .framing import POOLS, BadAnswer
 from .names import service_name
 from .networks import LOOPBACK, networks, within
 from .origin import origin_of
+from .pages import ANSWER_BYTES_MAX, PAGE_BYTES
 from .pool import NO_HEADERS, NoInstances, Pool
 from .targets import Malformed, host_of, services_of, target_of
 
@@ -147,7 +148,7 @@ class Gateway:
             # Passed on as a plain request it would get an answer that says nothing of the reason.
             raise _Failed(501, "the gateway passes no WebSocket on: ask an instance directly", arrived=False)
         if wanted.target.startswith((OWN, "*")):
-            return self._own(wanted.target, start_response, request_id)
+            return self._own(wanted.target, environ.get("QUERY_STRING", ""), start_response, request_id)
         if not wanted.services:
             raise _Failed(404, "no service is named: use /api/SERVICE/… or X-Service", arrived=False)
         pool = self._pool(wanted.services)
@@ -286,16 +287,35 @@ class Gateway:
 
     # -- its own pages -------------------------------------------------------------
 
-    def _own(self, path: str, start_response: StartResponse, request_id: str) -> Iterable[bytes]:
+    def _own(self, path: str, query: str, start_response: StartResponse, request_id: str) -> Iterable[bytes]:
         if path == "*":  # what the server as a whole can do (RFC 9110, 9.3.7): no instance is meant
             start_response("200 OK", [("Content-Length", "0"), ("X-Request-Id", request_id)])
             return []
         if path == "/-/healthz":
             return _json(start_response, 200, {"status": "alive"}, request_id)
         if path == "/-/services":
-            shown = [self._shown(pool) for pool in self._discovery.pools()]
-            return _json(start_response, 200, {"services": shown}, request_id)
+            return _json(start_response, 200, self._known(query), request_id)
         return _problem(start_response, 404, "the gateway has /-/healthz and /-/services", request_id)
+
+    def _known(self, query: str) -> dict[str, Any]:
+        """The services by name; with ``after`` a page of them, as nodes have pages (``next`` is the name of a service).
+
+        Raises ``_Failed`` where all of them are too much for one answer."""
+        begin = _parameter(query, "after")
+        paged, last, size = begin is not None, begin or "", 0
+        found: list[msgspec.Raw] = []
+        pools = (pool for pool in self._discovery.pools() if pool.service > last)
+        for pool in sorted(pools, key=lambda pool: pool.service):
+            shown = msgspec.json.encode(self._shown(pool))
+            size += len(shown) + 1
+            if not paged and size > ANSWER_BYTES_MAX:
+                words = f"the list is larger than {ANSWER_BYTES_MAX} bytes: ask for pages with after=, then after=NEXT"
+                raise _Failed(413, words, arrived=False)
+            if paged and found and size > PAGE_BYTES:
+                return {"services": found, "next": last}
+            found.append(msgspec.Raw(shown))
+            last = pool.service
+        return {"services": found, "next": None} if paged else {"services": found}
 
     def _shown(self, pool: Pool) -> dict[str, Any]:
         now = time.monotonic()
@@ -454,6 +474,12 @@ def _passes(name: str, headers: Mapping[str, str]) -> bool:
     return lowered not in {part.strip().lower() for part in named.split(",")} if named else True
 
 
+def _parameter(query: str, name: str) -> str | None:
+    """One parameter of a query string; None: it is not there."""
+    found = [part.partition("=")[2] for part in query.split("&") if part.partition("=")[0] == name]
+    return unquote(found[-1]) if found else None
+
+
 def _json(
     start_response: StartResponse, status: int, value: Any, request_id: str, kind: str = "application/json"
 ) -> Iterable[bytes]:
@@ -464,12 +490,12 @@ def _json(
 
 
 _REASONS = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error",
+    200: "OK", 400: "Bad Request", 404: "Not Found", 413: "Content Too Large", 500: "Internal Server Error",
     501: "Not Implemented", 502: "Bad Gateway",
     503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 _TITLES = {
-    400: "Bad request", 404: "No service is named", 500: "Internal error",
+    400: "Bad request", 404: "No service is named", 413: "Too large", 500: "Internal error",
     501: "Not implemented", 502: "Bad gateway",
     503: "Service not available", 504: "Gateway timeout",
 }  # fmt: skip

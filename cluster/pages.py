@@ -11,8 +11,14 @@ from ..replication.errors import Unknown
 
 T = TypeVar("T")
 
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
+"""What somebody may be sent who did not say how much it may be."""
+
+PAGE_BYTES = 1024 * 1024
+"""A page ends sooner than it would make more of it; but it has one item at least."""
+
 PAGE_ITEMS = 10_000
-"""As many as a node gives at once; it ends a page sooner, after about a megabyte."""
+"""As many as a node gives at once."""
 
 PAGES_MAX = 1_000
 """Of one list, those that were read in vain because the registry began anew included."""

@@ -15,16 +15,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ...cluster.pages import ANSWER_BYTES_MAX, PAGE_BYTES
+from ...cluster.pages import PAGE_ITEMS as PAGE_ITEMS_MAX
 from ...replication.errors import Invalid, TooLarge
 from .query import NUMBER_MAX, Query
 
-ANSWER_BYTES_MAX = 8 * 1024 * 1024
-"""What somebody may be sent who did not say how much it may be."""
-
-PAGE_BYTES = 1024 * 1024
 PAGE_ITEMS = 1_000
 """Of a page where nobody says."""
-PAGE_ITEMS_MAX = 10_000
 
 Place = tuple[Any, ...]
 """Where an item stands in the order of its list; empty: before all of them."""

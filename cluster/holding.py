@@ -15,6 +15,8 @@ PATIENCE_S = 1.0
 """So long anybody may take over the first of it."""
 FRESH_S = 0.2
 """What somebody took is no measure yet, if it was answered since then."""
+LITTLE_BYTES = 4096
+"""A header, or what is left of one: every reader has its own, and dropping it for that frees nothing."""
 
 
 class Bytes:
@@ -57,22 +59,29 @@ class Reader(NamedTuple):
 
 
 def too_slow(readers: Collection[Reader], now: float, most: int) -> set[int]:
-    """Who must do without, so that ``most`` bytes are enough for the others; never everybody."""
-    sizes: dict[int, int] = {}
-    for reader in readers:
-        sizes.update(reader.holds)
-    holders = Counter(what for reader in readers for what in reader.holds)
-    total, left, dropped = sum(sizes.values()), len(readers), set[int]()
-    for reader in sorted(readers, key=lambda each: _standing(each, now)):
-        if total <= most or left <= 1:
+    """Who must do without, so that ``most`` bytes are enough for the others; never everybody, and nobody whose going
+    frees nothing. What is under ``LITTLE_BYTES`` does not count."""
+    holds = {reader.key: _of_weight(reader) for reader in readers}
+    sizes = {what: size for held in holds.values() for what, size in held.items()}
+    holders = Counter(what for held in holds.values() for what in held)
+    # Who holds nothing of weight is not asked: it would be the last one, for whose sake all others go.
+    order = [reader.key for reader in sorted(readers, key=lambda each: _standing(each, now)) if holds[reader.key]]
+    total, dropped = sum(sizes.values()), set[int]()
+    for key in order[:-1]:
+        if total <= most:
             break
-        left -= 1
-        dropped.add(reader.key)
-        for what in reader.holds:
+        dropped.add(key)
+        for what in holds[key]:
             holders[what] -= 1
             if not holders[what]:
                 total -= sizes[what]
-    return dropped
+    # What many are sent is freed with the last of them. Where that one stays (an answer larger than ``most`` is the
+    # last one's at the latest), the others would go for nothing, and each newcomer would be the end of who is reading.
+    return {key for key in dropped if any(not holders[what] for what in holds[key])}
+
+
+def _of_weight(reader: Reader) -> dict[int, int]:
+    return {what: size for what, size in reader.holds.items() if size >= LITTLE_BYTES}
 
 
 def _standing(reader: Reader, now: float) -> tuple[bool, bool, int, float]:

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 HEADER_BYTES_MAX = 64 * 1024  # Apache and node.js stop at 8 to 80 KiB; a long watch names many services
 UNSENT_BYTES_MAX = 1024 * 1024  # a stream waits for its reader beyond this
+NEXT_UNSENT_BYTES_MAX = UNSENT_BYTES_MAX // 2
+"""Beyond this the next request of a connection is not answered. Below it, no header makes an answer wait."""
 ASIDE_THREADS = 2
 BACKLOG = 1024
 ACCEPTED_MAX = 100
@@ -389,7 +391,7 @@ class _Task(WSGITask):
         then the connection ends with this one, and the client asks the others again (RFC 9112, 9.3.2)."""
         channel: Any = self.channel
         unsent = channel.total_outbufs_len + (self.content_length or 0)
-        return len(channel.requests) > 1 and unsent > UNSENT_BYTES_MAX
+        return len(channel.requests) > 1 and unsent > NEXT_UNSENT_BYTES_MAX
 
     def write(self, data: bytes) -> None:
         # The common answer, one piece of known length, leaves with its header: one packet, not two.
@@ -584,6 +586,8 @@ class _Channel(HTTPChannel):
     shares: Shares | None = None
     """Of which the request under way has one."""
     continuing: bool = False
+    writing: bool = False
+    """Whether the thread that answers leaves a part of its answer."""
 
     @functools.cached_property
     def client(self) -> str:
@@ -606,11 +610,21 @@ class _Channel(HTTPChannel):
         return sent
 
     def write_soon(self, data: Any) -> int:
-        written = super().write_soon(data)
+        self.writing = True
+        try:
+            written = super().write_soon(data)
+        finally:
+            self.writing = False
         if self.total_outbufs_len:
             server: Any = self.server
             server.not_taken()
         return written
+
+    def _flush_outbufs_below_high_watermark(self) -> None:
+        # Waits for the reader, with a thread: what a stream does between its parts, but nobody between two answers.
+        if self.writing:
+            parent: Any = super()
+            parent._flush_outbufs_below_high_watermark()
 
     def handle_close(self) -> None:
         request, self.request = self.request, None
@@ -660,17 +674,32 @@ class _Channel(HTTPChannel):
     def service(self) -> None:
         shares, self.shares = self.shares, None
         try:
-            super().service()
+            if self.total_outbufs_len > NEXT_UNSENT_BYTES_MAX:
+                # It may have come after the header was made that would have said so: the loop had looked whether
+                # there is something to read before, and reads it now.
+                self._end_with_what_is_unsent()
+            else:
+                super().service()
         finally:
             if shares is not None:
                 shares.give(self.client)
             if not self.connected:
                 # The client left while its answer was on the way: nobody looks at what it asked after that.
-                channel: Any = self
-                with channel.requests_lock:
-                    left, self.requests = self.requests, []
-                for request in left:
-                    request.close()
+                self._give_up_requests()
+
+    def _end_with_what_is_unsent(self) -> None:
+        """The connection ends with the answer before, and the client asks the others again."""
+        self._give_up_requests(close_when_flushed=True)
+        server: Any = self.server
+        server.pull_trigger()
+
+    def _give_up_requests(self, close_when_flushed: bool = False) -> None:
+        channel: Any = self
+        with channel.requests_lock:
+            self.close_when_flushed = self.close_when_flushed or close_when_flushed
+            left, self.requests = self.requests, []
+        for request in left:
+            request.close()
 
     def held(self, now: float, key: int) -> Held:
         """What there is to say of this connection to who decides which to close."""

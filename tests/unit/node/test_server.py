@@ -17,7 +17,8 @@ from harness.api import Api, FakeService
 from harness.waiting import wait_for
 from rollcall.cluster.holding import PATIENCE_S
 from rollcall.cluster.networks import networks
-from rollcall.cluster.server import Server
+from rollcall.cluster.pieces import Pieces, Reader
+from rollcall.cluster.server import UNSENT_BYTES_MAX, Server
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.body import limit_of
 from rollcall.replication.commands import Batch, Register
@@ -578,3 +579,93 @@ def test_readers_that_take_nothing_share_one_rendering_and_hold_no_thread(run: C
     for line in lines:
         line.close()
     wait_for(lambda: not sending(), "the answers to be given up")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Has eight threads. ``/long`` lies in memory once, ``/1000`` has so many bytes, at ``/meet`` eight meet."""
+    long, meeting = Pieces([bytes(64 * 1024)] * 192), threading.Barrier(8)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/long":
+            start_response("200 OK", [("Content-Length", str(LENGTH))])
+            return environ["wsgi.file_wrapper"](Reader(long))
+        if environ["PATH_INFO"][1:].isdecimal():
+            length = int(environ["PATH_INFO"][1:])
+            start_response("200 OK", [("Content-Length", str(length))])
+            return environ["wsgi.file_wrapper"](Reader(Pieces([bytes(length)])))
+        if environ["PATH_INFO"] == "/meet":
+            meeting.wait(10.0)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    server = Server(app, "127.0.0.1", 0, 8, aside="/-/")
+    server.start()
+    yield server
+    meeting.abort()
+    server.stop(0.1)
+
+
+def asked_once_more(server: Server, path: str) -> socket.socket:
+    """Who sends its next request with the first byte of a long answer, and reads nothing after that."""
+    line = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.sendall(b"GET /long HTTP/1.1\r\nHost: n\r\n\r\n")
+    line.recv(1)
+    line.sendall(f"GET {path} HTTP/1.1\r\nHost: n\r\n\r\n".encode())
+    return line
+
+
+@pytest.mark.parametrize("path", ["/long", "/short", "/-/aside", "/no target"])
+def test_who_asks_again_at_the_first_byte_of_an_answer_and_stops_reading_holds_no_thread(
+    server: Server, path: str
+) -> None:
+    with contextlib.ExitStack() as opened:
+        for _ in range(40):
+            opened.enter_context(contextlib.closing(asked_once_more(server, path)))
+        meeting = [opened.enter_context(contextlib.closing(ask(server, "/meet"))) for _ in range(8)]
+        aside = opened.enter_context(contextlib.closing(ask(server, "/-/aside")))
+
+        assert all(line.recv(12) == b"HTTP/1.1 200" for line in [*meeting, aside])
+        wait_for(lambda: not any(channel.requests for channel in server._channels()), "all to be done with")
+
+
+@pytest.mark.parametrize("unsent", [UNSENT_BYTES_MAX + 1_000_000, UNSENT_BYTES_MAX - 50])
+def test_no_answer_is_begun_behind_one_that_would_make_it_wait(server: Server, unsent: int) -> None:
+    """The loop reads the next request when so much is unsent; with its header it may be more than a thread leaves."""
+
+    def unread(length: int) -> tuple[socket.socket, Any]:
+        line = ask(server, f"/{length}")
+        (channel,) = wait_for(server._channels, "the connection")
+        wait_for(lambda: not channel.requests and channel.total_outbufs_len, "an answer to lie there")
+        return line, channel
+
+    line, channel = unread(LENGTH)
+    taken_by_kernel = LENGTH - channel.total_outbufs_len
+    line.close()
+    wait_for(lambda: not server._channels(), "its end")
+    line, channel = unread(taken_by_kernel + unsent)
+    server._in_loop(lambda: channel.received(f"GET /{LENGTH} HTTP/1.1\r\nHost: n\r\n\r\n".encode()))
+
+    wait_for(lambda: channel.close_when_flushed and not channel.requests, "the connection to be about to end")
+    assert taken_by_kernel + unsent < read_all(line) < LENGTH, "one answer, all of it"
+
+
+def ask(server: Server, path: str) -> socket.socket:
+    line = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    line.sendall(f"GET {path} HTTP/1.1\r\nHost: n\r\n\r\n".encode())
+    return line
+
+
+def test_who_has_read_its_answer_is_answered_again_on_the_same_connection(
+    server: Server,
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    with contextlib.closing(connection):
+        connection.connect()
+        line = connection.sock
+        for _ in range(20):
+            connection.request("GET", "/long")
+            answer = connection.getresponse()
+            assert len(answer.read()) == LENGTH and not answer.will_close
+        assert connection.sock is line

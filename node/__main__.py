@@ -151,6 +151,7 @@ class Node:
             hosts=settings.hosts,
             dns_domain=settings.dns_domain if settings.dns_port else "",
             trusted=networks(settings.trusted_networks),
+            write_timeout_s=settings.write_timeout_s,
         )
         self.server: Server = Server(
             create_app(

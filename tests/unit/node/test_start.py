@@ -1,12 +1,15 @@
 """The order in which a node starts: clients come in last."""
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rollcall.node import __main__ as main
 from rollcall.node.__main__ import FIRST_ENTRY, Node
+from rollcall.node.api import ApiSettings
+from rollcall.node.settings import Settings
 
 
 class Parts:
@@ -49,6 +52,20 @@ class Parts:
         for served, name in ((node.server, "clients"), (node.dns, "dns")):
             served.bind = partial(self.bind, name)
         return node
+
+
+def test_large_answers_wait_as_long_as_all_else_for_which_the_setting_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[ApiSettings] = []
+    create = main.create_app
+    monkeypatch.setattr(
+        main, "create_app", lambda service, api, *rest: given.append(api) or create(service, api, *rest)
+    )
+    node = Node(Settings(node_id="n1", data_dir=tmp_path, write_timeout_s=7.5))
+    node.close()
+
+    assert [each.write_timeout_s for each in given] == [7.5]
 
 
 def test_clients_come_in_when_this_node_has_caught_up_with_a_leader() -> None:

@@ -8,7 +8,7 @@ and then taken over as a whole, so that a command that fails changes nothing.
 """
 
 from collections import deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -515,6 +515,8 @@ class Registry:
         """Operators' overrides, those of ids that are not registered included. Replaced whole when one changes."""
         self.replaced: int = 0
         """How often all of it was (a state file): no event told of what changed so."""
+        self.names_version: int = 0
+        """Another one after services came or went: whoever lists them in order need not look whether they did."""
         self._last_time_ns: int = 0
         self._era = object()
         self._services: dict[ServiceName, ServiceState] = {}
@@ -589,6 +591,7 @@ class Registry:
         former = self.root()
         # Its services are of another era, so they are copied before they are changed.
         self._services = state.services.copy()
+        self.names_version += 1
         self._requests = state.requests.copy()
         self._requests_by_age = deque(state.requests)
         self._requests_operations = sum(len(r.kinds) for r in state.requests.values())
@@ -669,6 +672,8 @@ class Registry:
             # The last instance goes and the service with it, whole: whoever still
             # looks at it sees it as it was.
             del self._services[name]
+        if known != (name in self._services):
+            self.names_version += 1
         self._total = (self._total + total) & TOTAL_MASK
 
     def _take_policies(self, policies: tuple[PolicyRecord, ...], change: PolicyChange) -> None:
@@ -747,9 +752,11 @@ class Registry:
         held = self._services.copy()
         return tuple(held[name].look() for name in ordered([name for name in held if env in (None, name[0])]))
 
-    def names(self) -> Set[ServiceName]:
-        """Env and name of every service."""
-        return self._services.copy().keys()
+    def names(self) -> list[ServiceName]:
+        """Env and name of every service, in no order: those as of the ``names_version`` that was read before, or of a
+        newer one."""
+        # A list, and no view: whoever keeps a view keeps all of the services, as they were.
+        return list(self._services.copy())
 
     def instance(self, key: Key) -> Instance | None:
         """The instance of that key."""

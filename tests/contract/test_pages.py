@@ -1,10 +1,12 @@
 """Lists and changes in pages: nothing missed, nothing twice, and no answer of any size for who asks for no pages."""
 
 import contextlib
+import gc
 import random
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from harness.api import Api, FakeService, InProcess, problem
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from rollcall.replication.commands import Batch, Begin, Deregister, Register, Se
 from rollcall.replication.errors import Gone, NotFound
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Event, Instance, Key, Registration
+from rollcall.replication.state import ServiceState
 
 ORDERS = "/api/v1/services/orders/instances"
 URL = "http://n1:8500"
@@ -270,6 +273,40 @@ def test_what_is_kept_of_sums_is_bounded_and_right(service: FakeService) -> None
     assert b'"tags":["new"]' in services.body("default")[1]
     assert services._bytes < 12_000
     assert services._bytes == sum(len(said) + views.SUM_ENTRY_BYTES for _, said in services._kept.values())
+
+
+def test_what_is_kept_for_lists_of_services_is_not_the_services_as_they_were(service: FakeService) -> None:
+    register(service, "a")
+    services = views.Services(service.registry)
+    services.body("default")
+
+    service.registry.root()  # for a snapshot: what changes from now on is a copy
+    register(service, "b")
+    gc.collect()
+    a = service.registry.instance(Key("default", "orders", "a"))
+    states = [each for each in gc.get_objects() if isinstance(each, ServiceState) and each.instances.get("a") is a]
+    assert [[*each.instances] for each in states] == [["a", "b"]]
+
+
+def test_services_that_come_and_go_are_listed_at_once(service: FakeService) -> None:
+    services, seen = views.Services(service.registry), 0
+
+    def names() -> list[str]:
+        return [each["name"] for each in msgspec.json.decode(services.body("default")[1])["services"]]
+
+    assert names() == []
+    for number, name in enumerate("bac"):
+        register(service, "a", of=name)
+        assert names() == sorted("bac"[: number + 1])
+        assert service.registry.names_version > seen
+        seen = service.registry.names_version
+    register(service, "b", of="a")
+    assert service.registry.names_version == seen, "it had one already"
+    apply(service, Deregister(Key("default", "b", "a")))
+    assert names() == ["a", "c"]
+    fresh = FakeService()
+    fresh.registry.replace(service.registry.root())
+    assert sorted(fresh.registry.names()) == [("default", "a"), ("default", "c")]
 
 
 # Changes

@@ -22,7 +22,7 @@ from ...replication.errors import Draining, Gone, Invalid
 from ...replication.places import Place, place_of
 from ...replication.records import DEFAULT_ENV, Instance
 from .context import Context, client_left
-from .large import array, pieces_answer
+from .large import array, pieces_answer, work_of_service
 from .query import Query, checked_name
 
 DATACENTER = "dc1"
@@ -52,7 +52,8 @@ class Catalog:
         index = g.index = registry.applied_index
         outline = registry.outline(DEFAULT_ENV, service)
         key = ("catalog", service, tags, outline.modify_index)
-        rows = self._context.large.made(key, outline.instances, lambda: self._rows(service, tags))
+        work = work_of_service(registry, DEFAULT_ENV, service)
+        rows = self._context.large.made(key, work, lambda: self._rows(service, tags))
         answer = pieces_answer(rows)
         # What never was has no index of its own; a client that is told 0 takes the answer for broken.
         answer.headers["X-Consul-Index"] = str(max(1, outline.modify_index or index))

@@ -26,7 +26,7 @@ from ..metrics import Metrics
 from ..position import Position
 from ..values import Renewal, Renewed
 from .callers import Callers
-from .large import Large
+from .large import Large, nobody_left
 from .query import Query
 from .verbs import ApiSettings, Verbs
 from .views import Listings, Services
@@ -85,7 +85,7 @@ class Context:
         self.metrics: Metrics = metrics
         self.listings: Listings = Listings(service.registry)
         self.services: Services = Services(service.registry)
-        self.large: Large = Large(settings.write_timeout_s, lambda: self.slot("read"), self.client)
+        self.large: Large = Large(settings.write_timeout_s, lambda: self.slot("read"), self.client, client_left)
         self.clock: Callable[[], float] = clock
         self.callers: Callers = Callers(settings.members, settings.hosts, settings.dns_domain)
         self._standing: _Standing | None = None
@@ -200,8 +200,4 @@ def as_json(body: bytes, status: int = 200) -> Response:
 
 def client_left() -> Callable[[], bool]:
     """Tells whether the client of this request has hung up, where the server can tell."""
-    return request.environ.get("waitress.client_disconnected", _never)
-
-
-def _never() -> bool:
-    return False
+    return request.environ.get("waitress.client_disconnected", nobody_left)

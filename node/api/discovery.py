@@ -33,7 +33,7 @@ from ..values import Member, Renewal
 from .body import parsed, read
 from .context import Context, json_answer
 from .fields import S0_NOT_RECEIVE, S0_RECEIVE, S0_STATUS, in_s0_words, s0_env, s0_status, to_s0
-from .large import LARGE_MIN, array, joined, pieces_answer
+from .large import LARGE_MIN, array, joined, pieces_answer, work_of, work_of_service
 from .pages import encode_json
 from .problem import Problem, problem_of
 from .query import checked_key
@@ -154,9 +154,8 @@ class Discovery:
         if app.latest_timestamp >= outline.latest_timestamp:
             return answer("", NOT_MODIFIED)
         key = ("fetch", env, app.appid, wanted, outline.modify_index)
-        found = self._context.large.made(
-            key, outline.instances, lambda: self._some(env, app.appid, wanted), fresh_s=RENEWED_FRESH_S
-        )
+        work = work_of_service(registry, env, app.appid)
+        found = self._context.large.made(key, work, lambda: self._some(env, app.appid, wanted), fresh_s=RENEWED_FRESH_S)
         return pieces_answer(found) if len(found) else answer("", NOT_FOUND)
 
     def _some(self, env: str, appid: str, status: int) -> Iterator[bytes]:
@@ -171,7 +170,10 @@ class Discovery:
         self._context.freshen_if_possible()
         registry = self._service.registry
         g.index = registry.applied_index
-        found = self._context.large.made(("fetchall", g.index), len(registry), self._all, fresh_s=RENEWED_FRESH_S)
+        work = len(registry)
+        if work < LARGE_MIN:
+            work = work_of(_instances(registry.services()))
+        found = self._context.large.made(("fetchall", g.index), work, self._all, fresh_s=RENEWED_FRESH_S)
         # The nodes come first, as the caller's env has them; all else is the same for everybody.
         nodes = encode_json({NODES_APP: self._nodes(s0_env(app.env))})
         return pieces_answer(found, _BEGIN + nodes.removesuffix(b"]}"))

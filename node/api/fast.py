@@ -1,7 +1,7 @@
 """The three calls that a registry hears all day, answered in front of Flask.
 
-``GET /api/v1/services/{service}/instances`` with no more than ``?env=``, whose
-answer stands rendered (``views.Listings``); ``PUT`` of an instance; ``PUT`` of
+``GET /api/v1/services/{service}/instances`` with no more than ``?env=``, where its
+answer is short and stands rendered (``views.Listings``); ``PUT`` of an instance; ``PUT`` of
 its heartbeat. For these, routing, request objects and response objects would be
 most of the work. All else goes on to Flask, these paths too as soon as anything
 about them is special; both give the same headers and bytes.
@@ -15,12 +15,11 @@ from http import HTTPStatus
 from typing import Any
 
 from ...replication.commands import Register
-from ...replication.errors import RollcallError, TooLarge
+from ...replication.errors import RollcallError
 from ...replication.records import DEFAULT_ENV, Key
 from .. import logs
 from .body import parsed
 from .context import Context
-from .large import LARGE_MIN
 from .native import registered, renewed
 from .pages import encode_json
 from .problem import CONTENT_TYPE, problem_of
@@ -71,9 +70,10 @@ class Fast:
         if method in self._meters:
             address = (environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
             names = self._known.get(address) or self._names(address)
-            # What many instances go into is for Flask's side, where it is made few at a time and sent in pieces.
-            if names is not None and self._context.service.registry.outline(*names).instances < LARGE_MIN:
-                return self._list(method, names, environ, start_response)
+            # What has to be made is for Flask's side, where that is done once for all who ask, and sent in pieces.
+            ready = None if names is None else self._context.listings.ready(*names)
+            if ready is not None:
+                return self._list(method, ready, environ, start_response)
         elif method == "PUT" and environ.get("REQUEST_URI") and not environ.get("QUERY_STRING"):
             match = _INSTANCE.fullmatch(environ["PATH_INFO"])
             if match is not None and self._is_plain(environ):
@@ -81,14 +81,10 @@ class Fast:
         return self.inner(environ, start_response)
 
     def _list(
-        self, method: str, names: tuple[str, str], environ: Environ, start_response: StartResponse
+        self, method: str, ready: tuple[int, bytes], environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         began = time.perf_counter()
-        context = self._context
-        try:
-            index, body = context.listings.instances(*names)
-        except TooLarge as error:
-            return self._refused(error, method, environ, start_response, LIST)
+        context, (index, body) = self._context, ready
         request_id = context.request_id(environ.get("HTTP_X_REQUEST_ID"))
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         headers += context.headers(index=index, request_id=request_id, listed=True)
@@ -136,14 +132,9 @@ class Fast:
         return [body]
 
     def _refused(
-        self,
-        error: RollcallError,
-        method: str,
-        environ: Environ,
-        start_response: StartResponse,
-        route: str = "none",
+        self, error: RollcallError, method: str, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
-        """What no dialect has other words for: before a face is asked, or in our own."""
+        """What no dialect has other words for, since no face was asked."""
         began = time.perf_counter()
         context, problem = self._context, problem_of(error)
         request_id = context.request_id(environ.get("HTTP_X_REQUEST_ID"))
@@ -153,7 +144,7 @@ class Fast:
         start_response(_STATUS_LINES[problem.status], headers)
         seconds = time.perf_counter() - began
         method = method if method in METHODS else "other"
-        context.metrics.meter(route, method, problem.status).answered(seconds)
+        context.metrics.meter("none", method, problem.status).answered(seconds)
         _log(request_id, method, environ["PATH_INFO"], problem.status, seconds)
         return [body] if method != "HEAD" else []
 

@@ -24,7 +24,7 @@ from .pages import Paging
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
 from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
-from .views import EVERYTHING, PLAIN, Shown, Wanted, head_of, leased_record, record
+from .views import Shown, Wanted, head_of, leased_record, record
 
 HEARTBEATS_MAX = 10_000
 
@@ -185,12 +185,11 @@ class Native:
         key = ("list", env, service, wanted, asked, shown is record, secrets, outline.modify_index)
         listings, large = self._context.listings, self._context.large
         if shown is record and not paged:
-            work = 0 if listings.is_known(env, service, wanted) else outline.instances
+            work = listings.work(env, service, wanted, asked, remembered=True)
             tail = large.made(key, work, lambda: [listings.tail(env, service, wanted)])
         else:
-            # A filter has to be looked for in all of them.
-            work = asked.work(outline.instances) if wanted in (PLAIN, EVERYTHING) else outline.instances
             remember = not paged and not secrets
+            work = listings.work(env, service, wanted, asked, remembered=remember)
             make = partial(listings.tail_made_anew, env, service, wanted, asked, shown, remember=remember)
             tail = large.made(key, work, lambda: [make()], LEASES_FRESH_S)
         return pieces_answer(tail, head_of(env, service, index))
@@ -208,7 +207,7 @@ class Native:
         registry, services = self._service.registry, self._context.services
         index = g.index = registry.applied_index
         key = ("services", env, asked, index)
-        work = asked.work(len(registry))
+        work = services.work(env, asked)
         return pieces_answer(self._context.large.made(key, work, lambda: [services.body(env, asked, index)[1]]))
 
     def cluster(self) -> Response:

@@ -47,7 +47,7 @@ class Paging(Struct, frozen=True):
 
     def work(self, items: int) -> int:
         """How many of a list's ``items`` have to be made for it, at most."""
-        return items if self.after is None else min(items, self.limit or items)
+        return min(items, self.limit or items)
 
 
 WHOLE = Paging()

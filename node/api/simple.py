@@ -21,7 +21,7 @@ from ..values import Renewal
 from .body import json_object
 from .context import Context, json_answer
 from .fields import from_s4, in_s4_words, to_s4
-from .large import array, pieces_answer
+from .large import array, pieces_answer, work_of_service
 from .query import checked_key, checked_name
 
 
@@ -67,7 +67,8 @@ class Simple:
         g.index = registry.applied_index
         outline = registry.outline(DEFAULT_ENV, service)
         key = ("instances", service, outline.modify_index)
-        return pieces_answer(self._context.large.made(key, outline.instances, lambda: self._places(service)))
+        work = work_of_service(registry, DEFAULT_ENV, service)
+        return pieces_answer(self._context.large.made(key, work, lambda: self._places(service)))
 
     def _places(self, service: str) -> Iterator[bytes]:
         view = self._context.service.registry.service(DEFAULT_ENV, service)

@@ -7,7 +7,7 @@ is put in last.
 
 import sys
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,14 +15,16 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from ...cluster.pieces import Pieces
+from ...cluster.pieces import PIECE_BYTES, Pieces
 from ...replication.errors import Invalid, TooLarge
 from ...replication.records import META_KEYS_MAX, TAGS_MAX, Event, Health, Instance, Status
 from ...replication.registry import Registry, ServiceView
 from ...replication.state import ServiceName, ordered
 from ..masking import masked
 from ..values import LeaseView
+from .large import COUNTED_BYTES, LARGE_MIN, work_of
 from .pages import WHOLE, Item, Paging, Place, encode_json, joined, list_body, too_large
 from .query import Query
 
@@ -30,6 +32,9 @@ CACHE_BYTES_MAX = 32 * 1024 * 1024
 ENTRY_BYTES = 512
 SUM_ENTRY_BYTES = 256
 """Of a list and of a sum that is kept, beside their texts, roughly."""
+
+SUMMED_AS_ONE = 20
+"""So many instances are summed up, or names put in order, in about the time that it takes to show one instance."""
 
 SUMS_BYTES_MAX = 24 * 1024 * 1024
 """As many small services as one answer holds."""
@@ -196,13 +201,31 @@ class Listings:
         self._kept: OrderedDict[tuple[str, str, Wanted], _Rendered] = OrderedDict()
         self._lock = threading.Lock()
 
-    def instances(self, env: str, service: str, wanted: Wanted = PLAIN) -> tuple[int, bytes]:
-        """The index of the copy that was read, and the answer made of it. Raises ``TooLarge``."""
+    def ready(self, env: str, service: str) -> tuple[int, bytes] | None:
+        """The index of the copy that was read, and the whole plain list made of it; None where that must be made
+        first, or is not short."""
         # In this order: a watch from an index read first repeats a change at worst, and misses none.
         index = self._registry.applied_index
-        rendered = self._rendered(env, service, wanted)
-        assert rendered.tail is not None
+        modify_index = self._registry.outline(env, service).modify_index
+        if not modify_index:
+            return index, b"%b%d%b" % (_head(env, service), index, _tail(b""))
+        rendered = self._known((env, service, PLAIN), modify_index)
+        if rendered is None or rendered.tail is None or len(rendered.tail) > PIECE_BYTES:
+            return None
         return index, b"%b%d%b" % (rendered.head, index, rendered.tail.whole())
+
+    def work(self, env: str, service: str, wanted: Wanted, asked: Paging, *, remembered: bool) -> int:
+        """What making that list, or that page of it, counts as (``large``); nothing where it stands made or is known
+        to be too large (``remembered``: where that is looked for)."""
+        if remembered and self.is_known(env, service, wanted):
+            return 0
+        count = self._registry.outline(env, service).instances
+        # A filter has to be looked for in all of them.
+        most = asked.work(count) if replace(wanted, limit=None) in (PLAIN, EVERYTHING) else count
+        if most >= LARGE_MIN or asked.after is not None:
+            return most  # without looking at them; and a page is bounded in bytes anyway
+        view = self._registry.service(env, service)
+        return 0 if view is None else work_of(view.instances[:most])
 
     def tail(self, env: str, service: str, wanted: Wanted) -> Pieces:
         """The same answer after its index (``head_of``), which is the same for all readers. Raises ``TooLarge``."""
@@ -307,10 +330,26 @@ class Services:
         beside = {"env": env_shown(env), "index": index}
         return index, list_body(beside, "services", self._items(env, asked.after or ()), asked)
 
+    def work(self, env: str | None, asked: Paging) -> int:
+        """What making that answer counts as (``large``): its services, those with long sums as several, and
+        the instances of which sums have to be made, which takes less than to show them."""
+        if self._names[0] != self._registry.names_version:
+            order = len(self._registry.names()) // SUMMED_AS_ONE
+            if order >= LARGE_MIN:
+                return order  # whatever is asked for, all of them are put in order first
+        names, begin = self._ordered(), _begin(env, asked.after or ())
+        first = bisect_right(names, begin)
+        end = len(names) if env is None else bisect_left(names, (env + "\0",))
+        work = asked.work(max(0, end - first))
+        for name in names[first : first + work] if work < LARGE_MIN else ():
+            outline, kept = self._registry.outline(*name), self._kept.get(name)
+            known = kept is not None and kept[0] == outline.modify_index
+            work += len(kept[1]) // COUNTED_BYTES if kept and known else outline.instances // SUMMED_AS_ONE
+        return work
+
     def _items(self, env: str | None, after: Place) -> Iterator[Item]:
         names = self._ordered()
-        begin = max(after, () if env is None else (env,))
-        for name in islice(names, bisect_right(names, begin), None):
+        for name in islice(names, bisect_right(names, _begin(env, after)), None):
             if env not in (None, name[0]):
                 return
             view = self._registry.service(*name)
@@ -338,6 +377,11 @@ class Services:
             replaced = self._kept.get(name)
             self._bytes += len(said) + (SUM_ENTRY_BYTES if replaced is None else -len(replaced[1]))
             self._kept[name] = (modify_index, said)
+
+
+def _begin(env: str | None, after: Place) -> Place:
+    """After what the services of an env stand, or those of a page."""
+    return max(after, () if env is None else (env,))
 
 
 def summary(view: ServiceView) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_kept_lists_stay_within_their_bytes(service: FakeService) -> None:
     listings = Listings(service.registry, bytes_max=5_000)
     for n in range(20):
         for _ in range(2):
-            _, body = listings.instances("default", f"s{n}", Wanted(limit=1))
+            body = listings.tail("default", f"s{n}", Wanted(limit=1)).whole()
             assert b"x" * 200 in body
 
     assert listings._bytes <= 5_000
@@ -181,7 +181,7 @@ def test_questions_with_made_up_texts_do_not_make_a_node_grow(service: FakeServi
     for n in range(200):
         text = f"{n:03}" + "x" * 60_000
         for wanted in (Wanted(version=text), Wanted(tags=(text,)), Wanted(meta=((text, text),)), Wanted(near=text)):
-            listings.instances("default", "web", wanted)
+            listings.tail("default", "web", wanted)
 
     texts = [t for _, _, w in listings._kept for t in (w.version, w.near, *w.tags, *(p for m in w.meta for p in m))]
     assert sum(len(text) for text in texts if text is not None) <= listings._bytes <= 1_000_000

@@ -18,6 +18,7 @@ from rollcall.node.api.views import record
 from rollcall.replication.commands import Batch, Register
 from rollcall.replication.errors import Overloaded
 from rollcall.replication.records import Instance, Registration
+from werkzeug.test import Client
 
 MANY = LARGE_MIN + 1
 
@@ -184,19 +185,67 @@ def test_where_large_answers_have_no_place_every_dialect_says_so_and_small_ones_
             assert (answer.status_code, answer.json["code"], answer.json["outcome"]) == (200, 500, "not_done")
             assert answer.headers["Retry-After"]
         native = "/api/v1/services/large/instances"
-        for path in (
-            "/services/large/instances", "/v1/catalog/service/large", native, f"{native}?health=any", "/api/v1/services"
-        ):  # fmt: skip
+        for path in ("/services/large/instances", "/v1/catalog/service/large", native, f"{native}?health=any"):
             answer = api.get(path)
             problem(answer, 503, Overloaded("").code())
             assert answer.headers["Retry-After"]
 
         assert api.get("/services/s1/instances").status_code == 200
+        assert api.get("/api/v1/services").status_code == 200, "they are few, and summed up quickly"
         assert api.get(f"{native}?env=test").status_code == 200, "it is made already"
         assert api.get(f"{native}?limit=10&after=").status_code == 200, "pages are small"
         assert api.client.post("/api/fetch", json={"appid": "s1", "status": 1}).json["code"] == 200
         assert api.register("orders", "o1").status_code == 201
     assert api.get("/services/large/instances").status_code == 200
+
+
+@pytest.fixture
+def heavy(service: FakeService) -> FakeService:
+    """Few instances, of more than a megabyte."""
+    meta = {f"m{n}": "x" * 500 for n in range(16)}
+    for n in range(0, 150, 50):
+        many = (
+            Registration(service="heavy", id=f"i{each:03}", address="a", port=1, meta=meta) for each in range(n, n + 50)
+        )
+        service.submit(Batch(tuple(map(Register, many))))
+    return service
+
+
+def test_few_large_instances_make_a_large_answer_too(app: Fast, api: Api, heavy: FakeService):
+    native, places = "/api/v1/services/heavy/instances", app._context.large._places
+    with places.place(""), places.place(""):
+        places._wait_s = 0.01
+        for path, body in (("fetchall", {}), ("fetch", {"appid": "heavy", "status": 1})):
+            assert api.client.post(f"/api/{path}", json=body).json["code"] == 500
+        for path in ("/services/heavy/instances", "/v1/catalog/service/heavy", native, f"{native}?health=any"):
+            problem(api.get(path), 503, "Overloaded")
+        assert len(api.ids(f"{native}?limit=10")) == 10
+
+    one, other = (reader_of(app, b"", "GET", native) for _ in range(2))
+    assert sum(one.holds[each] for each in one.holds.keys() & other.holds.keys()) > 1_000_000
+    assert one.read() == other.read()
+
+
+def test_a_short_list_is_made_on_one_side_and_then_given_by_the_other(
+    app: Fast, api: Api, service: FakeService, monkeypatch: pytest.MonkeyPatch
+):
+    path, inner, behind = "/api/v1/services/s/instances", app.inner, []
+    monkeypatch.setattr(app, "inner", lambda environ, start: behind.append(1) or inner(environ, start))
+    assert (api.ids(path), behind) == ([], []), "where there is nothing, nothing has to be made"
+    for ids in (["i0"], ["i0", "i1"]):
+        service.submit(Batch(registered("s", len(ids))))
+        behind.clear()
+        assert [api.ids(path) for _ in range(3)] == [ids] * 3
+        assert behind == [1]
+
+
+def test_whose_client_left_waits_for_no_place(app: Fast, full: FakeService):
+    places, client = app._context.large._places, Client(app)
+    with places.place(""), places.place(""):
+        answer = client.get(
+            "/services/large/instances", environ_overrides={"waitress.client_disconnected": lambda: True}
+        )
+    assert "client left" in problem(answer, 503, "Overloaded")["detail"]
 
 
 def test_groups_of_apps_are_whole_and_in_order():

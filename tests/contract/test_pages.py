@@ -173,6 +173,7 @@ def test_a_filter_is_looked_for_once_and_not_without_end(service: FakeService, a
 
 def test_large_pages_are_made_few_at_a_time_and_small_ones_always(service: FakeService, app: Fast, api: Api) -> None:
     apply(service, Batch(tuple(Register(Registration(service="orders", id=f"o{n}")) for n in range(500))))
+    apply(service, Batch(tuple(Register(Registration(service=f"s{n}", id="a")) for n in range(500))))
     for n in range(500):
         apply(service, SetStatus("default", "orders", f"o{n}", "down"))
         apply(service, SetPolicy(f"p{n}", Policy(service="orders", percent=1), "me", ""))
@@ -307,6 +308,38 @@ def test_services_that_come_and_go_are_listed_at_once(service: FakeService) -> N
     fresh = FakeService()
     fresh.registry.replace(service.registry.root())
     assert sorted(fresh.registry.names()) == [("default", "a"), ("default", "c")]
+
+
+@pytest.mark.parametrize("asked", ["", "health=any"])
+def test_a_refusal_that_is_known_and_short_reads_wait_for_no_large_answer(
+    service: FakeService, app: Fast, api: Api, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr(pages, "ANSWER_BYTES_MAX", 50_000)
+    apply(service, Batch(tuple(Register(Registration(service="orders", id=f"o{n}")) for n in range(500))))
+    apply(service, Batch(tuple(Register(Registration(service=f"s{n}", id="a")) for n in range(500))))
+    register(service, "a", env="other")
+    problem(api.get(f"{ORDERS}?{asked}"), 413, "TooLarge")
+    places = app._context.large._places
+
+    with places.place(""), places.place(""):
+        places._wait_s = 0.01
+        problem(api.get("/api/v1/services"), 503, "Overloaded")
+        problem(api.get(f"{ORDERS}?zone=z&{asked}"), 503, "Overloaded")
+        problem(api.get(f"{ORDERS}?{asked}"), 413, "TooLarge")
+        assert len(api.ids(f"{ORDERS}?limit=2&{asked}")) == 2
+        assert [each["env"] for each in api.get("/api/v1/services?env=other").json["services"]] == ["other"]
+        assert len(api.get("/api/v1/services?limit=3").json["services"]) == 3
+
+
+def test_to_put_many_names_in_order_is_work_too(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "SUMMED_AS_ONE", 1)
+    services, few = views.Services(service.registry), pages.Paging(limit=1)
+    apply(service, Batch(tuple(Register(Registration(service=f"s{n}", id="a")) for n in range(500))))
+    assert services.work("other", few) == 500
+    services.body("other", few)
+    assert services.work("other", few) == 0
+    assert services.work("default", few) == 1 + 1, "its sum has to be made"
+    assert services.work("default", pages.Paging(limit=7, after=("default", "s95"))) == 2 * 4
 
 
 # Changes

@@ -80,7 +80,8 @@ def test_the_limits_on_the_page_of_sizes_are_those_that_hold():
         "changes of one index to a watcher": kib(pages.ANSWER_BYTES_MAX),
         "connections of clients": shown(defaults.connection_limit),
         "requests that wait": shown(budget.total),
-        f"answers about {large.LARGE_MIN} instances and more, and pages of as many": (
+        f"answers about {large.LARGE_MIN} instances and more (a large one counts as one for each "
+        f"{kib(large.COUNTED_BYTES).removeprefix('1 ')}), and pages of as many": (
             f"{large.PLACES} made at a time; {large.WAITING_MAX} wait"
         ),
         "changes kept for watchers": f"{shown(defaults.watch_events_max)}, and {kib(changes.BYTES_MAX)}",

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness.api import Clock, wait_for
+from harness.api import Clock
+from harness.waiting import wait_for
 from rollcall.cluster.pieces import Pieces
-from rollcall.node.api.large import LARGE_MIN, Large, Once, Places
+from rollcall.node.api.large import LARGE_MIN, Large, Once, Places, nobody_left
 from rollcall.replication.errors import Overloaded
 
 
@@ -91,6 +92,37 @@ def test_who_waits_for_what_fails_is_told_why_and_the_next_one_tries_again(kitch
     assert once.pieces("all", lambda: [b"ok"]).whole() == b"ok"
 
 
+def test_who_waited_with_somebody_who_gave_up_tries_for_themselves(kitchen: Kitchen):
+    once = Once(30.0)
+
+    def given_up() -> Iterator[bytes]:
+        yield from kitchen.make()
+        raise Overloaded("none became free")
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(once.pieces, "all", given_up)
+        wait_for(lambda: kitchen.begun, "the first one to begin")
+        others = [pool.submit(once.pieces, "all", lambda: [b"ok"]) for _ in range(2)]
+        wait_for(lambda: all(each.running() for each in others), "the others to ask")
+        kitchen.go.set()
+        with pytest.raises(Overloaded, match="none became free"):
+            first.result(10)
+        assert [each.result(10).whole() for each in others] == [b"ok"] * 2
+
+
+def test_who_waits_for_somebody_and_leaves_is_let_go(kitchen: Kitchen):
+    once, left = Once(30.0), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(once.pieces, "all", kitchen.make)
+        wait_for(lambda: kitchen.begun, "the first one to begin")
+        other = pool.submit(once.pieces, "all", kitchen.make, left=left.is_set)
+        left.set()
+        with pytest.raises(Overloaded, match="client left"):
+            other.result(10)
+        kitchen.go.set()
+        assert first.result(10).whole() == b"begun"
+
+
 def test_who_waits_in_vain_is_told_so(kitchen: Kitchen):
     once = Once(0.05)
     with ThreadPoolExecutor(1) as pool:
@@ -164,6 +196,34 @@ def test_who_waits_too_long_is_refused(hold: Callable[[Places], Held]):
     assert places._here.total() == 1
 
 
+def test_who_left_gives_up_the_place_in_the_queue(hold: Callable[[Places], Held]):
+    places, left = Places(30.0, places=1, waiting_max=1), threading.Event()
+    held = hold(places)
+    held.take("")
+    wait_for(lambda: held.held == 1, "the place to be taken")
+
+    def wait() -> None:
+        with places.place("", left.is_set):
+            raise AssertionError("it was made for nobody")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait)
+        wait_for(lambda: places._here.total() == 2, "another one to wait")
+        left.set()
+        with pytest.raises(Overloaded, match="client left"):
+            waiting.result(10)
+        assert places._here.total() == 1
+
+
+def test_nothing_is_made_for_who_left_before_it_was_their_turn():
+    places = Places(1.0, places=1)
+    for _ in range(3):
+        with pytest.raises(Overloaded, match="client left"), places.place("", lambda: True):
+            raise AssertionError("it was made for nobody")
+    with places.place(""):
+        pass
+
+
 def test_one_client_has_as_many_as_it_leaves_for_others(hold: Callable[[Places], Held]):
     places = Places(10.0, places=2, waiting_max=8)
     held = hold(places)
@@ -184,7 +244,7 @@ def test_small_answers_need_no_place(hold: Callable[[Places], Held]):
         slots.append("taken")
         yield
 
-    large = Large(0.05, slot, lambda: "")
+    large = Large(0.05, slot, lambda: "", lambda: nobody_left)
     hold(large._places).take("", 2)
     wait_for(lambda: large._places._here.total() == 2, "all places to be taken")
 
@@ -196,7 +256,7 @@ def test_small_answers_need_no_place(hold: Callable[[Places], Held]):
 
 
 def test_parts_are_shared_between_answers():
-    large = Large(1.0, contextlib.nullcontext, lambda: "")
+    large = Large(1.0, contextlib.nullcontext, lambda: "", lambda: nobody_left)
     answers = [large.made(n, LARGE_MIN, lambda: [b"<", large.part("common", lambda: [b"x"]), b">"]) for n in (1, 2)]
 
     assert [each.whole() for each in answers] == [b"<x>"] * 2

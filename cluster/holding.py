@@ -60,23 +60,23 @@ class Reader(NamedTuple):
 
 def too_slow(readers: Collection[Reader], now: float, most: int) -> set[int]:
     """Who must do without, so that ``most`` bytes are enough for the others; never everybody, and nobody whose going
-    frees nothing. What is under ``LITTLE_BYTES`` does not count."""
+    frees nothing. An answer that is larger has its place beside them. What is under ``LITTLE_BYTES`` does not count."""
     holds = {reader.key: _of_weight(reader) for reader in readers}
     sizes = {what: size for held in holds.values() for what, size in held.items()}
     holders = Counter(what for held in holds.values() for what in held)
-    # Who holds nothing of weight is not asked: it would be the last one, for whose sake all others go.
-    order = [reader.key for reader in sorted(readers, key=lambda each: _standing(each, now)) if holds[reader.key]]
+    largest = max((sum(held.values()) for held in holds.values()), default=0)
+    # Else whoever reads it would go as soon as anybody else is being sent anything.
+    allowed = most if largest <= most else most + largest
     total, dropped = sum(sizes.values()), set[int]()
-    for key in order[:-1]:
-        if total <= most:
+    for reader in sorted(readers, key=lambda each: _standing(each, now)):
+        if total <= allowed:
             break
-        dropped.add(key)
-        for what in holds[key]:
+        dropped.add(reader.key)
+        for what in holds[reader.key]:
             holders[what] -= 1
             if not holders[what]:
                 total -= sizes[what]
-    # What many are sent is freed with the last of them. Where that one stays (an answer larger than ``most`` is the
-    # last one's at the latest), the others would go for nothing, and each newcomer would be the end of who is reading.
+    # What many are sent is freed with the last of them. Where that one stays, the others would go for nothing.
     return {key for key in dropped if any(not holders[what] for what in holds[key])}
 
 

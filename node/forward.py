@@ -177,6 +177,8 @@ _said = msgspec.msgpack.Decoder(Said)
 _key = msgspec.msgpack.Decoder(Key)
 _notes = msgspec.msgpack.Decoder(dict[str, str])
 _answered = msgspec.msgpack.Decoder(Answered)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: msgspec passes on what Python says of text that is none."""
 
 
 def submission(command: Any, request_id: str) -> bytes:
@@ -204,13 +206,16 @@ def read_notes(data: bytes) -> dict[str, str]:
     """What a leader knows that a service said beside its checks; nothing if it could not say."""
     try:
         return _notes.decode(data)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return {}
 
 
 def read_answer(data: bytes) -> Answered:
-    """A leader's answer; raises the error that it carries."""
-    answered = _answered.decode(data)
+    """A leader's answer; raises the error that it carries, or ``Unknown`` if it is none."""
+    try:
+        answered = _answered.decode(data)
+    except _UNREADABLE as error:
+        raise Unknown(f"an answer that no node gives: {error}") from error
     if answered.error is not None:
         raise from_wire(answered.error)
     return answered
@@ -296,7 +301,7 @@ def _guarded(handler: Callable[[str, bytes, Reply], None]) -> Callable[[str, byt
     def guarded(peer: str, payload: bytes, reply: Reply) -> None:
         try:
             handler(peer, payload, reply)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             reply(_encode(Answered(error=error_to_peer(Invalid(f"a request that no node sends: {error}")))))
         except RollcallError as error:
             reply(_encode(Answered(error=error_to_peer(error))))

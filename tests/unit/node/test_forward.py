@@ -9,18 +9,22 @@ import msgspec
 import pytest
 from harness.waiting import wait_for
 from rollcall.node.forward import (
+    NOTES,
     RENEW,
     ROUND_BYTES_MAX,
+    SAY,
     SUBMIT,
     Desk,
     Rounds,
     read_answer,
+    read_notes,
     renewals_asked,
+    said,
     submission,
 )
 from rollcall.node.values import Renewal, Renewed
 from rollcall.replication.commands import KEEP_LEVEL, LEVEL, Batch, Deregister
-from rollcall.replication.errors import NotDone, Overloaded, RollcallError, TooLarge, TooSoon, Unknown
+from rollcall.replication.errors import Invalid, NotDone, Overloaded, RollcallError, TooLarge, TooSoon, Unknown
 from rollcall.replication.log import Handler, LocalLog, Proposal
 from rollcall.replication.records import Key
 from rollcall.replication.registry import Outcome, State
@@ -273,6 +277,41 @@ def test_where_too_much_is_put_aside_already_the_peer_is_told_that_it_was_not_do
 
     with pytest.raises(Overloaded):
         read_answer(bench.answers[0])
+
+
+DEEP = b"\x91" * 9_000 + b"\xc0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        pytest.param(RENEW, b"\xc1", id="no MessagePack"),
+        pytest.param(SUBMIT, b"\x92\xc4\x00\xa1\xff", id="a write, no text"),
+        pytest.param(RENEW, renewals_asked([Renewal(KEY)]).replace(b"web", b"we\xff"), id="heartbeats, no text"),
+        pytest.param(SAY, said(KEY, "c", "passing", "").replace(b"web", b"we\xff"), id="a word, no text"),
+        pytest.param(NOTES, b"\x93\xa1\xff\xa1\xff\xa1\xff", id="notes, no text"),
+        pytest.param(SUBMIT, b"\x93\xc4\x00\xa0" + DEEP, id="a write, too deep"),
+        pytest.param(RENEW, b"\x92\x90" + DEEP, id="heartbeats, too deep"),
+    ],
+)
+def test_what_no_node_sends_is_answered_and_does_not_fail(kind: str, sent: bytes) -> None:
+    """Text that is none as well: whoever asked would wait for an answer until its time is up."""
+    bench = Bench()
+
+    bench.ask(kind, sent)
+    for job in bench.put_aside:
+        job()
+
+    with pytest.raises(Invalid, match="no node sends"):
+        read_answer(bench.answers[0])
+
+
+@pytest.mark.parametrize("answer", [b"\xc1", b"\x93\xc0\x90\x81\xa1\xff\xa1\xff"])
+def test_an_answer_that_no_node_gives_may_mean_that_it_was_done(answer: bytes) -> None:
+    with pytest.raises(Unknown, match="no node gives"):
+        read_answer(answer)
+
+    assert read_notes(answer) == {}
 
 
 @pytest.mark.parametrize(("level", "taken"), [(KEEP_LEVEL - 1, True), (KEEP_LEVEL, False)])

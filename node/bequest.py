@@ -34,7 +34,8 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 class Left(Struct, frozen=True, array_like=True, gc=False):
     """How one lease stood, bound to its registration. ``silent_ms``: heard of so long ago, while somebody could
-    listen; ``left_ms``: until it would have been overdue; ``via``: the node through which it was last renewed.
+    listen; ``left_ms``: until it would have been overdue; ``via``: the node through which it was last renewed, unless
+    that is down: ``left_ms`` holds what it gets for that, and each leader in a row would give it once more.
 
     ``name`` is its key. It is looked up and nothing else, and ten thousand patterns to compare would take too long.
     """

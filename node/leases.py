@@ -15,7 +15,7 @@ length (``_due``):
   meanwhile, and a full length from its return;
 - that node's process is known to be gone (its host refused the connection):
   a full length from the loss, since its clients know to go elsewhere; and from
-  its return, if that comes before.
+  its return, if that comes before, and under the same leader.
 
 A lease that was never heard of again since it was registered, neither renewed nor
 registered anew, says nothing about the network: self-protection leaves it out. Of what a
@@ -227,7 +227,10 @@ class Leases:
             silent_ms, left_ms = int(max(0.0, clock - lease.heard) * 1000), math.ceil(max(0.0, due - now) * 1000)
             key, reg_index = lease.judgement.key, lease.judgement.reg_index
             name = (key.env, key.service, key.id)
-            left.append(Left(name, reg_index, silent_ms, left_ms, lease.heard_again, lease.via))
+            contact = self._contacts.get(lease.via) if lease.via is not None else None
+            # Of a node that is down all is in ``due``; the next leader would count from when it finds it down itself.
+            via = lease.via if contact is None or contact.lost_at is None else None
+            left.append(Left(name, reg_index, silent_ms, left_ms, lease.heard_again, via))
         return tuple(left)
 
     def take_over(self, left: Iterable[Left], now: float) -> None:

@@ -103,6 +103,22 @@ def test_who_was_heard_of_and_through_which_node_goes_along() -> None:
     assert overdue(after, 200.0) == ["unheard"]
 
 
+def test_of_a_node_that_is_down_a_lease_has_what_it_had_and_not_once_more_with_each_leader() -> None:
+    before = table("a", "b")
+    before.renew(key("a"), "n2", 1.0)
+    before.renew(key("b"), "n3", 1.0)
+    before.lost("n2", 5.0, down=True)
+    after = table("a", "b", now=100.0)
+    after.lost("n2", 100.0, down=True)
+    after.lost("n3", 100.0, down=True)
+
+    after.take_over(stood(before, 10.0), 100.0)
+
+    # a: a length from the loss, at 15.0, or 6 s in which a heartbeat comes again; b: from the loss, now.
+    assert (overdue(after, 105.9), overdue(after, 106.0)) == ([], ["a"])
+    assert (overdue(after, 109.9), overdue(after, 110.0)) == (["a"], ["a", "b"])
+
+
 def test_nothing_is_left_of_leases_while_any_is_held() -> None:
     held, deaf = table("a", "b"), table("a")
     held.renew(key("a"), "n2", 1.0)
@@ -273,8 +289,11 @@ class World:
         self.leader.leases.recovered(self.leader.now)
         self.leader.deaf = False
 
-    def lose(self, node: str) -> None:
-        self.leader.leases.lost(node, self.leader.now)
+    def lose(self, node: str, *, down: bool = False) -> None:
+        self.leader.leases.lost(node, self.leader.now, down=down)
+
+    def end(self, node: str) -> None:
+        self.lose(node, down=True)
 
     def find(self, node: str) -> None:
         self.leader.leases.back(node, self.leader.now)
@@ -340,6 +359,7 @@ STEPS: st.SearchStrategy[list[tuple[Any, ...]]] = st.lists(
         st.tuples(st.just(World.deliver), st.integers(0, 3)),
         st.tuples(st.just(World.deafen), st.sampled_from([0.25, 2.0])),
         st.tuples(st.just(World.lose), st.sampled_from(["n0", "n1"])),
+        st.tuples(st.just(World.end), st.sampled_from(["n0", "n1"])),
         st.tuples(st.just(World.find), st.sampled_from(["n0", "n1"])),
     ),
     max_size=40,
@@ -397,12 +417,18 @@ def test_the_world_notices_what_must_not_be(fault: str, steps: list[tuple[Any, .
 @given(
     st.sampled_from([2.0, 4.0, 90.0]),
     st.lists(st.tuples(st.sampled_from([0.1, 0.5, 2.5, 40.0]), st.sampled_from([0.0, 0.05, 0.5])), min_size=1),
+    st.booleans(),
 )
-@example(4.0, [(2.5, 0.05)])
+@example(4.0, [(2.5, 0.05)], False)
+@example(4.0, [(2.5, 0.05)], True)
 def test_the_dead_go_a_lease_and_a_half_and_a_second_later_however_often_leadership_is_handed_over(
-    ttl_s: float, hand_overs: list[tuple[float, float]]
+    ttl_s: float, hand_overs: list[tuple[float, float]], down: bool
 ) -> None:
+    """With a node down, too: the one that it was heard of through."""
     leader, now, lost_s = table("dead", ttl_s=ttl_s), 0.0, 0.0
+    leader.renew(key("dead"), "n2", now)
+    if down:
+        leader.lost("n2", now, down=True)
     for gap_s, took_s in cycle(hand_overs):
         now += gap_s
         if overdue(leader, now):
@@ -411,6 +437,8 @@ def test_the_dead_go_a_lease_and_a_half_and_a_second_later_however_often_leaders
         # What travels is rounded to the millisecond, for the lease.
         now, lost_s = now + took_s, lost_s + took_s + 0.002
         leader = table("dead", ttl_s=ttl_s, now=now, former_s=FORMER_S)
+        if down:
+            leader.lost("n2", now, down=True)
         leader.take_over(left, now)
 
     # It was looked at only so often, and what leadership took to change counts for nobody.

@@ -25,6 +25,8 @@ BYTES_MAX = 1024 * 1024
 """Of one message. Leases that do not all fit begin anew."""
 LEASES_MAX = 20_000
 """More are not even tried: with names of usual length they do not fit."""
+EVICTED_MAX = 1_000
+"""Times at which somebody was evicted within a minute; a leader sweeps 300 times at most."""
 
 GRACE_SHARE = 0.5
 GRACE_S = 1.0
@@ -48,7 +50,7 @@ class Left(Struct, frozen=True, array_like=True, gc=False):
     via: str | None
 
 
-Evicted = tuple[tuple[Count, Count], ...]
+Evicted = Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=EVICTED_MAX)]
 """Of evictions: how long ago, in ms, and how many; the oldest first."""
 
 
@@ -56,7 +58,7 @@ class Bequest(Struct, frozen=True, array_like=True):
     """What the leader of ``term`` leaves: its leases, and whom it evicted lately, of the others and of the unheard."""
 
     term: Count
-    leases: tuple[Left, ...]
+    leases: Annotated[tuple[Left, ...], Meta(max_length=LEASES_MAX)]
     evicted: Evicted = ()
     unheard_evicted: Evicted = ()
 
@@ -80,13 +82,20 @@ def allowance_s(ttl_s: float, left_s: float, silent_s: float) -> float:
 
 def to_bytes(bequest: Bequest) -> bytes | None:
     """As it travels; None if it is too large to."""
+    if max(len(bequest.evicted), len(bequest.unheard_evicted)) > EVICTED_MAX:
+        return None
     data = msgspec.msgpack.encode(bequest)
     return data if len(data) <= BYTES_MAX else None
 
 
 def from_bytes(data: bytes) -> Bequest:
-    """Raises ``msgspec.DecodeError`` if it is none."""
-    return _decoder.decode(data)
+    """Raises ``msgspec.DecodeError`` if it is none, or too large to be."""
+    if len(data) > BYTES_MAX:
+        raise msgspec.DecodeError(f"how leases stood takes {len(data)} bytes: {BYTES_MAX} at most")
+    try:
+        return _decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"how leases stood cannot be read: {error}") from error
 
 
 _decoder = msgspec.msgpack.Decoder(Bequest)

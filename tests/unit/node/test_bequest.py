@@ -152,6 +152,7 @@ def test_all_leases_go_in_one_message_or_none(monkeypatch: pytest.MonkeyPatch) -
     assert data is not None
     assert len(bequest.from_bytes(data).leases) == some - 1
     assert bequest.to_bytes(Bequest(1, (longest,) * (some + 1))) is None
+    assert bequest.to_bytes(Bequest(1, (longest,), evicted=((1, 1),) * (bequest.EVICTED_MAX + 1))) is None
     monkeypatch.setattr(leases, "LEASES_MAX", 1)
     assert table("a", "b").left(0.0) is None
 
@@ -164,6 +165,10 @@ def test_all_leases_go_in_one_message_or_none(monkeypatch: pytest.MonkeyPatch) -
         pytest.param(msgspec.msgpack.encode([1, [[["e", "s", "i"], 1, -1, 1, True, None]]]), id="a negative time"),
         pytest.param(msgspec.msgpack.encode([1, [[["e", "s", "i"], 1, 1, float("nan"), True, None]]]), id="no number"),
         pytest.param(msgspec.msgpack.encode([2**60, []]), id="no term"),
+        pytest.param(msgspec.msgpack.encode([1, []]).replace(b"\x90", b"\x91\x96\x93\xa1\xff"), id="no text"),
+        pytest.param(msgspec.msgpack.encode([1, [], [], [], "x" * bequest.BYTES_MAX]), id="too many bytes"),
+        pytest.param(msgspec.msgpack.encode([1, [], [[1, 1]] * (bequest.EVICTED_MAX + 1)]), id="too many evictions"),
+        pytest.param(b"\x95\x01\x90\x90\x90" + b"\x91" * 9_000 + b"\xc0", id="too deep"),
     ],
 )
 def test_what_no_leader_says_is_refused(data: bytes) -> None:

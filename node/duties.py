@@ -352,9 +352,11 @@ class Duties:
 
     def take_over(self, data: bytes) -> bytes:
         """The leader before says how its leases stood. Answers whether it need not say so again."""
-        told, tenure = bequest.from_bytes(data), self._tenure
+        tenure = self._tenure
         if tenure is None or tenure.leases is None:
-            return LATER if told.term >= self._begun_term else SETTLED
+            # Nothing is read for a table that is not there; who asks learns from the log whether it ever will be.
+            return LATER
+        told = bequest.from_bytes(data)
         with tenure.held():
             if tenure.may_take_over and told.falls_to(tenure.term):
                 tenure.may_take_over = False

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -346,9 +347,10 @@ def said(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Bequest
 
 
 def replaced(pair: Pair, *, terms: int = 1) -> None:
-    """Another node leads."""
+    """Another node leads. In this order: at no moment does this one seem to lead the new term."""
+    pair.leader_log.leads, pair.leader_log.leader = False, None
     pair.leader_log.term += terms
-    pair.leader_log.leads, pair.leader_log.leader = False, "follower"
+    pair.leader_log.leader = "follower"
     wait_for(lambda: pair.duties._tenure is None, "the duties to end")
 
 
@@ -439,6 +441,36 @@ def test_a_new_leader_goes_on_from_how_a_lease_stood_and_evicts_the_dead_and_nob
     assert pair.duties.take_over(bequest.to_bytes(Bequest(2, left, evicted=((1_000, 0),)))) == duties_module.SETTLED
     # A sixth of the time in which it would go by itself.
     wait_for(lambda: there(pair) == {"c2"}, "c1 to be evicted long before a length is over", 10)
+
+
+def test_while_a_new_leader_builds_its_table_it_is_too_early_to_tell_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(pair, 1, ttl_s=60)
+    left = (Left(("default", "cart", "c1"), reg_index(pair, 1), 90_500, 30_000, True, None),)
+    told = bequest.to_bytes(Bequest(2, left))
+    assert told is not None
+    replaced(pair)
+    answers: list[bytes] = []
+    build = duties_module.Leases
+
+    def building(*arguments: Any, **named: Any) -> Any:
+        answers.append(pair.duties.take_over(told))
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(duties_module, "Leases", building)
+    leads_again(pair)
+
+    assert answers == [duties_module.LATER]
+    assert pair.duties.take_over(told) == duties_module.SETTLED
+    lease = wait_for(lambda: pair.duties.lease(key(1)), "the lease")
+    assert lease.renewed_ms_ago >= 90_000
+
+
+def test_where_no_leases_are_kept_nothing_is_read(pair: Pair) -> None:
+    replaced(pair)
+
+    assert pair.duties.take_over(b"\xc1 of any length") == duties_module.LATER
 
 
 def test_a_tenure_that_failed_and_begins_again_takes_nothing_over(pair: Pair) -> None:

@@ -42,7 +42,7 @@ from . import bequest
 from .bequest import Bequest
 from .condition import Condition, Sharing, ttl_check
 from .eviction import Pace, ProtectionView, allowed, by_service, choose, protection
-from .forward import BEQUEATH, PROTECTION
+from .forward import BEQUEATH, PROTECTION, read_answer
 from .leases import Leases
 from .values import LeaseView, Renewal, Renewed
 
@@ -63,8 +63,10 @@ VIEW_S = 1.0
 
 BEQUEATH_S = 2.0
 """So long a leader that was replaced tries to tell its successor how the leases stood."""
-TELL_S = 0.5
-"""For one try."""
+TELL_S = 1.0
+"""For one try, of which there is another only where it was certainly not heard, or too early: it may be large."""
+
+SETTLE_LOOK_S = 0.005
 
 SETTLED, LATER = b"settled", b"later"
 """Whether that need not be said again: answers of the successor."""
@@ -318,7 +320,7 @@ class Duties:
         try:
             answer = self._log.request(leader, PROTECTION, b"", time.monotonic() + VIEW_S)
             self._view = msgspec.msgpack.decode(answer, type=ProtectionView)
-        except (RollcallError, msgspec.DecodeError) as error:
+        except (RollcallError, msgspec.DecodeError, UnicodeDecodeError) as error:
             logger.debug("could not ask %s whether evictions are held: %s", leader, error)
 
     # -- from one leader to the next (bequest.py) --------------------------------------
@@ -341,14 +343,23 @@ class Duties:
         if self._bequest is None or leadership.leader is None:
             return
         term, data, until = self._bequest
-        if leadership.term > term or time.monotonic() > until:
+        now = time.monotonic()
+        again = leadership.term <= term and now <= until
+        if again and leadership.term == term:
+            again = self._tell(leadership.leader, data, min(until, now + TELL_S))
+        if not again:
             self._bequest = None
-        elif leadership.term == term:
-            try:
-                if self._log.request(leadership.leader, BEQUEATH, data, time.monotonic() + TELL_S) == SETTLED:
-                    self._bequest = None
-            except RollcallError as error:
-                logger.debug("could not tell %s how leases stood: %s", leadership.leader, error)
+
+    def _tell(self, leader: str, data: bytes, deadline: float) -> bool:
+        """Says it once. Whether to say it again: not where the leader may have heard it, or may yet."""
+        try:
+            answer = self._log.request(leader, BEQUEATH, data, deadline)
+            if answer not in (SETTLED, LATER):
+                read_answer(answer)
+        except RollcallError as error:
+            logger.debug("could not tell %s how leases stood: %s", leader, error)
+            return isinstance(error, NotDone)
+        return answer == LATER
 
     def take_over(self, data: bytes) -> bytes:
         """The leader before says how its leases stood. Answers whether it need not say so again."""

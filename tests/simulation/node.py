@@ -269,7 +269,7 @@ class EngineNode:
 
         self.engine.propose = noted
         self.engine.listen(lambda index, events: place.applied(self, index, events))
-        self._told: dict[tuple[str, bytes], bytes] = {}
+        self._told: dict[tuple[str, bytes], bytes | NotDone | Unknown | None] = {}
         self.engine.request = self._tell
         self.duties: Duties = Duties(
             self.engine,
@@ -506,15 +506,18 @@ class EngineNode:
         """What the thread of the duties asks, and would wait for: here the answer is found when it asks again."""
         if kind != BEQUEATH:
             raise NotDone("nothing waits here")
-        if (peer, payload) in self._told:
-            return self._told.pop((peer, payload))
-
-        def answered(data: bytes, error: NotDone | Unknown | None) -> None:
-            if error is None:
-                self._told[peer, payload] = data
-
-        self.transport.ask(peer, kind, payload, answered)
-        raise Unknown(f"{peer} did not answer yet")
+        said = peer, payload
+        if said not in self._told:
+            self._told[said] = None
+            self.transport.ask(peer, kind, payload, lambda data, error: self._told.update({said: error or data}))
+        answer = self._told[said]
+        if answer is None:
+            # As if it were not sent yet: so it is asked for again, and what is under way is not sent twice.
+            raise NotDone(f"{peer} did not answer yet")
+        del self._told[said]
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
 
     def _take_over(self, data: bytes) -> bytes:
         tenure = self.duties._tenure

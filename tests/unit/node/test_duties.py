@@ -27,7 +27,7 @@ from rollcall.replication.commands import (
     encode,
     sealed,
 )
-from rollcall.replication.errors import NotDone, NotLeader
+from rollcall.replication.errors import Invalid, NotDone, NotLeader, Unknown, to_wire
 from rollcall.replication.records import Key, Override, Registration
 
 
@@ -385,6 +385,37 @@ def test_who_led_tells_the_next_leader_how_all_leases_stood_until_it_is_heard(
     }  # fmt: skip
     # It had given them a little longer itself, for the leader before it.
     assert all(60_000 - each.silent_ms <= each.left_ms <= 60_400 for each in left.leases)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(Unknown("no answer in time"), id="no answer"),
+        pytest.param(msgspec.msgpack.encode([None, [], to_wire(Invalid("too large"))]), id="refused"),
+        pytest.param(b"\xc1", id="no answer that a node gives"),
+    ],
+)
+def test_what_may_have_been_heard_or_will_never_be_is_not_said_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, answer: bytes | Unknown
+) -> None:
+    """It may be large, and on its way yet."""
+    said: list[bytes] = []
+
+    def request(peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        if kind != duties_module.BEQUEATH:
+            raise NotDone("nobody is there")
+        said.append(payload)
+        if isinstance(answer, Unknown):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(pair.leader_log, "request", request)
+    register(pair, 1, ttl_s=60)
+
+    replaced(pair)
+    wait_for(lambda: pair.duties._bequest is None, "it to be settled")
+
+    assert len(said) == 1
 
 
 def test_of_a_term_after_the_next_nothing_is_said(pair: Pair, said: list[tuple[str, Bequest]]) -> None:

@@ -56,6 +56,8 @@ USAGE, FAILED = 2, 70
 
 WAKE_S = 0.2
 TRANSFER_S = 2.0
+SETTLE_S = 1.0
+"""So long a node that has handed over waits until the next leader knows how the leases stood."""
 REPLAY_S = 60.0
 BODIES = 32
 """So many of the longest bodies may be on their way at once."""
@@ -233,7 +235,8 @@ class Node:
 
         In this order, because each step needs the ones after it still running:
         nothing new is taken and parked polls go home; what is under way ends
-        (proposals, renewals); leadership goes to a node that stays; the rest closes.
+        (proposals, renewals); leadership goes to a node that stays, and how the leases stood
+        with it; the rest closes.
         """
         until = time.monotonic() + self._settings.drain_timeout_s
         self.service.drain()
@@ -247,6 +250,8 @@ class Node:
         if self.engine.status().role == "leader" and self._settings.members[1:]:
             handed_over = self.engine.transfer_leadership(min(until - 0.5, time.monotonic() + TRANSFER_S))
             logger.info("leadership handed over" if handed_over else "nobody took over leadership")
+            if handed_over and not self.duties.settle(min(until - 0.5, time.monotonic() + SETTLE_S)):
+                logger.info("the next leader was not told how leases stood: they begin anew")
         if self.dns is not None:
             self.dns.stop(0.2)
         self.server.stop(max(0.3, until - time.monotonic() - 0.3))

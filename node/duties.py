@@ -170,6 +170,16 @@ class Duties:
 
     # -- for any thread ------------------------------------------------------------
 
+    def settle(self, deadline: float) -> bool:
+        """Waits until nobody need be told how leases stood. For a node that has handed over and is about to end.
+
+        False if it was not so by ``deadline``.
+        """
+        while self._tenure is not None or self._bequest is not None:
+            if time.monotonic() >= deadline or self._stop.wait(SETTLE_LOOK_S):
+                return False
+        return True
+
     def renew(self, renewals: Sequence[Renewal], via: str) -> list[Renewed | None]:
         """The word of the leader on each heartbeat; None: ask again shortly.
 
@@ -306,8 +316,10 @@ class Duties:
         if tenure is not None and tenure.leadership == leadership:
             self._lead(tenure, time.monotonic())
             return
-        self._tenure = None
-        self._bequest = self._left(tenure, time.monotonic()) if tenure is not None else self._bequest
+        if tenure is not None:
+            # In this order: who waits for both to be gone (``settle``) must find one of them.
+            self._bequest = self._left(tenure, time.monotonic())
+            self._tenure = None
         if leadership.serving:
             self._begin(leadership)
         elif leadership.leader is not None and leadership.leader != self._log.node_id:

@@ -87,6 +87,22 @@ def test_who_is_dead_goes_however_often_leadership_is_handed_over_and_who_lives_
     assert three.ask(0, "POST", "/api/v1/batch", {"operations": operations}).status == 200
 
 
+def test_a_leader_that_is_stopped_tells_the_next_how_leases_stood_before_it_ends(three: Cluster):
+    leader = three.wait_for_leader()
+    three.register_many(leader, "kept", ["k1"], ttl_s=60.0)
+    told = "1 leases go on as they stood"
+
+    def heard() -> int:
+        return sum(three.log(i).count(told) for i in range(3))
+
+    before = heard()
+    assert three.terminate(leader, timeout_s=STOP_S_MAX) == 0
+
+    assert heard() == before + 1
+    three.restart(leader)
+    assert three.ask(0, "DELETE", "/api/v1/services/kept/instances/k1").status in (200, 204)
+
+
 def test_a_draining_node_says_so_and_takes_nothing_new_before_it_closes(three: Cluster):
     """A write that cannot end (the others are frozen) keeps the door open long enough to look."""
     leader = three.wait_for_leader()

@@ -418,6 +418,40 @@ def test_what_may_have_been_heard_or_will_never_be_is_not_said_again(
     assert len(said) == 1
 
 
+def test_who_ends_waits_until_the_next_leader_knows_and_no_longer_than_it_may(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, heard = threading.Event(), threading.Event()
+
+    def request(peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+        reached.set()
+        assert heard.wait(10)
+        return duties_module.SETTLED
+
+    monkeypatch.setattr(pair.leader_log, "request", request)
+    register(pair, 1, ttl_s=60)
+    pair.leader_log.leads, pair.leader_log.leader = False, None
+    assert not pair.duties.settle(0.0), "whether it has noticed yet that leadership went, or not"
+    pair.leader_log.term += 1
+    pair.leader_log.leader = "follower"
+    assert reached.wait(10)
+    assert not pair.duties.settle(0.0)
+
+    heard.set()
+
+    assert pair.duties.settle(duties_module.time.monotonic() + 40)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_who_ends_and_has_nothing_to_tell_waits_for_nobody(pair: Pair, terms: int) -> None:
+    """It has no leases, or another led in between; and nobody could be reached."""
+    if terms == 2:
+        register(pair, 1, ttl_s=60)
+    replaced(pair, terms=terms)
+
+    assert pair.duties.settle(duties_module.time.monotonic() + 40)
+
+
 def test_of_a_term_after_the_next_nothing_is_said(pair: Pair, said: list[tuple[str, Bequest]]) -> None:
     register(pair, 1, ttl_s=60)
 

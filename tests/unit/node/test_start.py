@@ -1,5 +1,6 @@
-"""The order in which a node starts: clients come in last."""
+"""The order in which a node starts and ends: clients come in last, and leases are handed on before it goes."""
 
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,3 +106,53 @@ def test_a_node_whose_port_is_taken_takes_no_part(taken: str) -> None:
         parts.node().start()
 
     assert "engine" not in parts.done
+
+
+class Ending:
+    """A node that leads and is told to stop. ``done``: in which order what was asked of its parts."""
+
+    def __init__(self, *, handed_over: bool) -> None:
+        self.done: list[str] = []
+        self.waited_s: float = 0.0
+        self._handed_over: bool = handed_over
+
+    def _hand_over(self, deadline: float) -> bool:
+        self.done.append("handed over")
+        return self._handed_over
+
+    def _settle(self, deadline: float) -> bool:
+        self.done.append("leases handed on")
+        self.waited_s = deadline - time.monotonic()
+        return False
+
+    def node(self, drain_timeout_s: float) -> Node:
+        node: Any = object.__new__(Node)
+        node._settings = SimpleNamespace(drain_timeout_s=drain_timeout_s, members=["n1", "n2", "n3"])
+        nothing_under_way = SimpleNamespace(by_kind=lambda: {"write": 0, "renewal": 0})
+        node.service = SimpleNamespace(drain=lambda: None, budget=nothing_under_way)
+        node.engine = SimpleNamespace(
+            drain=lambda: None, status=lambda: SimpleNamespace(role="leader"), transfer_leadership=self._hand_over
+        )
+        node.duties, node.checker = SimpleNamespace(settle=self._settle), SimpleNamespace(stop=lambda: None)
+        node.dns = None
+        node.server = SimpleNamespace(stop=lambda timeout_s: self.done.append("clients"))
+        return node
+
+
+def test_a_leader_that_ends_waits_until_the_next_knows_how_leases_stood_and_never_for_long() -> None:
+    patient, hasty = Ending(handed_over=True), Ending(handed_over=True)
+
+    patient.node(60.0).drain()
+    hasty.node(1.0).drain()
+
+    assert patient.done == ["handed over", "leases handed on", "clients"]
+    assert patient.waited_s <= main.SETTLE_S
+    assert hasty.waited_s <= 0.5
+
+
+def test_a_leader_that_nobody_follows_on_has_nobody_to_tell() -> None:
+    ending = Ending(handed_over=False)
+
+    ending.node(60.0).drain()
+
+    assert ending.done == ["handed over", "clients"]

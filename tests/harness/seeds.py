@@ -5,6 +5,9 @@ import os
 import secrets
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 def first_seed(variable: str) -> int:
@@ -21,3 +24,8 @@ def _of_the_commit() -> int:
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30, check=False
     )
     return int(asked.stdout[:7], 16) if asked.returncode == 0 else 1
+
+
+def seeds(few: int, all: int) -> list[Any]:
+    """For ``parametrize``: the first ``few`` in every run, the others where there is time."""
+    return [pytest.param(seed, marks=() if seed < few else pytest.mark.slow) for seed in range(all)]

@@ -320,7 +320,7 @@ def test_strangers_at_a_plain_port_hold_up_nobody(plain: Cluster, measured: Meas
 
 
 def test_strangers_at_a_port_with_tls_hold_up_nobody(certified: CertifiedCluster, measured: Measured):
-    flood(certified, 3_000, 200, measured, "TLS")
+    flood(certified, 1_000, 200, measured, "TLS")
     come_back(certified, measured, "TLS")
 
 

@@ -12,7 +12,7 @@ import pytest
 from harness.cluster import StartCluster
 from harness.served import Served
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clients]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("replication", "cluster", "node")

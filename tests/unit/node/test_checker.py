@@ -260,7 +260,7 @@ def test_what_is_certain_is_reported_while_second_opinions_are_waited_for(three,
             three.register(f"ill{number}", http(ill.port))
         wait_for(lambda: all(three.health(f"ill{n}") == "passing" for n in range(60)), "all to be well")
         ill.status, calls = 500, ill.calls
-        wait_for(lambda: ill.calls >= calls + 60, lambda: str(ill.calls))
+        wait_for(lambda: ill.calls >= calls + 50, lambda: str(ill.calls))  # a few may have been on their way
         for number in range(10):
             three.register(f"well{number}", http(well.port))
         wait_for(lambda: all(three.health(f"well{n}") == "passing" for n in range(10)), "those that are well")

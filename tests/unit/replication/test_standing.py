@@ -11,6 +11,7 @@ import pytest
 from harness.members import Refused, run
 from harness.ours import EngineMember
 from harness.raft import ROUND_S, Bench, Clock, Cluster, Network, hello_of, is_done, unstamped
+from harness.seeds import seeds
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
 from rollcall.replication import engine as engine_module
@@ -1243,7 +1244,7 @@ def test_two_new_disks_without_the_third_node_do_not_begin_a_cluster_of_their_ow
 # -- any schedule
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", seeds(5, 16))
 def test_disks_are_lost_among_other_faults_and_no_acknowledged_write_is(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

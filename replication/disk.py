@@ -70,8 +70,12 @@ class Disk:
 
     def replace(self, source: Path, target: Path) -> None:
         """Renames ``source`` over ``target``, durably."""
-        source.replace(target)
+        self.rename(source, target)
         self.sync_directory(target.parent)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Renames ``source`` over ``target``. A power cut may take that back."""
+        source.replace(target)
 
     def link(self, source: Path, target: Path) -> None:
         """Keeps ``source`` under a second name, in place of what had that name."""
@@ -80,6 +84,11 @@ class Disk:
 
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+    def free_bytes(self, directory: Path) -> int:
+        """How much room the disk under ``directory`` has, as far as it says so: a quota may leave less."""
+        found = os.statvfs(directory)
+        return found.f_bavail * found.f_frsize
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

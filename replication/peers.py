@@ -73,14 +73,24 @@ class Peers:
     """The memory of one directory for starts, its own and its peers'. Belongs to the tick thread.
 
     The constructor is a start: it is on disk when it returns, if there is room. ``at``: where the directory is.
-    ``counted``: its starts were counted before. Raises ``Damaged`` or ``DiskUnavailable``.
+    ``counted``: its starts were counted before. ``hints``: the disk for what a crash may lose, and want of room
+    as well: none of what is kept for a full disk is used for that. Raises ``Damaged`` or ``DiskUnavailable``.
     """
 
     def __init__(
-        self, directory: Path, disk: Disk, others: Iterable[str], *, node: str, at: Position, counted: bool
+        self,
+        directory: Path,
+        disk: Disk,
+        others: Iterable[str],
+        *,
+        node: str,
+        at: Position,
+        counted: bool,
+        hints: Disk | None = None,
     ) -> None:
         self._directory: Path = directory
         self._disk: Disk = disk
+        self._hints: Disk = hints or disk
         self._node: str = node
         self._others: frozenset[str] = frozenset(others)
         self._present: dict[str, tuple[str, Claims]] = {}
@@ -188,7 +198,7 @@ class Peers:
         self._changed = False
         words = {peer: _Word(known.disk, known.word) for peer, known in self._record.known.items()}
         data, path = _sealed(words), self._directory / "words"
-        self._saving = run(lambda: rewrite(self._disk, path, data))
+        self._saving = run(lambda: rewrite(self._hints, path, data))
 
     # -- files ---------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.sim_disk import SimDisk
@@ -29,7 +31,7 @@ from rollcall.replication.policies import Policy
 from rollcall.replication.records import Key, Registration
 from rollcall.replication.reserve import Reserve, ReservingDisk, lacking
 
-RESERVE, MARGIN, STEP = 10_000, 2_000, 100
+RESERVE, MARGIN, STEP, SLACK = 10_000, 2_000, 100, 1_000
 KEY = Key("default", "cart", "c1")
 REGISTER = Register(Registration(service="cart", id="c1"))
 REMOVALS: list[Command] = [
@@ -54,6 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reserve_module, "RESERVE_BYTES", RESERVE)
     monkeypatch.setattr(reserve_module, "MARGIN_BYTES", MARGIN)
     monkeypatch.setattr(reserve_module, "STEP_BYTES", STEP)
+    monkeypatch.setattr(reserve_module, "SLACK_BYTES", SLACK)
 
 
 @pytest.fixture
@@ -64,6 +67,13 @@ def disk() -> SimDisk:
 def made(directory: Path, disk: Disk) -> tuple[Reserve, ReservingDisk]:
     reserve = Reserve(directory / "reserve", disk)
     return reserve, ReservingDisk(disk, reserve)
+
+
+def raising(number: int) -> Callable[..., Any]:
+    def fails(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fails
 
 
 def held(directory: Path) -> int:
@@ -199,10 +209,7 @@ def test_a_state_file_makes_no_node_short_and_leaves_half_to_the_log(tmp_path: P
 def test_an_error_that_is_not_about_room_takes_nothing(tmp_path: Path, disk: SimDisk, monkeypatch) -> None:
     reserve, reserving = made(tmp_path, disk)
 
-    def fails(path: Path) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(disk, "open", fails)
+    monkeypatch.setattr(disk, "open", raising(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
         reserving.open(tmp_path / "journal")
 
@@ -218,3 +225,186 @@ def test_on_a_real_disk_it_holds_what_it_says(tmp_path: Path) -> None:
     assert reserve.take(4_000)
     assert held(tmp_path) == RESERVE - 4_000
     assert reserve.restore()
+
+
+# -- what is missing may be something else
+
+
+@pytest.mark.parametrize("step", ["open", "rename", "link"])
+def test_a_name_that_finds_no_room_takes_little_and_what_was_taken_in_vain_comes_back(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A disk that is out of inodes has room for everything else."""
+    reserve, reserving = made(tmp_path, disk)
+    kept: list[int] = []
+    opens = disk.open
+
+    def refuse(path: Path, *_: Path) -> Any:
+        if path.name == "reserve":
+            return opens(path)
+        kept.append(held(tmp_path))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, step, refuse)
+    names = [tmp_path / "standing.tmp", tmp_path / "standing"][: 1 if step == "open" else 2]
+    with pytest.raises(OSError, match="No space left"):
+        getattr(reserving, step)(*names)
+
+    assert kept == [RESERVE, RESERVE - STEP, RESERVE - 2 * STEP]
+    assert (reserve.whole, reserving.short, held(tmp_path)) == (True, False, RESERVE)
+
+
+@pytest.mark.parametrize("step", ["write", "reserve"])
+def test_bytes_that_find_no_room_whatever_is_set_free_take_no_more_than_they_need_and_a_little(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    reserve, reserving = made(tmp_path, disk)
+    descriptor = reserving.open(tmp_path / "journal")
+    kept: list[int] = []
+    does = getattr(disk, step)
+
+    def refuse(where: int, *what: Any) -> Any:
+        if where != descriptor:
+            return does(where, *what)
+        kept.append(held(tmp_path))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, step, refuse)
+    with pytest.raises(OSError, match="No space left"):
+        getattr(reserving, step)(descriptor, *((b"j" * 3_000, 0) if step == "write" else (3_000,)))
+
+    assert min(kept) == RESERVE - 3_000 - SLACK
+    assert (reserve.whole, held(tmp_path)) == (True, RESERVE)
+
+
+def test_on_a_disk_that_others_fill_what_is_set_free_some_is_kept_for_later(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, reserving = made(tmp_path, disk)
+    descriptor = reserving.open(tmp_path / "journal")
+    disk.full = True
+    monkeypatch.setattr(disk, "write", raising(errno.ENOSPC))
+    truncates = disk.truncate
+
+    def truncate(where: int, size: int) -> None:
+        truncates(where, size)
+        disk.full = True
+
+    monkeypatch.setattr(disk, "truncate", truncate)
+    with pytest.raises(OSError, match="No space left"):
+        reserving.write(descriptor, b"j" * 3_000, 0)
+
+    assert held(tmp_path) == RESERVE - 3_000 - SLACK
+    assert reserve.short
+
+
+def test_a_rename_is_not_repeated_when_its_directory_finds_no_room(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was renamed is not there a second time: that would be an error that ends the node."""
+    _, reserving = made(tmp_path, disk)
+    monkeypatch.setattr(disk, "sync_directory", raising(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        rewrite(reserving, tmp_path / "standing", b"s")
+
+    assert (tmp_path / "standing").read_bytes() == b"s"
+
+
+# -- how it comes back
+
+
+def test_the_logs_half_comes_back_with_whatever_room_there_is(tmp_path: Path, disk: SimDisk) -> None:
+    reserve, _ = made(tmp_path, disk)
+    disk.full = True
+    assert reserve.take(RESERVE) == RESERVE
+
+    found = []
+    for free in (3_000, 3_000, 0):
+        disk.full = True
+        disk._room = free
+        assert not reserve.restore()
+        found.append((held(tmp_path), disk._room))
+
+    assert found == [(3_000 - STEP, STEP), (RESERVE // 2, 3_000 - STEP - 2_000), (RESERVE // 2, 0)]
+    assert reserve.short
+
+
+def test_as_long_as_less_is_free_than_is_missing_nobody_else_goes_without_it_for_a_moment(
+    tmp_path: Path, disk: SimDisk
+) -> None:
+    reserve, _ = made(tmp_path, disk)
+    disk.full = True
+    assert reserve.take(3_000)
+    disk._room = 3_000 + MARGIN - 1
+    before = list(disk.trace)
+
+    assert not reserve.restore()
+    assert disk.trace == before
+    disk._room += 1
+    assert reserve.restore()
+
+
+def test_a_quota_that_the_disk_does_not_speak_of_leaves_the_node_short(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, _ = made(tmp_path, disk)
+    assert reserve.take(3_000)
+    monkeypatch.setattr(disk, "reserve", raising(errno.EDQUOT))
+
+    assert not reserve.restore()
+
+    assert (reserve.short, reserve.error, held(tmp_path)) == (True, "", RESERVE - 3_000)
+
+
+def test_an_error_in_the_middle_ends_nothing_and_takes_nothing(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, _ = made(tmp_path, disk)
+    with monkeypatch.context() as failing:
+        failing.setattr(disk, "truncate", raising(errno.EIO))
+        assert reserve.take(1_000) == 0
+        assert reserve.whole
+        assert not reserve.restore()
+        assert not reserve.whole
+
+    assert reserve.take(1_000) == 1_000
+    assert held(tmp_path) == RESERVE - 1_000
+    assert reserve.restore()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EFBIG, errno.EMFILE])
+def test_a_reserve_that_cannot_be_made_for_another_reason_says_which_and_makes_no_node_short(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as failing:
+        failing.setattr(disk, "reserve", raising(number))
+        reserve, reserving = made(tmp_path, disk)
+    assert (reserve.whole, reserving.short) == (False, False)
+    assert os.strerror(number) in reserve.error
+    assert str(tmp_path / "reserve") in reserve.error
+
+    assert reserve.restore()
+    assert reserve.error == ""
+
+
+def test_a_directory_in_its_place_is_said_and_refuses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "reserve").mkdir()
+
+    reserve, reserving = made(tmp_path, Disk())
+
+    assert "Is a directory" in reserve.error
+    assert not reserving.short
+    assert reserve.take(1) == 0
+
+
+def test_a_node_that_is_short_stays_so_while_another_error_is_in_the_way(
+    tmp_path: Path, disk: SimDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, _ = made(tmp_path, disk)
+    assert reserve.take(1_000)
+    monkeypatch.setattr(disk, "open", raising(errno.EMFILE))
+
+    assert not reserve.restore()
+
+    assert reserve.short

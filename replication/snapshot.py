@@ -34,6 +34,7 @@ from msgspec import Struct
 from .disk import CHOICES, Disk, remedy
 from .errors import Damaged, DiskUnavailable, TooLarge, WrongDirectory
 from .registry import State
+from .reserve import MARGIN_BYTES
 from .state import verify
 
 CHUNK_BYTES = 32 * 1024
@@ -173,9 +174,15 @@ class Snapshots:
             self._disk.sync(descriptor)
         finally:
             self._disk.close(descriptor)
-        if self.path.exists() and not self._disk.short:
+        if self.path.exists() and self._has_room_for_previous(path):
             self._disk.link(self.path, self._previous)
+        else:
+            self._disk.unlink(self._previous)
         self._disk.replace(path, self.path)
+
+    def _has_room_for_previous(self, newest: Path) -> bool:
+        """Whether the next state file has room beside two others. Else the disk would be full again with that one."""
+        return not self._disk.short and self._disk.free_bytes(newest.parent) >= newest.stat().st_size + MARGIN_BYTES
 
     def _save(self, state: State) -> SnapshotHeader:
         header = SnapshotHeader(_FORMAT, self._cluster, state.applied_index, state.term)

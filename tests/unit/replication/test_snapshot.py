@@ -13,6 +13,7 @@ from rollcall.replication import snapshot as snapshot_module
 from rollcall.replication.commands import FORMAT, Envelope
 from rollcall.replication.errors import Damaged, TooLarge, WrongDirectory
 from rollcall.replication.registry import Registry
+from rollcall.replication.reserve import MARGIN_BYTES
 from rollcall.replication.snapshot import SnapshotHeader, Snapshots
 from rollcall.replication.state import State
 
@@ -73,6 +74,22 @@ def test_the_file_before_is_kept_under_a_second_name(tmp_path, snapshots):
 
     assert snapshots.load()[0].index == 9
     assert snapshots.read(tmp_path / "snapshot.previous")[0].index == 5
+
+
+def test_the_file_before_is_not_kept_where_the_next_one_would_find_no_room_beside_it(tmp_path, snapshots, disk):
+    """It would make the disk full again each time, and be given up for that."""
+    snapshots.save(registry(5).root())
+    snapshots.save(registry(9).root())
+    assert (tmp_path / "snapshot.previous").exists()
+    size_bytes = (tmp_path / "snapshot").stat().st_size
+    disk._room = 2 * size_bytes + MARGIN_BYTES - 500
+
+    snapshots.save(registry(9).root())
+    assert not (tmp_path / "snapshot.previous").exists()
+    disk.full = False
+    snapshots.save(registry(9).root())
+
+    assert (tmp_path / "snapshot.previous").exists()
 
 
 def test_a_file_is_synced_before_it_gets_its_name(snapshots, disk):

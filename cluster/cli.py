@@ -360,7 +360,7 @@ def members(context: Context) -> None:
     if view.protection.get("active"):
         say(f"evictions are held: {view.protection.get('reason', 'self-protection')}")
     if view.disk_error:
-        say(f"{view.node} has no room on its disk: {view.disk_error}")
+        say(f"{view.node} has a disk that needs looking after: {view.disk_error}")
     if view.snapshot_error:
         say(f"{view.node} writes no state file: {view.snapshot_error}")
     if view.clock_error:

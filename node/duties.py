@@ -341,7 +341,7 @@ class Duties:
         """What to leave of a term that has just ended: all leases, or nothing if any may have been held."""
         leases, could_listen = tenure.leases, now - tenure.looked_at <= LOOK_S + PAUSED_S
         understood = self._log.registry.level >= KEEP_LEVEL
-        if leases is None or not could_listen or not understood or self._log.status().disk_error:
+        if leases is None or not could_listen or not understood or self._log.status().stores_nothing:
             return None
         with tenure.held():
             held = protection(*leases.count(now), self._settings.protection_threshold).active

@@ -60,7 +60,7 @@ from .commands import (
     level_of,
     sealed,
 )
-from .disk import CHOICES, DirectoryLock, Disk
+from .disk import CHOICES, DirectoryLock, Disk, is_full
 from .errors import (
     Damaged,
     DiskUnavailable,
@@ -74,7 +74,7 @@ from .errors import (
     TooSoon,
     Unknown,
 )
-from .handing import Transfers
+from .handing import GivingWay, Transfers
 from .install import Incoming, Outgoing
 from .journal import NO_OP, REGULAR, Cut, Entry, Journal
 from .log import Handler, Leadership, Listener, LogStatus, Proposal, Role
@@ -190,7 +190,8 @@ class _Follower:
         self.probe_sent: bool = False
         self.held: int = 0
         self.votes: bool = True
-        self.room: bool = True
+        self.room: bool | None = None
+        """Whether there is room on its disk; None until it has said so in this term."""
         self.sending: Outgoing | None = None
         self.at: float | None = None
         """Its clock in its newest answer on this connection."""
@@ -292,6 +293,9 @@ class Engine(SyncObj):
         """Why this node takes up nothing that adds to the registry, if it leads."""
         self._adds_not: str = ""
         """The same, and why it takes up nothing such as a leader of others that are short of room."""
+        self._none_has_room: bool = False
+        """And nobody will: there is no follower whom leadership could go to, or who could complete a quorum, soon."""
+        self._giving_way: GivingWay = GivingWay()
         self._restore_at: float = 0.0
         self._wall_clocks: Clocks = Clocks()
         self._clocks_asked: dict[Node, float] = {}
@@ -374,6 +378,7 @@ class Engine(SyncObj):
                 node=node_id,
                 at=self._position(),
                 counted=self._standing.counted,
+                hints=plain,
             )
             if self._claims() is not None:
                 self._standing.count()
@@ -526,7 +531,8 @@ class Engine(SyncObj):
             serving_term=self._serving,
             caught_up=self._caught_up,
             peers=self._wire.statuses(),
-            disk_error=self._disk_error or self._short,
+            disk_error=self._disk_error or self._short or self._reserve.error,
+            stores_nothing=bool(self._disk_error),
             clock_error=self._wall_clocks.error,
             clock_ahead_s=self._wall_clocks.ahead_s(now, time.time_ns()),
             standing=self._standing.kind,
@@ -686,6 +692,11 @@ class Engine(SyncObj):
         """False while writes come in faster than a state file is written: what the log takes is bounded."""
         return self._journal.growth < LOG_BYTES_HARD or not (self._saving or self._cutting)
 
+    @property
+    def _log_grew(self) -> bool:
+        """By so much that a state file is due, however few the entries are."""
+        return self._journal.growth > (LOG_BYTES_SHORT if self._reserve.short else LOG_BYTES_MAX)
+
     def _quorum_contact_s(self, now: float) -> float:
         """How long ago this leader last heard a quorum, itself included."""
         ages = sorted(now - heard for heard in self._heard.values())
@@ -765,7 +776,8 @@ class Engine(SyncObj):
                 proposal.resolve(None, NotLeader(f"{self.node_id} does not lead any more"))
                 continue
             if proposal.adds and self._adds_not:
-                proposal.resolve(None, DiskUnavailable(self._adds_not, nearly_full=True))
+                facts = {"nearly_full": True} if self._none_has_room else {}
+                proposal.resolve(None, DiskUnavailable(self._adds_not, **facts))
                 continue
             try:
                 self._journal.check_room(len(proposal.data) + 64)
@@ -1057,7 +1069,7 @@ class Engine(SyncObj):
         success = not reset and not alive
         term, leader, at = self._asked_at
         asked_at = at if (term, leader) == (self._term, node.id) else None
-        votes, room = self._standing.votes, self._reserve.whole and not self._disk_error
+        votes, room = self._standing.votes, not (self._reserve.short or self._disk_error)
         self._hold(node, wire.Progress(self._term, next_index, success, reset, votes, time.monotonic(), asked_at, room))
 
     def _on_progress(self, node: Node, message: wire.Progress) -> None:
@@ -1440,6 +1452,7 @@ class Engine(SyncObj):
         self._followers = {node: _Follower() for node in self._wire.nodes()}
         # A quorum has just voted for this node.
         self._heard = dict.fromkeys(self._wire.nodes(), time.monotonic())
+        self._giving_way = GivingWay()
         super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
         if self._forced_term == self._term:
             self._transfers.happened(time.monotonic())
@@ -1631,9 +1644,8 @@ class Engine(SyncObj):
         if any((self._saving, self._cutting, self._installing, self._receiving)):
             return
         entries = self._applied - (self._saved.index if self._saved else 1)
-        short = not self._reserve.whole
-        grown = self._journal.growth > (LOG_BYTES_SHORT if short else LOG_BYTES_MAX)
-        many = entries >= self._config.snapshot_entries or grown
+        short = self._reserve.short
+        many = entries >= self._config.snapshot_entries or self._log_grew
         now = time.monotonic()
         if entries and self._pace.due(now, many=many, interval_s=self._config.snapshot_interval_s, short=short):
             self._pace.begun(now)
@@ -1655,6 +1667,7 @@ class Engine(SyncObj):
             logger.error("%s; the log is not cut; trying again in %.0f s", self._pace.error, rest_s)
             return
         self._pace.done()
+        self._restore_room()
         if header.index <= self._journal.base_index or (self._saved and header.index <= self._saved.index):
             # A newer one was installed meanwhile.
             return
@@ -1665,7 +1678,7 @@ class Engine(SyncObj):
             self._cutting = cut, self._snapshots.run(lambda: self._journal.write_cut(cut, self._snapshots.rest))
         else:
             # Who needs all of the log will not need less of it in a moment.
-            if self._journal.growth > LOG_BYTES_MAX:
+            if self._log_grew:
                 self._pace.put_off(now)
             self._say_saved(header)
 
@@ -1695,6 +1708,7 @@ class Engine(SyncObj):
             rest_s = self._pace.failed(f"the log could not be cut: {what}", time.monotonic())
             logger.warning("%s; trying again in %.0f s", self._pace.error, rest_s)
             return
+        self._restore_room()
         self._say_saved(self._saved)
 
     def _say_saved(self, header: SnapshotHeader | None) -> None:
@@ -1749,6 +1763,17 @@ class Engine(SyncObj):
             self._installing = self._snapshots.install(receiving.path)
 
     def _receive(self, node: Node, message: wire.Install) -> None:
+        try:
+            self._take_piece(node, message)
+        except OSError as error:
+            # A node that lacks what the others have needs it more than it needs its reserve whole: it is short
+            # of room from here on, and so may give up the state file before the newest, and take of the reserve.
+            if not is_full(error) or self._reserve.short or not self._reserve.take(1):
+                raise
+            self._snapshots.make_room()
+            self._take_piece(node, message)
+
+    def _take_piece(self, node: Node, message: wire.Install) -> None:
         if message.offset == 0 and (self._receiving is None or self._receiving.received):
             self._abort_receiving()
             path = self._config.directory / "snapshot-received.tmp"
@@ -1835,18 +1860,20 @@ class Engine(SyncObj):
         return error
 
     def _begin_transfer(self, to: str = "", *, with_room: bool = False) -> NotDone | None:
-        """Why it did not begin, if it did not. ``with_room``: only to who has room on its disk."""
+        """Why it did not begin, if it did not. ``with_room``: only to who has room on its disk, and will take over."""
         if self._role != LEADER:
             return NotLeader(f"{self.node_id} does not lead")
         if self._transfer is not None:
             return None
+        now, wall_ns = time.monotonic(), time.time_ns()
         able = [node for node in self._wire.nodes() if to in ("", node.id) and self._able_to_lead(node)]
-        roomy = [node for node in able if self._followers[node].room]
-        able = roomy if with_room else roomy or able
+        if with_room:
+            able = [node for node in able if self._keeps_up(node, now) and self._followers[node].room]
+            able = [node for node in able if self._wall_clocks.trusts(node.id, now, wall_ns)]
+        able = [node for node in able if self._followers[node].room] or able
         if not able:
             who = f"{to} cannot" if to else "no other node can"
             return NotDone(f"{who} take over now: not connected, shutting down, or not voting yet")
-        now, wall_ns = time.monotonic(), time.time_ns()
         right = [node for node in able if self._wall_clocks.trusts(node.id, now, wall_ns)]
         target = max(right or able, key=lambda node: (self._match[node], node.id))
         self._transfer = (target, now + TRANSFER_S)
@@ -1878,33 +1905,53 @@ class Engine(SyncObj):
             self._try_disk(now)
         if not self._reserve.whole and now >= self._restore_at:
             self._restore_at = now + DISK_RETRY_S
-            if not self._reserve.restore() and self._role == LEADER:
-                self._begin_transfer(with_room=True)
-        if self._reserve.whole and self._short:
+            self._restore_room()
+        if not self._reserve.short and self._short:
             logger.info("the disk under %s has room again", self._config.directory)
             self._short = ""
-        elif not self._reserve.whole and not self._short:
+        elif self._reserve.short and not self._short:
             self._short = (
                 f"the disk under {self._config.directory} is nearly full: while this node leads it takes up nothing "
                 "that adds to the registry; removals go on, within what was kept for them. Free some room there"
             )
             logger.error("%s", self._short)
-        self._adds_not = self._why_nothing_is_added()
+        gives_way = self._short and self._role == LEADER and self._transfer is None and self._giving_way.due(now)
+        if gives_way and self._begin_transfer(with_room=True) is None:
+            self._giving_way.tried(now, TRANSFER_S)
+        self._adds_not = self._why_nothing_is_added(now)
 
-    def _why_nothing_is_added(self) -> str:
+    def _restore_room(self) -> None:
+        if not self._reserve.whole:
+            self._reserve.restore()
+
+    def _why_nothing_is_added(self, now: float) -> str:
         if self._role != LEADER:
             return ""
-        room: dict[str, bool] = {
-            node.id: each.room for node, each in self._followers.items() if self._wire.connected(node)
-        }
-        room[self.node_id] = self._reserve.whole
+        connected = {node: each for node, each in self._followers.items() if self._wire.connected(node)}
+        room: dict[str, bool] = {self.node_id: not self._reserve.short}
+        for node, each in connected.items():
+            if each.room is False or (each.room and self._keeps_up(node, now)):
+                room[node.id] = each.room
         without = lacking(room, self.node_id, len(self._SyncObj__otherNodes) + 1)
         if not without:
             return ""
+        self._none_has_room = not any(
+            each.room is not False and self._takes_part(node, now) for node, each in connected.items()
+        )
         return (
             f"the disk of {', '.join(without)} is nearly full: nothing that adds to the registry is taken up "
             "until there is room; removals are"
         )
+
+    def _takes_part(self, node: Node, now: float) -> bool:
+        """Whether a follower counts towards a quorum, and is not filled by a state file, or silent."""
+        follower = self._followers[node]
+        lately = now - self._heard.get(node, -math.inf) < self._config.leader_fallback_s
+        return follower.votes and follower.sending is None and lately
+
+    def _keeps_up(self, node: Node, now: float) -> bool:
+        """The same, and it is known where its log stands."""
+        return self._takes_part(node, now) and not self._followers[node].probing
 
     def _disk_failed(self, error: DiskUnavailable) -> None:
         """Says so, hands leadership over, and does not campaign until there is room."""

@@ -60,7 +60,9 @@ class LogStatus(Struct, frozen=True, kw_only=True):
     caught_up: bool
     peers: tuple[PeerStatus, ...]
     disk_error: str = ""
-    """Why this node takes up nothing that adds to the registry (``reserve.py``), or nothing at all."""
+    """Why this node takes up nothing that adds to the registry, or nothing; or keeps no room (``reserve.py``)."""
+    stores_nothing: bool = False
+    """What ``disk_error`` says is that there is no room for anything: this node takes up nothing at all."""
     clock_error: str = ""
     """What is wrong with this node's wall clock: it neither leads nor stamps (``clocks.py``)."""
     clock_ahead_s: float | None = None

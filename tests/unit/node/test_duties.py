@@ -477,7 +477,7 @@ def test_nothing_is_left_where_it_might_not_be_the_whole_truth(
         now += 31.0
         tenure.looked_at = now
     elif why == "no room on disk":
-        full = msgspec.structs.replace(pair.leader_log.status(), disk_error="no room")
+        full = msgspec.structs.replace(pair.leader_log.status(), disk_error="no room", stores_nothing=True)
         monkeypatch.setattr(pair.leader_log, "status", lambda: full)
     elif why == "paused":
         now += duties_module.LOOK_S + duties_module.PAUSED_S + 1.0
@@ -489,6 +489,19 @@ def test_nothing_is_left_where_it_might_not_be_the_whole_truth(
         pair.leader.registry.level = 3
 
     assert pair.duties._left(tenure, now) is None
+
+
+def test_a_leader_that_steps_down_because_its_disk_is_nearly_full_leaves_its_leases(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It judged them like any other: that it is short of room is why it hands over."""
+    register(pair, 1, ttl_s=60)
+    tenure = pair.duties._tenure
+    assert tenure is not None
+    short = msgspec.structs.replace(pair.leader_log.status(), disk_error="the disk is nearly full")
+    monkeypatch.setattr(pair.leader_log, "status", lambda: short)
+
+    assert pair.duties._left(tenure, tenure.looked_at) is not None
 
 
 def test_a_new_leader_goes_on_from_how_a_lease_stood_and_evicts_the_dead_and_nobody_else(pair: Pair) -> None:

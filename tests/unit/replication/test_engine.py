@@ -3,6 +3,7 @@
 The defects of the library that it closes have their own tests, in ``test_defects_*``.
 """
 
+import itertools
 import shutil
 import threading
 import time
@@ -36,6 +37,7 @@ from rollcall.replication.errors import (
     Unknown,
 )
 from rollcall.replication.log import Proposal
+from rollcall.replication.peers import STAYS_S
 from rollcall.replication.records import Key
 
 
@@ -961,6 +963,7 @@ def test_one_full_disk_of_three_stops_nobody(reserved):
     reserved.disconnect("b")
     assert error_of(propose(reserved, "y")) is DiskUnavailable
     reserved.connect("b")
+    reserved.acknowledge("b", reserved.term, reserved.last_index + 1)
 
     assert not is_done(propose(reserved, "z"))
 
@@ -995,6 +998,214 @@ def test_a_node_starts_on_a_full_disk_says_so_and_is_whole_again_by_itself(reser
     reserved.tick()
 
     assert error_of(taken) is None
+
+
+def roomy(member: EngineMember, *peers: str) -> None:
+    """What followers say that have everything, and room for more."""
+    for peer in peers:
+        member.acknowledge(peer, member.term, member.last_index + 1)
+
+
+def cannot_help(member: EngineMember, peer: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes of ``peer``, which has said that it has room, one that completes no quorum."""
+    node = next(node for node in member.engine._followers if node.id == peer)
+    follower = member.engine._followers[node]
+    if why == "does not vote":
+        member.receive(peer, wire.Progress(member.term, member.last_index + 1, True, False, voting=False))
+    elif why == "is sent a state file":
+        member.save_state()
+        member.tick()
+        follower.sending = install_module.Outgoing(member.directory / "snapshot", 1_000, member.clock.now)
+    elif why == "disagrees":
+        member.receive(peer, wire.Progress(member.term, 2, False, True))
+    elif why == "is silent":
+        member.clock.now += 5.0
+    elif why == "said nothing yet":
+        member.append("b", member.term + 1, (1, 0), [])
+        member.elect()
+        roomy(member, *(other for other in member.peers if other != peer))
+    elif why == "has a clock that is off":
+        trusts = member.engine._wall_clocks.trusts
+        monkeypatch.setattr(
+            member.engine._wall_clocks, "trusts", lambda name, *now: name != peer and trusts(name, *now)
+        )
+
+
+@pytest.mark.parametrize("why", ["does not vote", "is sent a state file", "disagrees", "is silent", "said nothing yet"])
+def test_room_where_no_quorum_can_come_of_it_is_not_counted(reserved, why, monkeypatch):
+    roomy(reserved, "b")
+    acknowledge_short(reserved, "c")
+    assert not is_done(propose(reserved, "with b"))
+
+    cannot_help(reserved, "b", why, monkeypatch)
+    acknowledge_short(reserved, "c")
+    refused = propose(reserved, "without b")
+
+    assert error_of(refused) is DiskUnavailable
+    assert "the disk of c is nearly full" in refused.error.message
+    # What will be over in a moment is tried again by whoever serves the client.
+    assert ("nearly_full" not in refused.error.facts) == (why in ("disagrees", "said nothing yet"))
+
+
+def handed(member: EngineMember) -> list[str]:
+    return [to for _, to, message in member.network.sent if isinstance(message, wire.TimeoutNow)]
+
+
+def test_who_is_elected_while_it_is_short_refuses_nothing_for_good_and_hands_over_at_once(reserved):
+    fill(reserved)
+    reserved.append("b", reserved.term + 1, (1, 0), [])
+    reserved.elect()
+
+    refused = propose(reserved, "x")
+    assert error_of(refused) is DiskUnavailable
+    assert refused.error.facts == {}, "another may take it in a moment"
+    roomy(reserved, "b")
+    for _ in range(3):
+        reserved.tick()
+
+    assert handed(reserved) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        "does not vote",
+        "is sent a state file",
+        "disagrees",
+        "is silent",
+        "said nothing yet",
+        "has a clock that is off",
+    ],
+)
+def test_leadership_is_not_offered_for_want_of_room_to_who_cannot_take_it(reserved, why, monkeypatch):
+    """All writes would rest meanwhile, again and again."""
+    roomy(reserved, "b")
+    acknowledge_short(reserved, "c")
+    cannot_help(reserved, "b", why, monkeypatch)
+    acknowledge_short(reserved, "c")
+    reserved.disk.full = True
+    assert reserved.engine._reserve.take(1)
+
+    for _ in range(20):
+        reserved.tick(0.1)
+        acknowledge_short(reserved, "c")
+        assert reserved.engine._transfer is None
+
+
+def test_hand_overs_for_want_of_room_that_nobody_takes_are_ever_more_rare(reserved):
+    roomy(reserved, "b")
+    acknowledge_short(reserved, "c")
+    fill(reserved)
+    tried: list[float] = []
+    began = reserved.clock.now
+
+    while reserved.clock.now < began + 100.0:
+        reserved.tick(0.25)
+        roomy(reserved, "b")
+        acknowledge_short(reserved, "c")
+        if reserved.engine._transfer is not None and (not tried or reserved.clock.now - tried[-1] > 1.5):
+            tried.append(reserved.clock.now)
+
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert tried[0] - began < 1.0
+    assert pauses == pytest.approx([2, 3, 5, 9, 17, 33], abs=0.6)
+
+
+def test_where_nothing_can_be_cut_state_files_are_not_written_back_to_back(reserved, monkeypatch):
+    """The followers need all of the log still, and it grew by more than what is much where there is little room."""
+    monkeypatch.setattr(engine_module, "LOG_BYTES_SHORT", 1_000)
+    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 2_000)
+    fill(reserved)
+    reserved.disk.trace.clear()
+
+    for number in range(100):
+        remove(reserved, f"v{number}")
+        acknowledge_short(reserved, "b", "c")
+        reserved.tick(0.1)
+
+    assert 1 <= reserved.disk.trace.count(("rename", "snapshot.tmp")) <= 3
+
+
+def test_what_a_state_file_sets_free_is_kept_for_the_log_at_once(reserved):
+    short_everywhere(reserved)
+    reserved.engine._reserve.take(60_000)
+    reserved.engine._restore_at = reserved.clock.now + 1_000.0
+    reserved.disk.full = True
+    before = (reserved.directory / "reserve").stat().st_size
+    assert before < 10_000
+
+    reserved.disk._room = 10_000
+    reserved.save_state()
+    reserved.tick()
+
+    assert before < (reserved.directory / "reserve").stat().st_size <= 32 * 1024
+
+
+def test_a_follower_on_a_full_disk_takes_a_state_file_into_what_is_kept(reserved):
+    """It gives up the one before for that; until now it waited for an operator, with all of that lying there."""
+    reserved.save_state()
+    commit_through(reserved, "w1")
+    reserved.save_state()
+    reserved.tick()
+    assert (reserved.directory / "snapshot.previous").exists()
+    reserved.disk.full = True
+    values = [f"kept {number:05}" for number in range(80)]
+
+    reserved.install("b", reserved.term + 1, (500, reserved.term), values, damaged=False)
+    for _ in range(3):
+        reserved.tick()
+
+    assert reserved.state() == set(values)
+    assert not (reserved.directory / "snapshot.previous").exists()
+    assert not reserved.engine.status().stores_nothing
+    assert reserved.engine._reserve.short
+
+
+def test_hints_of_what_peers_said_take_nothing_of_what_is_kept(cluster):
+    leader = cluster.wait_for_leader()
+    began = cluster.clock.now
+    cluster.until(lambda: cluster.clock.now > began + 2 * STAYS_S, "all to have met")
+    for disk in cluster.disks.values():
+        disk.full = True
+
+    for number in range(8):
+        cluster.write(leader, f"v{number}")
+        for _ in range(15):
+            cluster.round()
+
+    assert all(cluster[name]._reserve.whole for name in cluster.names)
+
+
+def test_a_reserve_that_cannot_be_made_is_said_and_refuses_nothing(ours, monkeypatch, caplog):
+    member = ours.member()
+    member.close()
+    (member.directory / "reserve").unlink()
+    (member.directory / "reserve").mkdir()
+    monkeypatch.setattr(member.disk, "open", opens_no_directory(member.disk.open))
+    member.restart()
+    member.elect()
+    for _ in range(3):
+        member.tick(1.0)
+        roomy(member, "b", "c")
+
+    taken = propose(member, "x")
+    roomy(member, "b")
+    member.tick()
+    status = member.engine.status()
+
+    assert error_of(taken) is None
+    assert "Is a directory" in status.disk_error
+    assert not status.stores_nothing
+    assert [record.message for record in caplog.records].count(status.disk_error) == 1
+
+
+def opens_no_directory(opens):
+    def checks(path: Path) -> int:
+        if path.is_dir():
+            raise OSError(21, "Is a directory")
+        return opens(path)
+
+    return checks
 
 
 def test_with_room_again_a_node_leads_again(no_reserve, member):

@@ -7,7 +7,7 @@ from harness.raft import Clock, Cluster
 from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.replication.errors import TooSoon
-from rollcall.replication.handing import Transfers
+from rollcall.replication.handing import GivingWay, Transfers
 
 INTERVAL_S = 5.0
 
@@ -63,3 +63,18 @@ def test_who_must_hand_over_is_not_held_up(cluster: Cluster) -> None:
 
     assert cluster[second]._begin_transfer() is None
     cluster.until(lambda: cluster.serving() not in (None, second), "another leader")
+
+
+def test_what_nobody_takes_for_want_of_room_is_offered_at_once_and_then_ever_more_rarely() -> None:
+    giving_way, now = GivingWay(), 1_000.0
+    offered: list[float] = []
+    while now < 1_400.0:
+        if giving_way.due(now):
+            offered.append(now)
+            giving_way.tried(now, 1.0)
+        now += 0.5
+
+    pauses = [later - earlier - 1.0 for earlier, later in itertools.pairwise(offered)]
+    assert offered[0] == 1_000.0
+    assert pauses == [1, 2, 4, 8, 16, 32, *[60] * (len(pauses) - 6)]
+    assert len(pauses) > 8

@@ -678,7 +678,7 @@ class _Channel(HTTPChannel):
                 # It may have come after the header was made that would have said so: the loop had looked whether
                 # there is something to read before, and reads it now.
                 self._end_with_what_is_unsent()
-            else:
+            elif self.requests:  # none if its client left, and they were given up when it was in the queue already
                 super().service()
         finally:
             if shares is not None:

@@ -400,7 +400,7 @@ def test_a_target_that_flaps_writes_a_few_changes_and_is_then_ill_until_it_stays
         wait_for(enough, lambda: str(answers))
         told = [result.state for report in one.leader.reports for result in report.results]
         assert len(told) <= tally.CHANGES_FREE + 4
-        assert one.health("a") == "critical"
+        wait_for(lambda: one.health("a") == "critical", "it to stay ill")
     finally:
         one.close()
 

@@ -141,7 +141,7 @@ class Demo:
             name, copy = SERVICES[number % 3], number // 3 + 1
             self.services.append(Service(name, f"{name}-{copy}", self.cluster.urls, number % 3))
         everybody = {service.id for service in self.services}
-        seen = self.wait(lambda: all(reader.ids == everybody for reader in self.readers), 10.0)
+        seen = self.wait(lambda: all(reader.ids == everybody for reader in self.readers), 60.0)
         held = seen is not None
         self.prove(held, f"six services registered, two through each node; every node lists all {INSTANCES}")
         answers = [self.call(id, address) for id, address in self.readers[0].addresses.items()]
@@ -174,7 +174,7 @@ class Demo:
         began = time.monotonic()
         survivors = [url for i, url in enumerate(self.cluster.urls) if i != leader]
         with self.writing(survivors) as done:
-            written = self.wait(done.is_set, 10.0)
+            written = self.wait(done.is_set, 60.0)
         self.prove(written is not None, f"the next write was acknowledged {_seconds(written)} after the leader's death")
         new = self.cluster.wait_for_leader()
         self.say(f"{self.cluster.node_id(new)} leads now; waiting more than a whole lease for wrong evictions")
@@ -202,7 +202,7 @@ class Demo:
         self.dead_nodes.clear()
         self.readers[back].restarted = True
         self.readers[back].excused = False
-        same = self.wait(lambda: len({*self.digests()}) == 1, 10.0)
+        same = self.wait(lambda: len({*self.digests()}) == 1, 60.0)
         self.prove(
             same is not None, f"the killed node was ready after {took_s:.1f} s, and all three states are identical"
         )

@@ -91,8 +91,7 @@ class ServiceAdapter(BaseAdapter):
             except exceptions.RequestException as error:
                 refused = was_refused(error)
                 late = not refused or isinstance(error, exceptions.ConnectTimeout)
-                again = call.failed(time.monotonic(), refused=refused, counts=late)
-                following = call.next(time.monotonic()) if again else None
+                following = call.failed(time.monotonic(), refused=refused, counts=late)
                 if following is None:
                     raise
                 endpoint = following
@@ -100,8 +99,7 @@ class ServiceAdapter(BaseAdapter):
             except BaseException:
                 call.abandoned()
                 raise
-            again = not call.answered(response.status_code, time.monotonic())
-            following = call.next(time.monotonic()) if again else None
+            following = call.answered(response.status_code, time.monotonic())
             if following is None:
                 return response
             response.close()

@@ -17,8 +17,8 @@ ELSEWHERE = frozenset({502, 503, 504})
 
 
 class Call:
-    """``begin`` the first try, send the request there, and say how that ended; while there may be another,
-    the ``next`` one. What the last of them came to is the caller's, be it an error or an answer.
+    """``begin`` the first try, send the request there, and say how that ended: the answer is whom to try then.
+    What the last try came to is the caller's, be it an error or an answer.
 
     ``resendable``: whether the body can be sent a second time. ``key`` and ``headers``: what the balancer and policies
     go by. ``tries`` counts the first one too, but none that was refused at once.
@@ -47,33 +47,34 @@ class Call:
         self._pool.begun(endpoint, now)
         return endpoint
 
-    def next(self, now: float) -> Endpoint | None:
-        """Whom to try then. None: nobody is there any more, so what the last try came to stands."""
-        try:
-            return self.begin(now)
-        except NoInstances:
-            return None
-
-    def failed(self, now: float, *, refused: bool, counts: bool = True) -> bool:
-        """The try came to nothing; whether there may be another. ``refused``: the request certainly did not arrive.
-        ``counts``: it took its time."""
+    def failed(self, now: float, *, refused: bool, counts: bool = True) -> Endpoint | None:
+        """The try came to nothing. Whom to try then; None: that stands. ``refused``: the request certainly did not
+        arrive. ``counts``: it took its time."""
         self._pool.failed(self._tried[-1], now)
         self._counted += counts
-        return (self._again or (refused and self._resendable)) and self._counted < self._tries
+        may_go_on = (self._again or (refused and self._resendable)) and self._counted < self._tries
+        return self._following(now) if may_go_on else None
 
-    def answered(self, status: int, now: float) -> bool:
-        """Whether this answer is for the caller; if not, another instance may have a better one."""
+    def answered(self, status: int, now: float) -> Endpoint | None:
+        """There was an answer. Who may have a better one; None: it is for the caller."""
         endpoint, cannot = self._tried[-1], status in ELSEWHERE
         if cannot:
             self._pool.failed(endpoint, now)
         else:
             self._pool.succeeded(endpoint, now - self._began, now)
         self._counted += 1
-        return not (cannot and self._again and self._counted < self._tries and self._others())
+        may_go_on = cannot and self._again and self._counted < self._tries and self._others()
+        return self._following(now) if may_go_on else None
 
     def abandoned(self) -> None:
         """The try ended for a reason that says nothing of the instance."""
         self._pool.abandoned(self._tried[-1])
+
+    def _following(self, now: float) -> Endpoint | None:
+        try:
+            return self.begin(now)
+        except NoInstances:
+            return None  # nobody is there any more
 
     def _others(self) -> bool:
         return any(endpoint not in self._tried for endpoint in self._pool.endpoints)

@@ -78,7 +78,7 @@ class ServiceTransport(httpx.BaseTransport):
                 if _is_short(response):
                     response = _whole(response, b"".join(_CertainStream(response)))
             except httpx.TransportError as error:
-                following = call.next(time.monotonic()) if _may_go_on(call, error) else None
+                following = _following(call, error)
                 if following is None:
                     raise
                 endpoint = following
@@ -86,8 +86,7 @@ class ServiceTransport(httpx.BaseTransport):
             except BaseException:
                 call.abandoned()
                 raise
-            again = not call.answered(response.status_code, time.monotonic())
-            following = call.next(time.monotonic()) if again else None
+            following = call.answered(response.status_code, time.monotonic())
             if following is None:
                 return _handed_on(response, endpoint, request, _CertainStream)
             response.close()
@@ -134,7 +133,7 @@ class AsyncServiceTransport(httpx.AsyncBaseTransport):
                 if _is_short(response):
                     response = _whole(response, b"".join([part async for part in _CertainAsyncStream(response)]))
             except httpx.TransportError as error:
-                following = call.next(time.monotonic()) if _may_go_on(call, error) else None
+                following = _following(call, error)
                 if following is None:
                     raise
                 endpoint = following
@@ -142,8 +141,7 @@ class AsyncServiceTransport(httpx.AsyncBaseTransport):
             except BaseException:
                 call.abandoned()
                 raise
-            again = not call.answered(response.status_code, time.monotonic())
-            following = call.next(time.monotonic()) if again else None
+            following = call.answered(response.status_code, time.monotonic())
             if following is None:
                 return _handed_on(response, endpoint, request, _CertainAsyncStream)
             await response.aclose()
@@ -179,10 +177,11 @@ def _begun(call: Call, request: httpx.Request) -> Endpoint:
         raise httpx.ConnectError(str(error), request=request) from error
 
 
-def _may_go_on(call: Call, error: httpx.TransportError) -> bool:
+def _following(call: Call, error: httpx.TransportError) -> Endpoint | None:
+    """Whom to try after that. None: it is the caller's."""
     if isinstance(error, OURS):
         call.abandoned()
-        return False
+        return None
     refused = isinstance(error, REFUSED)
     return call.failed(time.monotonic(), refused=refused, counts=not isinstance(error, httpx.ConnectError))
 

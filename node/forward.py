@@ -24,7 +24,7 @@ from ..replication.commands import REQUEST_ID_MAX, from_peer, to_peer
 from ..replication.errors import Invalid, NotDone, Overloaded, RollcallError, Unknown, from_wire
 from ..replication.errors import to_peer as error_to_peer
 from ..replication.log import Handler, Log, Proposal, Reply
-from ..replication.records import Key
+from ..replication.records import UNREADABLE, Key
 from ..replication.registry import Outcome
 from .aside import Aside, at_once
 from .values import Renewal, Renewed
@@ -177,8 +177,6 @@ _said = msgspec.msgpack.Decoder(Said)
 _key = msgspec.msgpack.Decoder(Key)
 _notes = msgspec.msgpack.Decoder(dict[str, str])
 _answered = msgspec.msgpack.Decoder(Answered)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding raises: msgspec passes on what Python says of text that is none."""
 
 
 def submission(command: Any, request_id: str) -> bytes:
@@ -206,7 +204,7 @@ def read_notes(data: bytes) -> dict[str, str]:
     """What a leader knows that a service said beside its checks; nothing if it could not say."""
     try:
         return _notes.decode(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         return {}
 
 
@@ -214,7 +212,7 @@ def read_answer(data: bytes) -> Answered:
     """A leader's answer; raises the error that it carries, or ``Unknown`` if it is none."""
     try:
         answered = _answered.decode(data)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Unknown(f"an answer that no node gives: {error}") from error
     if answered.error is not None:
         raise from_wire(answered.error)
@@ -301,7 +299,7 @@ def _guarded(handler: Callable[[str, bytes, Reply], None]) -> Callable[[str, byt
     def guarded(peer: str, payload: bytes, reply: Reply) -> None:
         try:
             handler(peer, payload, reply)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             reply(_encode(Answered(error=error_to_peer(Invalid(f"a request that no node sends: {error}")))))
         except RollcallError as error:
             reply(_encode(Answered(error=error_to_peer(error))))

@@ -24,7 +24,19 @@ from msgspec import Meta, Struct
 from .checks import State
 from .errors import Fatal, TooLarge
 from .policies import Policy, check_policy
-from .records import Id, Key, Name, Registration, Status, Text, TimeNs, check_names, check_registration, invalid_from
+from .records import (
+    UNREADABLE,
+    Id,
+    Key,
+    Name,
+    Registration,
+    Status,
+    Text,
+    TimeNs,
+    check_names,
+    check_registration,
+    invalid_from,
+)
 
 FORMAT = 1
 """Format of the commands that every release knows."""
@@ -349,7 +361,7 @@ def decode(data: bytes) -> Envelope:
     """
     try:
         envelope = _envelopes.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         _check_format(data)
         raise invalid_from(error) from None
     if envelope.format > LEVEL:
@@ -358,7 +370,7 @@ def decode(data: bytes) -> Envelope:
 
 
 def _check_format(data: bytes) -> None:
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    with contextlib.suppress(*UNREADABLE):
         found = _formats.decode(data).format
         if found > LEVEL:
             raise Fatal(f"a command of level {found} is in the log, this node knows {LEVEL}: upgrade this node")
@@ -378,7 +390,7 @@ def from_peer(data: bytes, *, level: int = LEVEL) -> Submittable:
     """
     try:
         command = _submittable.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise invalid_from(error) from None
     if isinstance(command, Batch) and len(command.operations) > BATCH_MAX and level >= KEEP_LEVEL:
         raise TooLarge(

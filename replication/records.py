@@ -212,6 +212,10 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     return found[0] if found else ""
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises of bytes that somebody else sent: msgspec passes on what Python says of text that is none."""
+
+
 def invalid_from(error: Exception, known: Iterable[str] = ()) -> Invalid:
     """The ``Invalid`` that says what msgspec's error says, in our words."""
     match = _WHERE.match(str(error))

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import Invalid
+from .records import UNREADABLE
 from .starts import Claims
 
 VERSION = 1
@@ -247,7 +248,7 @@ class FrameReader:
                 start = end
                 try:
                     message = _decoder.decode(body)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                except UNREADABLE as error:
                     raise Invalid(f"a frame that is no message: {error}") from None
                 yield message
         finally:

@@ -67,13 +67,13 @@ def work_of(records: Iterable[object]) -> int:
     return work
 
 
-def work_of_service(registry: Registry, env: str, service: str) -> int:
-    """The same of all instances of a service."""
-    count = registry.outline(env, service).instances
+def work_of_service(registry: Registry, env: str, service: str, most: int | None = None) -> int:
+    """The same of the instances of a service, or of the first ``most`` of them."""
+    count = registry.outline(env, service).instances if most is None else most
     if count >= LARGE_MIN:
         return count  # without putting them in order, which is part of what a place is for
     view = registry.service(env, service)
-    return 0 if view is None else work_of(view.instances)
+    return 0 if view is None else work_of(view.instances[:most])
 
 
 class Places:

@@ -208,7 +208,7 @@ class Native:
         index = g.index = registry.applied_index
         key = ("services", env, asked, index)
         work = services.work(env, asked)
-        return pieces_answer(self._context.large.made(key, work, lambda: [services.body(env, asked, index)[1]]))
+        return pieces_answer(self._context.large.made(key, work, lambda: [services.body(env, index, asked)]))
 
     def cluster(self) -> Response:
         Query.of_request().done()

@@ -24,7 +24,7 @@ from ...replication.registry import Registry, ServiceView
 from ...replication.state import ServiceName, ordered
 from ..masking import masked
 from ..values import LeaseView
-from .large import COUNTED_BYTES, LARGE_MIN, work_of
+from .large import COUNTED_BYTES, LARGE_MIN, work_of_service
 from .pages import WHOLE, Item, Paging, Place, encode_json, joined, list_body, too_large
 from .query import Query
 
@@ -217,25 +217,21 @@ class Listings:
     def work(self, env: str, service: str, wanted: Wanted, asked: Paging, *, remembered: bool) -> int:
         """What making that list, or that page of it, counts as (``large``); nothing where it stands made or is known
         to be too large (``remembered``: where that is looked for)."""
-        if remembered and self.is_known(env, service, wanted):
+        outline = self._registry.outline(env, service)
+        if remembered and self._known((env, service, wanted), outline.modify_index) is not None:
             return 0
-        count = self._registry.outline(env, service).instances
         # A filter has to be looked for in all of them.
-        most = asked.work(count) if replace(wanted, limit=None) in (PLAIN, EVERYTHING) else count
-        if most >= LARGE_MIN or asked.after is not None:
-            return most  # without looking at them; and a page is bounded in bytes anyway
-        view = self._registry.service(env, service)
-        return 0 if view is None else work_of(view.instances[:most])
+        is_filtered = replace(wanted, limit=None) not in (PLAIN, EVERYTHING)
+        most = outline.instances if is_filtered else asked.work(outline.instances)
+        if asked.after is not None:
+            return most  # a page is bounded in bytes anyway
+        return work_of_service(self._registry, env, service, most)
 
     def tail(self, env: str, service: str, wanted: Wanted) -> Pieces:
         """The same answer after its index (``head_of``), which is the same for all readers. Raises ``TooLarge``."""
         tail = self._rendered(env, service, wanted).tail
         assert tail is not None
         return tail
-
-    def is_known(self, env: str, service: str, wanted: Wanted) -> bool:
-        """Whether there is nothing to be made for that answer now."""
-        return self._known((env, service, wanted), self._registry.outline(env, service).modify_index) is not None
 
     def tail_made_anew(
         self, env: str, service: str, wanted: Wanted, asked: Paging, shown: Shown, *, remember: bool
@@ -323,12 +319,10 @@ class Services:
         self._names: tuple[int, list[ServiceName]] = (registry.names_version - 1, [])
         self._lock = threading.Lock()
 
-    def body(self, env: str | None, asked: Paging = WHOLE, index: int | None = None) -> tuple[int, bytes]:
-        """The index of the copy that was read (``index``, if it was read before), and the answer: one summary per
-        service, by env and name."""
-        index = self._registry.applied_index if index is None else index
+    def body(self, env: str | None, index: int, asked: Paging = WHOLE) -> bytes:
+        """The answer of the copy that has at least that ``index``: one summary per service, by env and name."""
         beside = {"env": env_shown(env), "index": index}
-        return index, list_body(beside, "services", self._items(env, asked.after or ()), asked)
+        return list_body(beside, "services", self._items(env, asked.after or ()), asked)
 
     def work(self, env: str | None, asked: Paging) -> int:
         """What making that answer counts as (``large``): its services, those with long sums as several, and

@@ -268,10 +268,10 @@ def test_what_is_kept_of_sums_is_bounded_and_right(service: FakeService) -> None
     for n in range(60):
         for id in range(8):
             register(service, f"i{id}", of=f"s{n}")
-        services.body("default")
+        services.body("default", 0)
 
     register(service, "i0", of="s0", tags=("new",))
-    assert b'"tags":["new"]' in services.body("default")[1]
+    assert b'"tags":["new"]' in services.body("default", 0)
     assert services._bytes < 12_000
     assert services._bytes == sum(len(said) + views.SUM_ENTRY_BYTES for _, said in services._kept.values())
 
@@ -279,7 +279,7 @@ def test_what_is_kept_of_sums_is_bounded_and_right(service: FakeService) -> None
 def test_what_is_kept_for_lists_of_services_is_not_the_services_as_they_were(service: FakeService) -> None:
     register(service, "a")
     services = views.Services(service.registry)
-    services.body("default")
+    services.body("default", 0)
 
     service.registry.root()  # for a snapshot: what changes from now on is a copy
     register(service, "b")
@@ -293,7 +293,7 @@ def test_services_that_come_and_go_are_listed_at_once(service: FakeService) -> N
     services, seen = views.Services(service.registry), 0
 
     def names() -> list[str]:
-        return [each["name"] for each in msgspec.json.decode(services.body("default")[1])["services"]]
+        return [each["name"] for each in msgspec.json.decode(services.body("default", 0))["services"]]
 
     assert names() == []
     for number, name in enumerate("bac"):
@@ -336,7 +336,7 @@ def test_to_put_many_names_in_order_is_work_too(service: FakeService, monkeypatc
     services, few = views.Services(service.registry), pages.Paging(limit=1)
     apply(service, Batch(tuple(Register(Registration(service=f"s{n}", id="a")) for n in range(500))))
     assert services.work("other", few) == 500
-    services.body("other", few)
+    services.body("other", 0, few)
     assert services.work("other", few) == 0
     assert services.work("default", few) == 1 + 1, "its sum has to be made"
     assert services.work("default", pages.Paging(limit=7, after=("default", "s95"))) == 2 * 4

@@ -241,13 +241,7 @@ def answers_not_taken(cluster: Cluster, strength: float) -> Figures:
         cluster.register_many(0, "large", [f"i{n}" for n in range(begin, begin + 75)], ttl_s=None, meta=meta)
     cluster.wait_same()
     ask = b"GET /api/v1/services/large/instances?health=any HTTP/1.1\r\nHost: node\r\n\r\n"
-    with attacking(cluster) as (others, abuser):
-        for _ in range(int(60 * strength)):
-            abuser.dial(cluster.port, ask)
-            abuser.push(time.monotonic() + 1.0)
-            time.sleep(0.05)
-        time.sleep(3.0)
-    return others.figures()
+    return _not_taken(cluster, ask, int(60 * strength))
 
 
 def all_not_taken(cluster: Cluster, strength: float) -> Figures:
@@ -257,8 +251,13 @@ def all_not_taken(cluster: Cluster, strength: float) -> Figures:
         cluster.register_many(0, "large", [f"i{n}" for n in range(first, first + 500)], ttl_s=None, addrs=addrs)
     cluster.wait_same()
     ask = b"POST /api/fetchall HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\n\r\n"
+    return _not_taken(cluster, ask, 60)
+
+
+def _not_taken(cluster: Cluster, ask: bytes, readers: int) -> Figures:
+    """So many that ask that of one node and read nothing."""
     with attacking(cluster) as (others, abuser):
-        for _ in range(60):
+        for _ in range(readers):
             abuser.dial(cluster.port, ask)
             abuser.push(time.monotonic() + 1.0)
             time.sleep(0.05)

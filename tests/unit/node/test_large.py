@@ -28,6 +28,10 @@ class Kitchen:
         assert self.go.wait(10)
         yield b"gun"
 
+    def give_up(self, why: str) -> Iterator[bytes]:
+        yield from self.make()
+        raise Overloaded(why)
+
 
 @pytest.fixture
 def kitchen() -> Kitchen:
@@ -77,13 +81,8 @@ def test_what_ages_is_made_anew():
 
 def test_who_waits_for_what_fails_is_told_why_and_the_next_one_tries_again(kitchen: Kitchen):
     once = Once(10.0)
-
-    def fail() -> Iterator[bytes]:
-        yield from kitchen.make()
-        raise Overloaded("full")
-
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(once.pieces, "all", fail) for _ in range(2)]
+        asked = [pool.submit(once.pieces, "all", lambda: kitchen.give_up("full")) for _ in range(2)]
         wait_for(lambda: kitchen.begun, "the first one to begin")
         kitchen.go.set()
         for each in asked:
@@ -94,13 +93,8 @@ def test_who_waits_for_what_fails_is_told_why_and_the_next_one_tries_again(kitch
 
 def test_who_waited_with_somebody_who_gave_up_tries_for_themselves(kitchen: Kitchen):
     once = Once(30.0)
-
-    def given_up() -> Iterator[bytes]:
-        yield from kitchen.make()
-        raise Overloaded("none became free")
-
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(once.pieces, "all", given_up)
+        first = pool.submit(once.pieces, "all", lambda: kitchen.give_up("none became free"))
         wait_for(lambda: kitchen.begun, "the first one to begin")
         others = [pool.submit(once.pieces, "all", lambda: [b"ok"]) for _ in range(2)]
         wait_for(lambda: all(each.running() for each in others), "the others to ask")

@@ -79,7 +79,7 @@ def processes_that_name(directory: Path) -> Sequence[str]:
     return found
 
 
-@pytest.mark.parametrize("minutes", [0.6, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("minutes", [1.0, pytest.param(6, marks=pytest.mark.slow)])
 def test_no_fault_breaks_a_promise(runs, tmp_path, minutes: float):
     """With starting, settling and judging it takes half a minute more. CHAOS_SEED=… plays another seed."""
     run = Run(tmp_path, "--minutes", str(minutes), "--seed", SEED, "--data-dir", str(tmp_path / "data"))

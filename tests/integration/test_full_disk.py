@@ -149,7 +149,13 @@ def test_on_full_disks_everywhere_removals_go_on_and_nodes_restart(cramped: Clus
 
     said = wait_for(refused, "registrations to be refused", 60.0)
     assert (said["code"], said["outcome"]) == ("DiskUnavailable", "not_done")
-    wait_for(lambda: all(cluster.view(i)["disk_error"] for i in range(3)), "all nodes to say that they are short")
+
+    def short() -> list[int]:
+        return [i for i in range(3) if cluster.view(i)["disk_error"]]
+
+    # What the third had left of its log may last: nothing that would use it up is taken any more.
+    wait_for(lambda: len(short()) >= 2, "a quorum to say that it is short")
+    full = short()
 
     for i in range(3):
         removed = cluster.ask(i, "DELETE", instance_path(PLAIN, f"p{i + 1}"))
@@ -161,7 +167,7 @@ def test_on_full_disks_everywhere_removals_go_on_and_nodes_restart(cramped: Clus
         cluster.kill(i)
         cluster.start_node(i)
         cluster.wait_ready(nodes=[i])
-        assert "nearly full" in cluster.view(i)["disk_error"]
+        assert i not in full or "nearly full" in cluster.view(i)["disk_error"]
         assert cluster.ids(i, "bulk") == held
     cluster.wait_for_leader()
     gone = cluster.ask(0, "DELETE", instance_path("bulk", min(held)))
@@ -170,6 +176,11 @@ def test_on_full_disks_everywhere_removals_go_on_and_nodes_restart(cramped: Clus
     for each in ballast:
         each.unlink()
     wait_for(lambda: not any(cluster.view(i)["disk_error"] for i in range(3)), "the nodes to see that there is room")
+    where, path = {"address": "10.0.0.1", "port": 80, "ttl_s": None}, instance_path(PLAIN, "p0")
+    # The leader hears of it with the next answer of each.
+    wait_for(
+        lambda: cluster.ask(0, "PUT", instance_path(PLAIN, "p0"), where).status == 201, "registrations to be taken"
+    )
     cluster.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
     cluster.wait_same(20.0)
     measured(f"three full disks: {bulk} batches until {said['detail']!r}")

@@ -38,6 +38,9 @@ WELL_MIN = 2
 CHAOS_S = 25.0
 CALM_S = 2.0
 """Before the first deed."""
+KINDS = {"killed", "asked to end", "stopped"}
+"""What is done to instances: each of it at least once."""
+AGAIN_S, AGAIN_S_MAX = 1.0, CHAOS_S + 60.0
 BLACKOUT_S = 5.0
 """So long no node of the registry runs."""
 
@@ -333,7 +336,11 @@ class Chaos:
         """
         known = self._gateway.instances(SERVICE)
         well = [instance for instance in victims if instance.id in known and instance.well]
-        for instance in well[: max(0, min(count, len(well) - WELL_MIN))]:
+        struck = well[: max(0, min(count, len(well) - WELL_MIN))]
+        if not struck and self._now < AGAIN_S_MAX and not self.done.keys() >= KINDS:
+            # On a busy machine nobody may be back yet. Each kind has its turn all the same.
+            self._at(self._now + AGAIN_S, lambda: self._strike(deed, victims, count, s))
+        for instance in struck:
             instance.left_alone = False
             deed(instance, s)
 
@@ -459,7 +466,7 @@ def test_who_calls_through_a_gateway_sees_no_death_that_a_retry_can_hide(
     assert all(causes.values()), shown([call for call, kinds in causes.items() if not kinds])
     assert max(executed.values()) == 1, [id for id, count in executed.items() if count > 1]
     assert {call.id for call in callers.calls if call.method == "POST" and not call.fault} <= executed.keys()
-    assert set(chaos.done) >= {"killed", "asked to end", "stopped"}
+    assert set(chaos.done) >= KINDS
 
 
 def left_alone(gateway: GatewayProcess) -> list[str]:

@@ -48,7 +48,7 @@ def there(pair: Pair) -> set[str]:
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """A pair whose duties live four times as fast: their leases of 2 s last half a second."""
     monkeypatch.setattr(duties_module, "time", FastClock())
-    pair = Pair()
+    pair = Pair(write_timeout_s=20.0)
     wait_for(lambda: pair.duties._tenure is not None and pair.duties._tenure.leases is not None, "the leader's duties")
     yield pair
     pair.close()
@@ -283,7 +283,7 @@ def test_a_word_while_its_silence_is_being_noted_is_acknowledged_after_that_and_
     critical = Result(key(1), pair.leader.registry.instance(key(1)).reg_index, "own", "critical")
     applied = pair.leader_log.propose(Report("", 0, (critical,), tenure.term), time_ns=time.time_ns())
     held[0].resolve(applied.outcome, None)
-    speaking.join(5)
+    speaking.join(20)
 
     assert answered == ["passing"]
 

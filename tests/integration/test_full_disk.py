@@ -176,7 +176,7 @@ def test_on_full_disks_everywhere_removals_go_on_and_nodes_restart(cramped: Clus
     for each in ballast:
         each.unlink()
     wait_for(lambda: not any(cluster.view(i)["disk_error"] for i in range(3)), "the nodes to see that there is room")
-    where, path = {"address": "10.0.0.1", "port": 80, "ttl_s": None}, instance_path(PLAIN, "p0")
+    where = {"address": "10.0.0.1", "port": 80, "ttl_s": None}
     # The leader hears of it with the next answer of each.
     wait_for(
         lambda: cluster.ask(0, "PUT", instance_path(PLAIN, "p0"), where).status == 201, "registrations to be taken"

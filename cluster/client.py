@@ -52,6 +52,7 @@ from ..replication.errors import (
     TooLarge,
     Unknown,
 )
+from ..replication.front.pages import Pages
 from ..replication.policies import Policy, PolicyChange, PolicyRecord
 from ..replication.records import (
     DEFAULT_ENV,
@@ -67,7 +68,6 @@ from ..replication.records import (
 from . import forks
 from .http import Answer, Session, exchange, history_of, left_by_session
 from .members import DEFAULT_NODES, Members, nodes_from
-from .pages import Pages
 from .seen import Seen
 
 logger = logging.getLogger(__name__)

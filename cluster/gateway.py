@@ -32,15 +32,15 @@ from urllib3 import exceptions as lower
 from urllib3.util import parse_url
 
 from ..replication.errors import Invalid
+from ..replication.front.networks import LOOPBACK, networks, within
+from ..replication.front.pages import ANSWER_BYTES_MAX, PAGE_BYTES
 from . import forks
 from .balancer import Endpoint
 from .calls import ELSEWHERE, IDEMPOTENT
 from .discovery import Discovery
 from .framing import POOLS, BadAnswer
 from .names import service_name
-from .networks import LOOPBACK, networks, within
 from .origin import origin_of
-from .pages import ANSWER_BYTES_MAX, PAGE_BYTES
 from .pool import NO_HEADERS, NoInstances, Pool
 from .targets import Malformed, host_of, services_of, target_of
 
@@ -513,7 +513,7 @@ def serve(
 
     Raises ``OSError`` if the address cannot be had, and what ended the serving if it ends unasked."""
     try:
-        from .server import Server
+        from ..replication.front.server import Server
     except ImportError:
         raise Invalid("the gateway needs waitress: pip install 'rollcall-registry[gateway]'", field="gateway") from None
     stop = threading.Event()

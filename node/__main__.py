@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if missing := [
@@ -25,11 +26,11 @@ if missing := [
 ]:
     sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
-from ..cluster.networks import networks
-from ..cluster.server import FILES_KEPT_FREE, Server
 from ..replication.changes import Changes
 from ..replication.engine import Engine, EngineConfig
 from ..replication.errors import RollcallError
+from ..replication.front.networks import networks
+from ..replication.front.server import FILES_KEPT_FREE, Server
 from ..replication.tls import Credentials
 from ..replication.transport import Endpoint, Transport
 from . import certs, files, logs
@@ -38,9 +39,6 @@ from .api.body import limit_of
 from .aside import Worker
 from .budget import Budget
 from .checker import Checker
-from .dns.answers import Answers, Zone
-from .dns.rates import Rates
-from .dns.server import Server as DnsServer
 from .duties import Duties, DutySettings
 from .metrics import Metrics
 from .probes import Prober
@@ -48,6 +46,9 @@ from .reach import Reach
 from .service import Service, ServiceSettings
 from .settings import Settings, load
 from .values import Member
+
+if TYPE_CHECKING:
+    from .dns.server import Server as DnsServer
 
 logger = logging.getLogger("rollcall.node")
 
@@ -175,7 +176,12 @@ class Node:
         )
         self.dns: DnsServer | None = self._dns() if settings.dns_port else None
 
-    def _dns(self) -> DnsServer:
+    def _dns(self) -> "DnsServer":
+        # A node without DNS starts sooner.
+        from .dns.answers import Answers, Zone
+        from .dns.rates import Rates
+        from .dns.server import Server as DnsServer
+
         settings = self._settings
         zone = Zone(
             domain=settings.dns_domain,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..cluster.networks import networks
 from ..replication.commands import COMMAND_BYTES_MAX
 from ..replication.errors import Invalid
+from ..replication.front.networks import networks
 from .reach import Reach
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import msgspec
 from flask import Response, g, request
 from msgspec import Struct
 
-from ...cluster.networks import client_of, within
 from ...replication.commands import REQUEST_ID_MAX, Submittable
 from ...replication.errors import Invalid, NoLeader
+from ...replication.front.networks import client_of, within
 from ...replication.registry import Outcome
 from ..budget import Kind
 from ..metrics import Metrics

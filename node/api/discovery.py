@@ -23,9 +23,9 @@ import msgspec
 from flask import Blueprint, Response, g
 from msgspec import Meta, Struct
 
-from ...cluster.pieces import Pieces
 from ...replication.commands import Deregister, Register
 from ...replication.errors import Conflict, Invalid, KeyReused, NotFound, TooLarge
+from ...replication.front.pieces import Pieces
 from ...replication.places import Place, address_fault, first_of
 from ...replication.records import Instance, Key, Registration, TimeNs, build, invalid_from
 from ...replication.registry import ServiceView

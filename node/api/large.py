@@ -25,8 +25,8 @@ from weakref import WeakValueDictionary
 from flask import Response, request
 from werkzeug.wsgi import wrap_file
 
-from ...cluster.pieces import PIECE_BYTES, Pieces, Reader
 from ...replication.errors import Overloaded
+from ...replication.front.pieces import PIECE_BYTES, Pieces, Reader
 from ...replication.registry import Registry
 from ...replication.state import size_of
 from .pages import encode_json

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ...cluster.pages import ANSWER_BYTES_MAX, PAGE_BYTES
-from ...cluster.pages import PAGE_ITEMS as PAGE_ITEMS_MAX
 from ...replication.errors import Invalid, TooLarge
+from ...replication.front.pages import ANSWER_BYTES_MAX, PAGE_BYTES
+from ...replication.front.pages import PAGE_ITEMS as PAGE_ITEMS_MAX
 from .query import NUMBER_MAX, Query
 
 PAGE_ITEMS = 1_000

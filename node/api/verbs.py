@@ -8,10 +8,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from ...cluster.networks import LOOPBACK, Network
 from ...replication.changes import Changes
 from ...replication.checks import State
 from ...replication.commands import Submittable
+from ...replication.front.networks import LOOPBACK, Network
 from ...replication.log import LogStatus
 from ...replication.records import Instance, Key
 from ...replication.registry import Outcome, Registry

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...cluster.pieces import PIECE_BYTES, Pieces
 from ...replication.errors import Invalid, TooLarge
+from ...replication.front.pieces import PIECE_BYTES, Pieces
 from ...replication.records import META_KEYS_MAX, TAGS_MAX, Event, Health, Instance, Status
 from ...replication.registry import Registry, ServiceView
 from ...replication.state import ServiceName, ordered

@@ -9,7 +9,7 @@ trusts, and this machine, are not held to it: resolvers ask for many.
 from collections import OrderedDict
 from enum import Enum, auto
 
-from ...cluster.networks import LOOPBACK, Network, unmapped, within
+from ...replication.front.networks import LOOPBACK, Network, unmapped, within
 
 PER_S = 100.0
 """Answers to one network (/24 of IPv4, /56 of IPv6)."""

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 from harness.api import Api, FakeService, problem
-from rollcall.cluster.pieces import Reader
 from rollcall.node.api.catalog import _row
 from rollcall.node.api.discovery import NODES_APP, _groups
 from rollcall.node.api.fast import Fast
@@ -17,6 +16,7 @@ from rollcall.node.api.large import LARGE_MIN
 from rollcall.node.api.views import record
 from rollcall.replication.commands import Batch, Register
 from rollcall.replication.errors import Overloaded
+from rollcall.replication.front.pieces import Reader
 from rollcall.replication.records import Instance, Registration
 from werkzeug.test import Client
 

@@ -11,13 +11,13 @@ import pytest
 from harness.api import Api, FakeService, InProcess, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.cluster import pages as client_pages
 from rollcall.cluster.client import Client, Snapshot
 from rollcall.node.api import ApiSettings, create_app, pages, views, watch
 from rollcall.node.api.fast import Fast
 from rollcall.replication.changes import Interest
 from rollcall.replication.commands import Batch, Begin, Deregister, Register, SetPolicy, SetStatus
 from rollcall.replication.errors import Gone, NotFound
+from rollcall.replication.front import pages as client_pages
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Event, Instance, Key, Registration
 from rollcall.replication.state import ServiceState

@@ -11,9 +11,9 @@ from harness.raw_answers import Listed, RawAnswers, exchanged
 from harness.served import Served
 from harness.waiting import wait_for
 from rollcall.cluster import gateway as gateway_module
-from rollcall.cluster import server as server_module
 from rollcall.cluster.gateway import Gateway, GatewaySettings
-from rollcall.cluster.server import Server
+from rollcall.replication.front import server as server_module
+from rollcall.replication.front.server import Server
 
 pytestmark = pytest.mark.integration
 

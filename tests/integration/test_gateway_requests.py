@@ -15,7 +15,7 @@ from harness.raw_answers import Listed, RawAnswers, exchanged
 from harness.served import Served
 from rollcall.cluster.adapter import ServiceAdapter
 from rollcall.cluster.gateway import Gateway, GatewaySettings
-from rollcall.cluster.server import Server
+from rollcall.replication.front.server import Server
 from urllib3.exceptions import LocationParseError
 
 pytestmark = pytest.mark.integration

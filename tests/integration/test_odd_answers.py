@@ -15,8 +15,8 @@ import requests
 from harness.callers import CALLERS, CannotCall
 from harness.raw_answers import Listed, Piece, RawAnswers
 from rollcall.cluster.gateway import Gateway, GatewaySettings
-from rollcall.cluster.server import Server
 from rollcall.cluster.sidecar import Check
+from rollcall.replication.front.server import Server
 
 pytestmark = pytest.mark.integration
 

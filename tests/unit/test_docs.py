@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from rollcall.cluster import following
-from rollcall.cluster.server import HEADER_BYTES_MAX
 from rollcall.node.api import large, pages
 from rollcall.node.api.context import MIN_INDEX_WAIT_S_MAX
 from rollcall.node.api.native import HEARTBEATS_MAX
@@ -16,6 +15,7 @@ from rollcall.node.dns.rates import PER_S
 from rollcall.node.settings import Settings
 from rollcall.node.settings_rules import MEMBERS_MAX
 from rollcall.replication import changes, checks, commands, policies, records, registry
+from rollcall.replication.front.server import HEADER_BYTES_MAX
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("replication", "cluster", "node")
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
-MAY_IMPORT = {"replication": set[str](), "cluster": {"replication"}, "node": {"replication", "cluster"}}
-VOCABULARY = {"errors", "places", "records", "checks", "policies", "commands"}
+MAY_IMPORT = {"replication": set[str](), "cluster": {"replication"}, "node": {"replication"}}
+VOCABULARY = {"errors", "places", "records", "checks", "policies", "commands", "front"}
 """What ``cluster`` may know of ``replication``: a service that installs the SDK gets no server code paths."""
 
 

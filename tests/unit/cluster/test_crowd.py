@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.cluster.crowd import Held, Limits, Shares, in_the_way
+from rollcall.replication.front.crowd import Held, Limits, Shares, in_the_way
 
 LIMITS = Limits(connections=100, share=0.25)
 

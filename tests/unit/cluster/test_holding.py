@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.cluster.holding import LITTLE_BYTES, Bytes, Reader, too_slow
+from rollcall.replication.front.holding import LITTLE_BYTES, Bytes, Reader, too_slow
 
 
 def test_one_client_holds_as_many_bytes_as_it_leaves_free():

@@ -6,10 +6,10 @@ import pytest
 from harness.fakes import FakeSession, problem, response
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.cluster import pages as pages_module
 from rollcall.cluster.client import LARGE_MAX, Client
-from rollcall.cluster.pages import PAGES_MAX, Pages
 from rollcall.replication.errors import Invalid, NotDone, TooLarge, Unknown
+from rollcall.replication.front import pages as pages_module
+from rollcall.replication.front.pages import PAGES_MAX, Pages
 
 TOO_LARGE = problem(TooLarge("the list is larger than 8388608 bytes", limit=8_388_608))
 

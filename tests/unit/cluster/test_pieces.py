@@ -6,7 +6,7 @@ import weakref
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.cluster.pieces import PIECE_BYTES, Pieces, Reader
+from rollcall.replication.front.pieces import PIECE_BYTES, Pieces, Reader
 
 part = st.integers(0, 3 * PIECE_BYTES // 2).map(lambda length: bytes(length % 251 for _ in range(length)))
 

@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from rollcall.cluster.networks import networks
 from rollcall.node.dns import rates
 from rollcall.node.dns.rates import Rates, Word
+from rollcall.replication.front.networks import networks
 
 
 def words(limits: Rates, address: str, count: int, now: float = 0.0) -> Counter[Word]:

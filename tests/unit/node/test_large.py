@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness.api import Clock
 from harness.waiting import wait_for
-from rollcall.cluster.pieces import Pieces
 from rollcall.node.api.large import LARGE_MIN, Large, Once, Places, nobody_left
 from rollcall.replication.errors import Overloaded
+from rollcall.replication.front.pieces import Pieces
 
 
 class Kitchen:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from harness.api import Api, FakeService
 from harness.waiting import wait_for
-from rollcall.cluster.holding import PATIENCE_S
-from rollcall.cluster.networks import networks
-from rollcall.cluster.pieces import Pieces, Reader
-from rollcall.cluster.server import UNSENT_BYTES_MAX, Server
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.body import limit_of
 from rollcall.replication.commands import Batch, Register
+from rollcall.replication.front.holding import PATIENCE_S
+from rollcall.replication.front.networks import networks
+from rollcall.replication.front.pieces import Pieces, Reader
+from rollcall.replication.front.server import UNSENT_BYTES_MAX, Server
 from rollcall.replication.records import Registration
 
 ORDERS = "/api/v1/services/orders/instances"

@@ -4,7 +4,7 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
-from ..replication.errors import Invalid
+from ..errors import Invalid
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

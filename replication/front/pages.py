@@ -7,7 +7,7 @@ first page: a watch from there tells of all that changed between two of them.
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
-from ..replication.errors import Unknown
+from ..errors import Unknown
 
 T = TypeVar("T")
 

@@ -26,23 +26,23 @@ if missing := [
 ]:
     sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
-from ..replication.changes import Changes
-from ..replication.engine import Engine, EngineConfig
 from ..replication.errors import RollcallError
 from ..replication.front.networks import networks
 from ..replication.front.server import FILES_KEPT_FREE, Server
-from ..replication.tls import Credentials
-from ..replication.transport import Endpoint, Transport
+from ..replication.network.tls import Credentials
+from ..replication.network.transport import Endpoint, Transport
+from ..replication.raft.engine import Engine, EngineConfig
+from ..replication.registry.changes import Changes
 from . import certs, files, logs
 from .api import ApiSettings, create_app
 from .api.body import limit_of
 from .aside import Worker
 from .budget import Budget
-from .checker import Checker
-from .duties import Duties, DutySettings
+from .checks.checker import Checker
+from .checks.probes import Prober
+from .checks.reach import Reach
+from .leader.duties import Duties, DutySettings
 from .metrics import Metrics
-from .probes import Prober
-from .reach import Reach
 from .service import Service, ServiceSettings
 from .settings import Settings, load
 from .values import Member

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..replication.errors import Invalid
-from ..replication.tls import uri_of
+from ..replication.network.tls import uri_of
 from .settings_rules import ID_PATTERN
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ towards one limit, past which nothing can be opened: so each has its part before
 
 import resource
 
-from .probes import ASKED_MAX
+from .checks.probes import ASKED_MAX
 
 CHECKS_SHARE = 4  # a quarter of all for the questions of health checks
 

@@ -25,7 +25,7 @@ from ..replication.errors import Invalid, NotDone, Overloaded, RollcallError, Un
 from ..replication.errors import to_peer as error_to_peer
 from ..replication.log import Handler, Log, Proposal, Reply
 from ..replication.records import UNREADABLE, Key
-from ..replication.registry import Outcome
+from ..replication.registry.registry import Outcome
 from .aside import Aside, at_once
 from .values import Renewal, Renewed
 

@@ -13,9 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..replication.log import LogStatus
-from ..replication.registry import Registry
+from ..replication.registry.registry import Registry
 from .budget import Budget
-from .eviction import ProtectionView
+from .leader.eviction import ProtectionView
 
 LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0)
 

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from ..replication.errors import Gone, NotCaughtUp
 from ..replication.log import Log
-from ..replication.registry import Registry
+from ..replication.registry.registry import Registry
 
 LOOK_S = 1.0
 """Between two looks whether anybody still waits, and two questions where no leader answered."""

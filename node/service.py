@@ -15,7 +15,6 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from ..replication.changes import Changes
 from ..replication.checks import State
 from ..replication.commands import (
     KEEP_LEVEL,
@@ -41,12 +40,11 @@ from ..replication.errors import (
 )
 from ..replication.log import Log, LogStatus, Proposal, Role
 from ..replication.records import Instance, Key, Registration
-from ..replication.registry import Outcome, Registry, superseded
+from ..replication.registry.changes import Changes
+from ..replication.registry.registry import Outcome, Registry, superseded
 from .aside import Aside, at_once
 from .budget import Budget
-from .checker import Checker
-from .duties import Duties
-from .eviction import ProtectionView
+from .checks.checker import Checker
 from .forward import (
     BARRIER,
     HAND_OVER,
@@ -65,6 +63,8 @@ from .forward import (
     submission,
 )
 from .heard import Heard
+from .leader.duties import Duties
+from .leader.eviction import ProtectionView
 from .masking import is_masked, restored
 from .position import Position, reach
 from .values import CheckShown, LeaseView, Member, Renewal, Renewed

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from ..replication.commands import COMMAND_BYTES_MAX
 from ..replication.errors import Invalid
 from ..replication.front.networks import networks
-from .reach import Reach
+from .checks.reach import Reach
 
 if TYPE_CHECKING:
     from .settings import Settings

@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
-from .changes import Changes
 from .commands import LEVEL, Command, decode, encode, sealed
 from .errors import NotDone, RollcallError, Unknown
 from .records import Event
-from .registry import Outcome, Registry, State
+from .registry.changes import Changes
+from .registry.registry import Outcome, Registry, State
 
 Role = Literal["leader", "follower", "candidate"]
 

@@ -27,8 +27,8 @@ from rich.table import Table
 from rich.text import Text
 from rollcall.cluster import Client
 from rollcall.cluster.http import exchange
-from rollcall.cluster.local import LocalCluster, free_port
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.local.local import LocalCluster, free_port
+from rollcall.cluster.local.local.processes import LocalError
 from rollcall.replication.errors import RollcallError
 
 SERVICES = ("cart", "user", "payment")

@@ -5,7 +5,7 @@ import os
 import hypothesis
 import pytest
 from harness.cluster import Measured
-from rollcall.cluster import local
+from rollcall.cluster.local import local
 
 FIGURE = "measured"
 

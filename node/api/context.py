@@ -20,7 +20,7 @@ from msgspec import Struct
 from ...replication.commands import REQUEST_ID_MAX, Submittable
 from ...replication.errors import Invalid, NoLeader
 from ...replication.front.networks import client_of, within
-from ...replication.registry import Outcome
+from ...replication.registry.registry import Outcome
 from ..budget import Kind
 from ..metrics import Metrics
 from ..position import Position
@@ -28,8 +28,8 @@ from ..values import Renewal, Renewed
 from .callers import Callers
 from .large import Large, nobody_left
 from .query import Query
+from .rendering import Listings, Services
 from .verbs import ApiSettings, Verbs
-from .views import Listings, Services
 
 MIN_INDEX_WAIT_S_MAX = 10.0
 """A node that does not come to an index within this time is not about to; another one may be there."""

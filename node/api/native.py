@@ -14,7 +14,7 @@ from flask import Blueprint, Response, g, request
 from ...replication.commands import Deregister, Register, SetStatus
 from ...replication.errors import Invalid, NotFound, StaleDirtyTimestamp
 from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, build
-from ...replication.registry import Outcome
+from ...replication.registry.registry import Outcome
 from ..values import Renewal
 from .body import json_object
 from .context import Context, Environ, Freshness, json_answer
@@ -24,7 +24,7 @@ from .pages import Paging
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
 from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
-from .views import Shown, Wanted, head_of, leased_record, record
+from .rendering import Shown, Wanted, head_of, leased_record, record
 
 HEARTBEATS_MAX = 10_000
 

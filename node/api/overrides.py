@@ -14,8 +14,8 @@ from msgspec import Meta, Struct
 from ...replication.commands import FOR_S_MAX, SetStatus, check_new
 from ...replication.errors import Invalid
 from ...replication.records import Key, Override, Status, Text
-from ...replication.registry import Registry
-from ...replication.state import ordered
+from ...replication.registry.registry import Registry
+from ...replication.registry.state import ordered
 from .context import Context, Freshness
 from .large import pieces_answer
 from .pages import Paging, Place, encode_json, list_body

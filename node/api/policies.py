@@ -11,7 +11,7 @@ from ...replication.commands import SetPolicy, check_new
 from ...replication.errors import NotFound
 from ...replication.policies import Policy, PolicyRecord, policy_of
 from ...replication.records import build
-from ...replication.registry import Registry
+from ...replication.registry.registry import Registry
 from .body import json_object
 from .context import Context, Freshness, json_answer
 from .large import pieces_answer

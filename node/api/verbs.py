@@ -8,15 +8,15 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from ...replication.changes import Changes
 from ...replication.checks import State
 from ...replication.commands import Submittable
 from ...replication.front.networks import LOOPBACK, Network
 from ...replication.log import LogStatus
 from ...replication.records import Instance, Key
-from ...replication.registry import Outcome, Registry
+from ...replication.registry.changes import Changes
+from ...replication.registry.registry import Outcome, Registry
 from ..budget import Budget
-from ..eviction import ProtectionView
+from ..leader.eviction import ProtectionView
 from ..position import Position
 from ..values import CheckShown, LeaseView, Member, Renewal, Renewed
 

@@ -30,17 +30,17 @@ from flask import Blueprint, Response, g, request
 from msgspec import Struct
 from werkzeug.exceptions import MethodNotAllowed
 
-from ...replication.changes import Interest, Page
 from ...replication.errors import Draining, Gone, Invalid
 from ...replication.records import Event
+from ...replication.registry.changes import Interest, Page
 from ..budget import Budget
 from ..position import Position
 from .context import Context, as_json, client_left
 from .pages import ANSWER_BYTES_MAX, PAGE_BYTES, encode_json
 from .problem import problem_of
 from .query import Query, checked_id, checked_name, position, position_shown
+from .rendering import event
 from .verbs import Verbs
-from .views import event
 
 PROGRESS_S = 10.0
 

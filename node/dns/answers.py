@@ -46,7 +46,7 @@ from dns.rdatatype import RdataType
 from msgspec import Struct
 
 from ...replication.records import DEFAULT_ENV, Instance
-from ...replication.registry import Registry, ServiceView
+from ...replication.registry.registry import Registry, ServiceView
 from .crowds import Crowd, Crowds
 
 UDP_BYTES_MIN = 512

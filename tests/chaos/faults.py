@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.processes import LocalError
 
 from chaos import damage, full_disk, schedule, spaces
 from chaos.links import HELD, Condition, Conditions, Pair, all_pairs, between, towards

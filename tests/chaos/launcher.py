@@ -24,7 +24,8 @@ if "FAKETIME_TIMESTAMP_FILE" in os.environ:
     time.sleep = _sleep
 
 from rollcall.node.__main__ import main as run_node  # noqa: E402
-from rollcall.replication import engine, journal  # noqa: E402
+from rollcall.replication.raft import engine  # noqa: E402
+from rollcall.replication.storage import journal  # noqa: E402
 
 from chaos.volatile import VolatileDisk  # noqa: E402
 

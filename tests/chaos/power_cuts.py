@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from harness.cluster import Line, ask, instance_path
 from harness.waiting import wait_for
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.processes import LocalError
 
 from chaos.nodes import ChaosCluster
 

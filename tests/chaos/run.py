@@ -23,7 +23,7 @@ from harness import traffic
 from harness.waiting import wait_for
 from msgspec import Struct
 from rich.console import Console
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.processes import LocalError
 
 from chaos import faults, figures, logs, schedule
 from chaos.clients import Mortals, everybody, see_off

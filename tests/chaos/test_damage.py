@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from rollcall.replication.errors import Damaged
-from rollcall.replication.journal import Journal
-from rollcall.replication.registry import Registry
-from rollcall.replication.snapshot import Snapshots
+from rollcall.replication.registry.registry import Registry
+from rollcall.replication.storage.journal import Journal
+from rollcall.replication.storage.snapshot import Snapshots
 
 from chaos import damage
 from chaos.faults import CATALOGUE, Injected

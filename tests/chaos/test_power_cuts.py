@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.processes import LocalError
 
 from chaos.nodes import ChaosCluster
 from chaos.power_cuts import SETTINGS, cut_again_and_again

@@ -466,7 +466,7 @@ def test_a_fault_that_was_never_undone_proves_nothing(entries):
 
 def test_logs_tell_who_led_and_who_cried():
     log = (
-        "2023-11-14T22:13:21.500Z info    rollcall.replication.engine: leading term 12 from entry 900 on\n"
+        "2023-11-14T22:13:21.500Z info    rollcall.replication.raft.engine: leading term 12 from entry 900 on\n"
         "2023-11-14T22:13:22.000Z error   rollcall.node: a request failed\n"
         "    Traceback (most recent call last)\n"
         '      File "x.py", line 1\n'

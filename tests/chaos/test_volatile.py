@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.replication.errors import Damaged
-from rollcall.replication.journal import Journal
+from rollcall.replication.storage.journal import Journal
 
 from chaos.volatile import VolatileDisk, cut_power, differences, torn, wipe
 

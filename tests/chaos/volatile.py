@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rollcall.replication.disk import Disk
+from rollcall.replication.storage.disk import Disk
 
 BUFFER_BYTES = 16 * 1024 * 1024
 """Unsynced writes of one file kept apart; past that its sync copies the whole file."""

@@ -6,7 +6,7 @@ import time
 import pytest
 from harness.api import Api, FakeService, problem
 from rollcall.node.api import create_app
-from rollcall.node.api.catalog import go_duration_s
+from rollcall.node.api.consul import go_duration_s
 
 CATALOG = "/v1/catalog/service/orders"
 

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 from harness.api import Api, FakeService, problem
-from rollcall.node.api.catalog import _row
-from rollcall.node.api.discovery import NODES_APP, _groups
+from rollcall.node.api.consul import _row
 from rollcall.node.api.fast import Fast
-from rollcall.node.api.fields import to_s0, to_s4
 from rollcall.node.api.large import LARGE_MIN
-from rollcall.node.api.views import record
+from rollcall.node.api.rendering import record
+from rollcall.node.api.s0 import NODES_APP, _groups
+from rollcall.node.api.seed_fields import to_s0, to_s4
 from rollcall.replication.commands import Batch, Register
 from rollcall.replication.errors import Overloaded
 from rollcall.replication.front.pieces import Reader

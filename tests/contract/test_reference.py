@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from flask import request
 from harness.api import Api, FakeService
-from rollcall.node.api import ApiSettings, _flask
+from rollcall.node.api import ApiSettings
+from rollcall.node.api.app import _flask
 from rollcall.node.api.context import Context
 from rollcall.node.api.native import HEARTBEATS_MAX
 from rollcall.node.api.overrides import Said

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from harness.api import Api, FakeService, fill
-from rollcall.node.api.discovery import CONFLICT, NOT_FOUND, NOT_MODIFIED, PARAM_ERROR, SERVER_ERROR, SUCCESS
+from rollcall.node.api.s0 import CONFLICT, NOT_FOUND, NOT_MODIFIED, PARAM_ERROR, SERVER_ERROR, SUCCESS
 from rollcall.replication.errors import NoLeader, Overloaded, Unknown
 from werkzeug.test import TestResponse
 

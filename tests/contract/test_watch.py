@@ -11,9 +11,9 @@ from harness.api import Api, FakeService, problem
 from harness.waiting import wait_for
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.watch import Stream
-from rollcall.replication.changes import EVERYTHING, Interest
 from rollcall.replication.commands import Begin
 from rollcall.replication.front.networks import networks
+from rollcall.replication.registry.changes import EVERYTHING, Interest
 from werkzeug.test import TestResponse
 
 WATCH = "/api/v1/watch"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rollcall.cluster.local import DNS_OFFSET
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.local import DNS_OFFSET
+from rollcall.cluster.local.processes import LocalError
 
 from harness.cluster import Cluster, Line, instance_path
 from harness.gateway import GatewayProcess

@@ -13,15 +13,15 @@ from urllib.parse import urlencode
 
 from rollcall.node.api.fast import Fast
 from rollcall.node.budget import KINDS, Budget
-from rollcall.node.eviction import ProtectionView
+from rollcall.node.leader.eviction import ProtectionView
 from rollcall.node.position import Position, reach
 from rollcall.node.values import LeaseView, Member, Renewal, Renewed
-from rollcall.replication.changes import Changes
 from rollcall.replication.commands import Submittable
 from rollcall.replication.errors import Draining, NoLeader, Overloaded
 from rollcall.replication.log import LocalLog, LogStatus
 from rollcall.replication.records import Key
-from rollcall.replication.registry import Outcome, Registry
+from rollcall.replication.registry.changes import Changes
+from rollcall.replication.registry.registry import Outcome, Registry
 from werkzeug.test import Client, TestResponse
 
 from harness.fakes import response

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rollcall.cluster.local import LocalCluster, free_port
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.local import LocalCluster, free_port
+from rollcall.cluster.local.processes import LocalError
 
 from harness import checks_bench
 from harness.cluster import BATCH

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from rollcall.cluster.local import flags
+from rollcall.cluster.local.local import flags
 from rollcall.node import certs
-from rollcall.replication.tls import Credentials
+from rollcall.replication.network.tls import Credentials
 
 from harness.cluster import Cluster
 

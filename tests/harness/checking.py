@@ -5,16 +5,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from rollcall.node.checker import Checker
-from rollcall.node.names import Names
-from rollcall.node.probes import Found, Prober, Whom
-from rollcall.node.reach import Reach
+from rollcall.node.checks.checker import Checker
+from rollcall.node.checks.names import Names
+from rollcall.node.checks.probes import Found, Prober, Whom
+from rollcall.node.checks.reach import Reach
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import KEEP_LEVEL, Assign, Deregister, Register, Report
 from rollcall.replication.errors import NotDone
 from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
 from rollcall.replication.records import Instance, Key, Registration
-from rollcall.replication.state import State
+from rollcall.replication.registry.state import State
 
 
 class NodeLog(LocalLog):

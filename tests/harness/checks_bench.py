@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rollcall.cluster.local import LocalCluster
+from rollcall.cluster.local.local import LocalCluster
 
 from harness.cluster import ask
 from harness.waiting import wait_for

@@ -1,6 +1,6 @@
 """The bench: a cluster of real processes, in words that let a test read as a story.
 
-``Cluster`` is the product's own launcher (``rollcall.cluster.local``) on free
+``Cluster`` is the product's own launcher (``rollcall.cluster.local.local``) on free
 ports and in a directory of its own, with what only tests want: HTTP by hand to
 one certain node, waiting until nodes agree, and a look into what they logged.
 Nothing here knows how a node works; it talks to them as any client would.
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import msgspec
-from rollcall.cluster.local import RAFT_OFFSET, LocalCluster, flags, free_port
-from rollcall.cluster.processes import LocalError
+from rollcall.cluster.local.local import RAFT_OFFSET, LocalCluster, flags, free_port
+from rollcall.cluster.local.processes import LocalError
 
 from harness.waiting import WAIT_S, wait_for
 
@@ -37,6 +37,9 @@ ALONE: Mapping[str, object] = {
     "election_timeout_s_max": 0.2,
 }
 """Settings for a node that is a cluster of its own and need not wait for others to speak first."""
+
+THREADS: Mapping[str, object] = {"threads": 160, "threads_reserved": 48}
+"""Fewer than by default: a node starts all of its threads at once, and a run of the tests starts hundreds of nodes."""
 
 
 class Answer(NamedTuple):
@@ -109,7 +112,7 @@ class Cluster(LocalCluster):
     """Nodes of a test. ``start`` before use, ``close`` after; a context manager does both."""
 
     def __init__(self, directory: Path, nodes: int = 3, **settings: object) -> None:
-        super().__init__(nodes, data_dir=directory, port=free_port(nodes), settings=settings)
+        super().__init__(nodes, data_dir=directory, port=free_port(nodes), settings={**THREADS, **settings})
         self.expected_faults: list[str] = []
         """Parts of lines that may be logged although they look like faults."""
 

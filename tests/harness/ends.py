@@ -18,11 +18,11 @@ import pysyncobj.transport
 from pysyncobj import SyncObjConf
 from pysyncobj.node import Node, TCPNode
 from pysyncobj.transport import TCPTransport
-from rollcall.replication import transport as transport_module
-from rollcall.replication import wire
 from rollcall.replication.errors import NotDone, Unknown
-from rollcall.replication.tls import Credentials
-from rollcall.replication.transport import Endpoint, Transport
+from rollcall.replication.network import transport as transport_module
+from rollcall.replication.network import wire
+from rollcall.replication.network.tls import Credentials
+from rollcall.replication.network.transport import Endpoint, Transport
 
 from harness.bare import BareMember
 from harness.fake_net import FakeNet, FakePoller, FakeSocket

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from rollcall.node import certs
 from rollcall.replication.commands import Register
-from rollcall.replication.engine import Engine, EngineConfig
+from rollcall.replication.network.tls import Credentials
+from rollcall.replication.network.transport import Endpoint, Transport
+from rollcall.replication.raft.engine import Engine, EngineConfig
 from rollcall.replication.records import Registration
-from rollcall.replication.tls import Credentials
-from rollcall.replication.transport import Endpoint, Transport
 
 START_S = 15.0
 

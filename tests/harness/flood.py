@@ -21,8 +21,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from rollcall.replication import wire
-from rollcall.replication.tls import Channel
+from rollcall.replication.network import wire
+from rollcall.replication.network.tls import Channel
 
 HOST = "127.0.0.1"
 WORKERS = 48

@@ -12,7 +12,16 @@ class GatewayProcess:
     """``rollcall gateway`` on a free port."""
 
     def __init__(self, nodes: tuple[str, ...], *options: str) -> None:
-        command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", ",".join(nodes), "gateway", "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "rollcall.cluster.commands.cli",
+            "--nodes",
+            ",".join(nodes),
+            "gateway",
+            "--port",
+            "0",
+        ]
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         said = self.process.stdout.readline()

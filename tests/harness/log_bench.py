@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.replication.commands import FORMAT, Envelope, Register, encode
-from rollcall.replication.journal import REGULAR, Journal
 from rollcall.replication.records import Registration
+from rollcall.replication.storage.journal import REGULAR, Journal
 
 from harness.cluster import ALONE, Cluster
 from harness.load import each, pump, request

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollcall.replication import journal as journal_module
-from rollcall.replication import wire
 from rollcall.replication.commands import FORMAT, Envelope, Raise, level_of
-from rollcall.replication.disk import Disk
-from rollcall.replication.engine import LEADER
 from rollcall.replication.errors import Damaged, Fatal
-from rollcall.replication.journal import Journal
 from rollcall.replication.log import Proposal
-from rollcall.replication.registry import Applied, Registry
-from rollcall.replication.snapshot import Snapshots
+from rollcall.replication.network import wire
+from rollcall.replication.raft.engine import LEADER
+from rollcall.replication.registry.registry import Applied, Registry
+from rollcall.replication.storage import journal as journal_module
+from rollcall.replication.storage.disk import Disk
+from rollcall.replication.storage.journal import Journal
+from rollcall.replication.storage.snapshot import Snapshots
 
 from harness.members import Answer, LogFile, Member, Placed, Refused
 from harness.raft import Bench, Clock, Network, command, entry, value_of

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterable
 
 from rollcall.node.budget import Budget
-from rollcall.node.duties import Duties, DutySettings
+from rollcall.node.leader.duties import Duties, DutySettings
 from rollcall.node.service import Service, ServiceSettings
 from rollcall.node.values import Member
 from rollcall.replication.commands import Command
 from rollcall.replication.errors import NotDone, NotLeader, RollcallError
 from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
-from rollcall.replication.registry import Outcome
+from rollcall.replication.registry.registry import Outcome
 
 
 class LeaderLog(LocalLog):

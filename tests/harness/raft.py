@@ -19,16 +19,16 @@ import pysyncobj.syncobj
 from msgspec import structs
 from pysyncobj.node import Node
 from pysyncobj.poller import Poller
-from rollcall.replication import engine as engine_module
-from rollcall.replication import transport as transport_module
-from rollcall.replication import wire
 from rollcall.replication.commands import FORMAT, Command, Envelope, Register, decode, encode
-from rollcall.replication.engine import LEADER, Engine, EngineConfig
 from rollcall.replication.errors import Invalid, NotDone, Unknown
-from rollcall.replication.journal import REGULAR
 from rollcall.replication.log import Handler, PeerStatus, Proposal
+from rollcall.replication.network import transport as transport_module
+from rollcall.replication.network import wire
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft.engine import LEADER, Engine, EngineConfig
 from rollcall.replication.records import Registration
-from rollcall.replication.starts import Claims
+from rollcall.replication.storage.journal import REGULAR
+from rollcall.replication.storage.starts import Claims
 
 from harness.sim_disk import PowerCut, SimDisk
 

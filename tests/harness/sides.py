@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pysyncobj.version import VERSION
-from rollcall.replication import engine as engine_module
-from rollcall.replication import journal as journal_module
-from rollcall.replication.disk import Disk
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.storage import journal as journal_module
+from rollcall.replication.storage.disk import Disk
 
 from harness.bare import BareLog, BareMember
 from harness.ends import BareAsker, BareEnds, OurAsker, OurEnds

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from rollcall.replication.disk import Disk
+from rollcall.replication.storage.disk import Disk
 
 
 class PowerCut(BaseException):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from rollcall.node.__main__ import main
-from rollcall.replication.disk import Disk
+from rollcall.replication.storage.disk import Disk
 
 
 def slow_down(orders: Path) -> None:

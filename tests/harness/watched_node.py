@@ -30,8 +30,10 @@ from typing import Any
 
 from pysyncobj.poller import POLL_EVENT_TYPE
 from rollcall.node.__main__ import main
-from rollcall.replication import engine, journal, registry, snapshot, state
-from rollcall.replication.changes import Changes
+from rollcall.replication.raft import engine
+from rollcall.replication.registry import registry, state
+from rollcall.replication.registry.changes import Changes
+from rollcall.replication.storage import journal, snapshot
 
 STAMP = struct.Struct("<Q")
 WORTH_NOTING_MS = 3.0

@@ -42,7 +42,16 @@ def test_a_service_of_more_than_eight_megabytes_is_found_and_followed(large: Clu
             20.0,
         )
         assert len(client.instances("large").instances) == COUNT
-    words = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", large.url(0), "--json", "instances", "large"]
+    words = [
+        sys.executable,
+        "-m",
+        "rollcall.cluster.commands.cli",
+        "--nodes",
+        large.url(0),
+        "--json",
+        "instances",
+        "large",
+    ]
     shown = msgspec.json.decode(subprocess.run(words, stdout=subprocess.PIPE, check=True, timeout=60.0).stdout)
     assert len(shown["instances"]) == COUNT
     assert len(large.ids(0, "large")) == COUNT

@@ -19,7 +19,7 @@ from rollcall.cluster.adapter import ServiceAdapter, ServiceSession
 from rollcall.cluster.client import Client
 from rollcall.cluster.discovery import AsyncDiscovery, Discovery
 from rollcall.cluster.lease import Lease
-from rollcall.cluster.local import free_port
+from rollcall.cluster.local.local import free_port
 from rollcall.cluster.pool import NoInstances
 
 pytestmark = pytest.mark.integration

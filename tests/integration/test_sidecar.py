@@ -55,7 +55,7 @@ class Running:
         self.marks: Path = directory / "marks"
         program = directory / "program.py"
         program.write_text(textwrap.dedent(PROGRAM))
-        command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", ",".join(cluster.urls), "sidecar"]
+        command = [sys.executable, "-m", "rollcall.cluster.commands.cli", "--nodes", ",".join(cluster.urls), "sidecar"]
         command += ["--service", "legacy", "--port", str(self.port), "--check", f"http://127.0.0.1:{self.port}/health"]
         command += ["--interval", "0.2", "--failures", "2", "--drain", "0.4", *options, "--", sys.executable]
         command += [str(program), str(self.port), str(self.marks), *([] if exits is None else [str(exits)])]
@@ -155,7 +155,7 @@ def test_s3_7_it_offers_discovery_to_its_program(three, made, tmp_path):
 
 
 def test_what_cannot_be_is_said_before_anything_is_started(three):
-    command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", ",".join(three.urls), "sidecar"]
+    command = [sys.executable, "-m", "rollcall.cluster.commands.cli", "--nodes", ",".join(three.urls), "sidecar"]
 
     def said(*options: str) -> str:
         ended = subprocess.run([*command, *options], capture_output=True, text=True, timeout=20, check=False)
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_said_before_anything_is_started(three):
 
 
 def test_it_does_not_say_that_it_is_registered_before_it_is(tmp_path):
-    program = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
+    program = [sys.executable, "-m", "rollcall.cluster.commands.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
     running = subprocess.Popen(
         [*program, "--service", "legacy", "--address", "127.0.0.1", "--port", "1", "--", "sleep", "60"],
         stderr=subprocess.PIPE,
@@ -200,7 +200,7 @@ READS = "; ".join(
 
 def test_a_program_that_reads_the_terminal_gets_it_and_ends_at_sigterm():
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
+    command = [sys.executable, "-m", "rollcall.cluster.commands.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
     command += ["--service", "legacy", "--address", "127.0.0.1", "--port", "1", "--drain", "0"]
     # Of a session that this terminal is the terminal of, as a shell's commands are.
     starts = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -233,7 +233,7 @@ def test_a_program_that_reads_the_terminal_gets_it_and_ends_at_sigterm():
 def test_a_program_that_is_stopped_ends_at_sigterm_as_well(tmp_path):
     """In the background nobody is given the terminal: it stays stopped, and hears of its end all the same."""
     pid = tmp_path / "pid"
-    command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
+    command = [sys.executable, "-m", "rollcall.cluster.commands.cli", "--nodes", "http://127.0.0.1:1", "sidecar"]
     command += ["--service", "legacy", "--address", "127.0.0.1", "--port", "1", "--drain", "0"]
     running = subprocess.Popen([*command, "--", "sh", "-c", f"echo $$ > {pid}; kill -STOP $$; sleep 60"])
     try:

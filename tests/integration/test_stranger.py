@@ -6,8 +6,8 @@ import socket
 import pytest
 from harness.cluster import Cluster, StartCluster
 from harness.waiting import wait_for
-from rollcall.cluster.local import HOST, RAFT_OFFSET
-from rollcall.replication import wire
+from rollcall.cluster.local.local import HOST, RAFT_OFFSET
+from rollcall.replication.network import wire
 
 pytestmark = pytest.mark.integration
 

@@ -27,7 +27,7 @@ def cart() -> Iterator[Served]:
 
 
 def rollcall(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rollcall.cluster.cli", "--nodes", ",".join(cluster.urls), *words]
+    command = [sys.executable, "-m", "rollcall.cluster.commands.cli", "--nodes", ",".join(cluster.urls), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from rollcall.cluster import Client
-from rollcall.cluster.local import LocalCluster, free_port
-from rollcall.cluster.processes import LocalError, running_nodes, stop_running
+from rollcall.cluster.local.local import LocalCluster, free_port
+from rollcall.cluster.local.processes import LocalError, running_nodes, stop_running
 from rollcall.replication.errors import RollcallError
 
 pytestmark = pytest.mark.integration
 
-UP = (sys.executable, "-m", "rollcall.cluster.up")
+UP = (sys.executable, "-m", "rollcall.cluster.local.up")
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def checked(release: Release) -> Release:
     """Makes sure that a process finds the release's files, not this commit's."""
     variables = release.variables()
     try:
-        program = "import rollcall.node.service as s, rollcall.replication.engine as e; print(s.__file__, e.__file__)"
+        program = "import rollcall.node.service as s, rollcall.replication.errors as e; print(s.__file__, e.__file__)"
         found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     finally:
         variables.undo()

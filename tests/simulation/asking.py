@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.raft import MemoryTransport
-from rollcall.node import checker as checker_module
-from rollcall.node.checker import REPORT, Checker
-from rollcall.node.probes import Found, Whom
+from rollcall.node.checks import checker as checker_module
+from rollcall.node.checks.checker import REPORT, Checker
+from rollcall.node.checks.probes import Found, Whom
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import Report, Result
-from rollcall.replication.engine import Engine
 from rollcall.replication.errors import Unknown
 from rollcall.replication.log import Proposal
+from rollcall.replication.raft.engine import Engine
 
 from simulation.network import NEVER
 

@@ -20,14 +20,14 @@ from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, replicated
 from pysyncobj.node import Node as LibraryNode
 from pysyncobj.transport import Transport as LibraryTransport
 from rollcall.node.values import Renewal
-from rollcall.replication.changes import Changes
 from rollcall.replication.commands import Barrier, Command, Envelope, Submittable, decode, encode, level_of
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
-from rollcall.replication.journal import NO_OP, REGULAR
 from rollcall.replication.log import Proposal
 from rollcall.replication.records import Health, Key
-from rollcall.replication.registry import Applied, Registry
-from rollcall.replication.state import State
+from rollcall.replication.registry.changes import Changes
+from rollcall.replication.registry.registry import Applied, Registry
+from rollcall.replication.registry.state import State
+from rollcall.replication.storage.journal import NO_OP, REGULAR
 
 from simulation.node import Entry, Place, RenewedBy, Settled
 from simulation.plan import Plan

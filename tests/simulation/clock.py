@@ -9,10 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pysyncobj.syncobj
-from rollcall.node import checker, duties
-from rollcall.node.condition import Condition
-from rollcall.replication import engine, transport
+from rollcall.node.checks import checker
+from rollcall.node.leader import duties
+from rollcall.node.leader.check_clocks import Condition
 from rollcall.replication.commands import Condemned, Result
+from rollcall.replication.network import transport
+from rollcall.replication.raft import engine
 from rollcall.replication.records import Event, Instance, Key
 
 EPOCH_NS = 1_700_000_000 * 10**9

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from harness.linearizability import ABSENT, INSTANCE, Operation, check
-from rollcall.replication.changes import Page
-from rollcall.replication.clocks import ANSWER_S, LIMIT_S
 from rollcall.replication.commands import (
     Assign,
     Command,
@@ -28,10 +26,12 @@ from rollcall.replication.commands import (
     decode,
 )
 from rollcall.replication.errors import NotDone
-from rollcall.replication.journal import REGULAR
 from rollcall.replication.log import Proposal
+from rollcall.replication.raft.clocks import ANSWER_S, LIMIT_S
 from rollcall.replication.records import Event, Instance
-from rollcall.replication.registry import Applied, Registry
+from rollcall.replication.registry.changes import Page
+from rollcall.replication.registry.registry import Applied, Registry
+from rollcall.replication.storage.journal import REGULAR
 
 from simulation.clock import EPOCH_NS
 from simulation.health import Health

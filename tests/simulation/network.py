@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 from harness.raft import MemoryTransport, Network
 from pysyncobj.node import Node
-from rollcall.replication import wire
 from rollcall.replication.log import PeerStatus
+from rollcall.replication.network import wire
 
 Direction = tuple[str, str]
 """From, to."""

@@ -16,7 +16,6 @@ from harness.raft import HandWorker, MemoryTransport
 from harness.sim_disk import SimDisk
 from pysyncobj.node import Node as LibraryNode
 from pysyncobj.poller import Poller
-from rollcall.node.duties import LOOK_S, Duties, DutySettings
 from rollcall.node.forward import (
     BARRIER,
     BEQUEATH,
@@ -30,17 +29,18 @@ from rollcall.node.forward import (
     said,
     submission,
 )
+from rollcall.node.leader.duties import LOOK_S, Duties, DutySettings
 from rollcall.node.service import READ_INDEX_LEVEL
 from rollcall.node.values import Renewal, Renewed
-from rollcall.replication import wire
-from rollcall.replication.changes import Changes
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import LEVEL, Barrier, Command, Result, Submittable
-from rollcall.replication.engine import LEADER, Engine, EngineConfig
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
 from rollcall.replication.log import Leadership, Proposal
+from rollcall.replication.network import wire
+from rollcall.replication.raft.engine import LEADER, Engine, EngineConfig
 from rollcall.replication.records import Event, Key
-from rollcall.replication.registry import Outcome, Registry
+from rollcall.replication.registry.changes import Changes
+from rollcall.replication.registry.registry import Outcome, Registry
 
 from simulation.asking import Asking
 from simulation.clock import Clock

@@ -21,12 +21,17 @@ from typing import Any, NamedTuple
 
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
-from rollcall.node import checker, condition, duties, leases
-from rollcall.replication import engine, install, journal, log, peers, registry, snapshot, standing, wire
+from rollcall.node.checks import checker
+from rollcall.node.leader import check_clocks, duties, leases
+from rollcall.replication import log
 from rollcall.replication.checks import DEREGISTER_S_MIN, Check, CheckState, State
 from rollcall.replication.commands import Command, Condemn, Envelope, Report, encode, level_of
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
+from rollcall.replication.network import wire
+from rollcall.replication.raft import engine, snapshot_transfer
 from rollcall.replication.records import SERVING_HEALTH, Event
+from rollcall.replication.registry import registry
+from rollcall.replication.storage import journal, peers, snapshot, standing
 
 from simulation import faults, health, judge, network, node, workload, world
 from simulation.plan import Fault
@@ -176,11 +181,11 @@ def _command_that_cannot_be_applied() -> None:
 
 def _state_files_that_rot() -> None:
     """A leader's disk gives a wrong bit, once, in every second state file that it reads for a peer."""
-    pieces = install.Outgoing.pieces
+    pieces = snapshot_transfer.Outgoing.pieces
     chance = random.Random(0)
     read: dict[int, bool] = {}
 
-    def rotting(self: install.Outgoing, now: float) -> Iterator[tuple[int, bytes]]:
+    def rotting(self: snapshot_transfer.Outgoing, now: float) -> Iterator[tuple[int, bytes]]:
         for offset, data in pieces(self, now):
             if read.setdefault(id(self), chance.random() < 0.5) and data:
                 read[id(self)] = False
@@ -188,7 +193,7 @@ def _state_files_that_rot() -> None:
                 data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
             yield offset, data
 
-    install.Outgoing.pieces = rotting
+    snapshot_transfer.Outgoing.pieces = rotting
 
 
 def _comes_again(kind: type[Any]) -> Callable[[], None]:
@@ -468,14 +473,14 @@ def _comes_late(kind: type[Any], shortest_s: float) -> Callable[[], None]:
 
 def _checks_change_hands() -> None:
     """Every second another node has no share of the checks, as long as faults come."""
-    share = condition.Sharing.wanted
+    share = check_clocks.Sharing.wanted
 
-    def wanted(self: condition.Sharing, members: Any, reached: Any, now: float) -> tuple[str, ...]:
+    def wanted(self: check_clocks.Sharing, members: Any, reached: Any, now: float) -> tuple[str, ...]:
         nodes = share(self, members, reached, now)
         left_out = int(now) % max(1, len(nodes))
         return tuple(name for place, name in enumerate(nodes) if place != left_out) if now < 1008.0 else nodes
 
-    condition.Sharing.wanted = wanted
+    check_clocks.Sharing.wanted = wanted
 
 
 def _instances_fall_ill_again_and_again() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pysyncobj.node import Node
-from rollcall.replication import wire
+from rollcall.replication.network import wire
 
 from simulation.network import NEVER, SimNetwork, Surroundings
 

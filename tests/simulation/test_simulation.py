@@ -58,7 +58,7 @@ def test_no_schedule_breaks_a_promise(nodes: int, schedules: int) -> None:
 
 FORGETFUL = """
 from functools import partial
-from rollcall.replication.engine import Engine
+from rollcall.replication.raft.engine import Engine
 from simulation.node import EngineNode
 from simulation.plan import draw
 from simulation.pool import play_many

@@ -21,7 +21,7 @@ from rollcall.replication.commands import KEEP_LEVEL, Batch, Deregister, Registe
 from rollcall.replication.errors import AlreadyRegistered, Gone, NotDone, NotFound, RollcallError, Unknown
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Instance, Key, Registration
-from rollcall.replication.registry import Outcome, Registry
+from rollcall.replication.registry.registry import Outcome, Registry
 
 from simulation.clock import HASTE
 from simulation.judge import seen

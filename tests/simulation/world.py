@@ -29,23 +29,23 @@ from typing import Any
 
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import Struct
-from rollcall.node import checker as checker_module
-from rollcall.node import condition as condition_module
-from rollcall.node import duties as duties_module
-from rollcall.node.eviction import Pace
-from rollcall.replication import engine as engine_module
-from rollcall.replication import install as install_module
-from rollcall.replication import journal as journal_module
-from rollcall.replication import peers as peers_module
-from rollcall.replication import reserve as reserve_module
-from rollcall.replication import saving as saving_module
-from rollcall.replication import standing as standing_module
+from rollcall.node.checks import checker as checker_module
+from rollcall.node.leader import check_clocks as condition_module
+from rollcall.node.leader import duties as duties_module
+from rollcall.node.leader.eviction import Pace
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import CHECKS_LEVEL
-from rollcall.replication.disk import Disk
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal
-from rollcall.replication.journal import Journal
 from rollcall.replication.log import Proposal
+from rollcall.replication.raft import compaction as saving_module
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import snapshot_transfer as install_module
+from rollcall.replication.storage import journal as journal_module
+from rollcall.replication.storage import peers as peers_module
+from rollcall.replication.storage import reserve as reserve_module
+from rollcall.replication.storage import standing as standing_module
+from rollcall.replication.storage.disk import Disk
+from rollcall.replication.storage.journal import Journal
 
 from simulation import faults
 from simulation.asking import complaints

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from harness.certified import credentials_of
-from rollcall.cluster import serving
+from rollcall.cluster.commands import serving
 from rollcall.cluster.members import urls_from
 from rollcall.node.settings import TABLE, load, sample
 

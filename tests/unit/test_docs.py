@@ -14,8 +14,9 @@ from rollcall.node.dns.answers import UDP_BYTES_MAX
 from rollcall.node.dns.rates import PER_S
 from rollcall.node.settings import Settings
 from rollcall.node.settings_rules import MEMBERS_MAX
-from rollcall.replication import changes, checks, commands, policies, records, registry
+from rollcall.replication import checks, commands, policies, records
 from rollcall.replication.front.server import HEADER_BYTES_MAX
+from rollcall.replication.registry import changes, registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

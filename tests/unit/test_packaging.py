@@ -103,7 +103,7 @@ def test_public_names_exist(room: str):
     assert list(module.__all__) == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
 
 
-@pytest.mark.parametrize("module", ["rollcall.replication", "rollcall.cluster", "rollcall.cluster.cli"])
+@pytest.mark.parametrize("module", ["rollcall.replication", "rollcall.cluster", "rollcall.cluster.commands.cli"])
 def test_the_sdk_brings_no_server(module: str):
     """In a process of its own: here, other tests have imported all of it."""
     server = ("pysyncobj", "flask", "waitress", "prometheus_client", "rollcall.node", "rollcall.replication.log")

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from harness.fakes import FakeSession, problem, response
-from rollcall.cluster import cli, serving, terminal
 from rollcall.cluster.client import Client
+from rollcall.cluster.commands import cli, serving, terminal
 from rollcall.replication.errors import Gone, Invalid, NoLeader, NotFound, Unknown
 from rollcall.replication.records import Instance
 

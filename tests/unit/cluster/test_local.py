@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from rollcall.cluster import local
-from rollcall.cluster.local import LocalCluster, flags, free_port
-from rollcall.cluster.processes import LocalError, forget_pid, running_nodes, stop_running
+from rollcall.cluster.local import local
+from rollcall.cluster.local.local import LocalCluster, flags, free_port
+from rollcall.cluster.local.processes import LocalError, forget_pid, running_nodes, stop_running
 from rollcall.node.settings import load
 
 

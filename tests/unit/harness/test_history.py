@@ -49,7 +49,7 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import AlreadyRegistered
 from rollcall.replication.records import Event, Key, Registration
-from rollcall.replication.registry import Registry, State
+from rollcall.replication.registry.registry import Registry, State
 
 SEEDS = range(40)
 NODES = ("n1", "n2", "n3")

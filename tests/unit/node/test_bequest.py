@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rollcall.node import bequest, leases
-from rollcall.node.bequest import Bequest, Left, allowance_s
-from rollcall.node.eviction import Pace, protection
-from rollcall.node.leases import Leases
+from rollcall.node.leader import bequest, leases
+from rollcall.node.leader.bequest import Bequest, Left, allowance_s
+from rollcall.node.leader.eviction import Pace, protection
+from rollcall.node.leader.leases import Leases
 from rollcall.replication.commands import Judgement
 from rollcall.replication.records import Instance, Key
 

@@ -6,10 +6,11 @@ import time
 import msgspec
 import pytest
 from harness.waiting import wait_for
-from rollcall.node import checker, duties, eviction, forward
+from rollcall.node import forward
+from rollcall.node.checks import checker
+from rollcall.node.leader import duties, eviction
 from rollcall.node.service import HEARTBEATS_AT_ONCE
 from rollcall.node.values import Renewal
-from rollcall.replication import wire
 from rollcall.replication.commands import (
     COMMAND_BYTES_MAX,
     Command,
@@ -22,6 +23,7 @@ from rollcall.replication.commands import (
     encode,
     sealed,
 )
+from rollcall.replication.network import wire
 from rollcall.replication.records import ID_LENGTH_MAX, Key
 
 LAST = 2**63 - 1

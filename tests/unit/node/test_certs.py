@@ -231,7 +231,7 @@ def test_a_node_that_has_certificates_needs_no_library_for_them(out: Path):
         "import sys; sys.modules['cryptography'] = None\n"
         "from pathlib import Path\n"
         "import rollcall.node.__main__\n"
-        "from rollcall.replication.tls import Credentials\n"
+        "from rollcall.replication.network.tls import Credentials\n"
         "print(Credentials(*map(Path, sys.argv[1:]), cluster='prod', node='n1').expires_at)"
     )
     files = [str(out / "n1" / name) for name in ("cert.pem", "key.pem", "ca.pem")]

@@ -15,16 +15,16 @@ from harness.served import Served
 from harness.waiting import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.node import checker, names, tally
-from rollcall.node.names import NotAsked
-from rollcall.node.probes import Found
-from rollcall.node.reach import Reach
-from rollcall.node.tally import CHANGE_S, CHANGES_FREE, Damper, Doubt, Tally
+from rollcall.node.checks import checker, names, thresholds
+from rollcall.node.checks.names import NotAsked
+from rollcall.node.checks.probes import Found
+from rollcall.node.checks.reach import Reach
+from rollcall.node.checks.thresholds import CHANGE_S, CHANGES_FREE, Damper, Doubt, Tally
 from rollcall.replication.checks import Check, owner_of
 from rollcall.replication.commands import KEEP_LEVEL, Register, decode, encode, sealed
 from rollcall.replication.records import Key, Registration
-from rollcall.replication.registry import Registry
-from rollcall.replication.state import State
+from rollcall.replication.registry.registry import Registry
+from rollcall.replication.registry.state import State
 
 SOON_S = 60.0
 
@@ -399,7 +399,7 @@ def test_a_target_that_flaps_writes_a_few_changes_and_is_then_ill_until_it_stays
         wait_for(lambda: one.health("a") != "pending", "the first answer")
         wait_for(enough, lambda: str(answers))
         told = [result.state for report in one.leader.reports for result in report.results]
-        assert len(told) <= tally.CHANGES_FREE + 4
+        assert len(told) <= thresholds.CHANGES_FREE + 4
         wait_for(lambda: one.health("a") == "critical", "it to stay ill")
     finally:
         one.close()

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.node.condition import BACK_S, GONE_S, Condition, Sharing, ttl_check
+from rollcall.node.leader.check_clocks import BACK_S, GONE_S, Condition, Sharing, ttl_check
 from rollcall.replication.checks import Check, CheckState
 from rollcall.replication.records import Event, Instance, Key
 

@@ -19,7 +19,7 @@ from rollcall.node.dns import crowds
 from rollcall.node.dns.answers import NAMES_S, UDP_BYTES_MAX, UDP_BYTES_MIN, Answers, Zone, failure, truncated
 from rollcall.replication.commands import Command, Deregister, Envelope, Register, SetStatus
 from rollcall.replication.records import Key, Registration
-from rollcall.replication.registry import Registry
+from rollcall.replication.registry.registry import Registry
 
 HOSTS = {"n1": "127.0.0.1", "n2.west": "::1", "N3": "n3.example.com"}
 

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
-from rollcall.node import bequest
-from rollcall.node import duties as duties_module
-from rollcall.node.bequest import Bequest, Left
-from rollcall.node.eviction import ServiceCount
+from rollcall.node.leader import bequest
+from rollcall.node.leader import duties as duties_module
+from rollcall.node.leader.bequest import Bequest, Left
+from rollcall.node.leader.eviction import ServiceCount
 from rollcall.node.values import Renewal
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import (

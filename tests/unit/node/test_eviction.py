@@ -5,8 +5,8 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.node.eviction import JUDGED_MAX, PACE_S, Pace, allowed, by_service, choose, protection
-from rollcall.node.leases import Overdue
+from rollcall.node.leader.eviction import JUDGED_MAX, PACE_S, Pace, allowed, by_service, choose, protection
+from rollcall.node.leader.leases import Overdue
 from rollcall.replication.commands import COMMAND_BYTES_MAX, FORMAT, Envelope, Evict, Judgement, encode
 from rollcall.replication.records import ID_LENGTH_MAX, Key
 

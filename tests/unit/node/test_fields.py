@@ -1,7 +1,7 @@
 """The table that maps the small dialects' fields to ours."""
 
 import msgspec
-from rollcall.node.api.fields import (
+from rollcall.node.api.seed_fields import (
     FIELDS,
     S0_STATUS,
     addrs_of,

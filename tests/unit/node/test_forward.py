@@ -27,7 +27,7 @@ from rollcall.replication.commands import KEEP_LEVEL, LEVEL, Batch, Deregister
 from rollcall.replication.errors import Invalid, NotDone, Overloaded, RollcallError, TooLarge, TooSoon, Unknown
 from rollcall.replication.log import Handler, LocalLog, Proposal
 from rollcall.replication.records import Key
-from rollcall.replication.registry import Outcome, State
+from rollcall.replication.registry.registry import Outcome, State
 
 
 class Leader:

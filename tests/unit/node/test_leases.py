@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
-from rollcall.node.leases import Grant, Leases
+from rollcall.node.leader.leases import Grant, Leases
 from rollcall.replication.commands import Deregister, Evict, Judgement, Register
 from rollcall.replication.log import LocalLog
 from rollcall.replication.records import Event, EventKind, Instance, Key, Registration

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rollcall.node import names as names_module
-from rollcall.node.names import Names, NotAsked, NotFound
+from rollcall.node.checks import names as names_module
+from rollcall.node.checks.names import Names, NotAsked, NotFound
 
 SOON_S = 10.0
 

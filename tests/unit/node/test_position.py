@@ -11,7 +11,7 @@ from rollcall.replication.commands import Begin, Command, Register
 from rollcall.replication.errors import Gone, NotCaughtUp
 from rollcall.replication.log import Leadership, LocalLog
 from rollcall.replication.records import Registration
-from rollcall.replication.registry import Registry
+from rollcall.replication.registry.registry import Registry
 
 FORMER, OURS = "f" * 16, "0" * 16
 

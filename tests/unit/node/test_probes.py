@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from rollcall.node.names import Names, NotAsked
-from rollcall.node.probes import OUTPUT_BYTES_MAX, Found, Prober, Whom
-from rollcall.node.reach import Reach
+from rollcall.node.checks.names import Names, NotAsked
+from rollcall.node.checks.probes import OUTPUT_BYTES_MAX, Found, Prober, Whom
+from rollcall.node.checks.reach import Reach
 from rollcall.replication.checks import Check
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter

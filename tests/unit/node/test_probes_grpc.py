@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from rollcall.node.probes import Prober, Whom
-from rollcall.node.reach import Reach
+from rollcall.node.checks.probes import Prober, Whom
+from rollcall.node.checks.reach import Reach
 from rollcall.replication.checks import Check
 
 STATUS = {"": 1, "cart": 1, "billing": 2, "x" * 200: 1}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.node.reach import GUARDED, NOWHERE, Reach, led_to, own_hosts
+from rollcall.node.checks.reach import GUARDED, NOWHERE, Reach, led_to, own_hosts
 from rollcall.replication.errors import Invalid
 from rollcall.replication.records import Instance
 

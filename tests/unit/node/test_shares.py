@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.node.shares import Shares
+from rollcall.node.checks.shares import Shares
 
 LONG_S = 30.0
 

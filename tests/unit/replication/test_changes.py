@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.replication import changes as changes_module
-from rollcall.replication.changes import EVERYTHING, Changes, Interest, Page
 from rollcall.replication.errors import Fatal, Gone, RollcallError
 from rollcall.replication.records import Event, Instance
+from rollcall.replication.registry import changes as changes_module
+from rollcall.replication.registry.changes import EVERYTHING, Changes, Interest, Page
 
 Published = list[tuple[int, tuple[Event, ...]]]
 

@@ -23,8 +23,8 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import Invalid
 from rollcall.replication.records import Instance, Key, Registration, build
-from rollcall.replication.registry import Applied, Registry
-from rollcall.replication.state import State
+from rollcall.replication.registry.registry import Applied, Registry
+from rollcall.replication.registry.state import State
 
 KEY = Key("default", "web", "a")
 UP = Check(name="up", tcp="10.0.0.1:80")

@@ -9,12 +9,12 @@ from harness.raft import ROUND_S, Clock, Cluster, MemoryTransport, command
 from hypothesis import given
 from hypothesis import strategies as st
 from pysyncobj.node import Node
-from rollcall.replication import wire
-from rollcall.replication.clocks import ANSWER_S, LIMIT_S, Clocks
 from rollcall.replication.commands import LEVEL
-from rollcall.replication.engine import LEADER, OTHERS_FIRST
 from rollcall.replication.errors import NotDone
 from rollcall.replication.log import Proposal
+from rollcall.replication.network import wire
+from rollcall.replication.raft.clocks import ANSWER_S, LIMIT_S, Clocks
+from rollcall.replication.raft.engine import LEADER, OTHERS_FIRST
 
 YEAR_S = 365 * 86_400.0
 PATIENCE_S = OTHERS_FIRST * 1.0

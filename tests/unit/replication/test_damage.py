@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 from harness.raft import Bench, Clock, Cluster, Network
 from harness.sim_disk import SimDisk
-from rollcall.replication import engine as engine_module
-from rollcall.replication.disk import DirectoryLock, remedy
 from rollcall.replication.errors import Damaged, DiskUnavailable, RollcallError, WrongDirectory
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.storage.disk import DirectoryLock, remedy
 
 Spoil = Callable[[Path], None]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from harness.raft import Clock, Cluster, is_done
 from harness.sim_disk import SimDisk
-from rollcall.replication import engine as engine_module
-from rollcall.replication import journal as journal_module
-from rollcall.replication import reserve as reserve_module
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.storage import journal as journal_module
+from rollcall.replication.storage import reserve as reserve_module
 
 LOG_BYTES_MAX = 30_000
 KEEP_BYTES = 5_000

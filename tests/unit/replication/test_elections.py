@@ -10,9 +10,9 @@ from harness.members import run
 from harness.ours import EngineMember
 from harness.raft import ROUND_S, Clock, Cluster
 from harness.sides import OurSide
-from rollcall.replication import wire
 from rollcall.replication.commands import LEVEL
-from rollcall.replication.engine import CANDIDATE, FOLLOWER, LEADER, PRE_VOTE_LEVEL
+from rollcall.replication.network import wire
+from rollcall.replication.raft.engine import CANDIDATE, FOLLOWER, LEADER, PRE_VOTE_LEVEL
 
 SHORTEST_S = 0.4
 """The engine's shortest election timeout, which it has when it is told nothing."""

@@ -17,13 +17,7 @@ from harness.ours import EngineMember, state_file
 from harness.raft import Cluster, command, entry, is_done, unstamped
 from harness.waiting import wait_for
 from pysyncobj.node import Node
-from rollcall.replication import engine as engine_module
-from rollcall.replication import install as install_module
-from rollcall.replication import journal as journal_module
-from rollcall.replication import reserve as reserve_module
-from rollcall.replication import wire
 from rollcall.replication.commands import Deregister, SetStatus
-from rollcall.replication.engine import LEADER, REVIEWED, check_library
 from rollcall.replication.errors import (
     Damaged,
     DiskUnavailable,
@@ -37,8 +31,14 @@ from rollcall.replication.errors import (
     Unknown,
 )
 from rollcall.replication.log import Proposal
-from rollcall.replication.peers import STAYS_S
+from rollcall.replication.network import wire
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import snapshot_transfer as install_module
+from rollcall.replication.raft.engine import LEADER, REVIEWED, check_library
 from rollcall.replication.records import Key
+from rollcall.replication.storage import journal as journal_module
+from rollcall.replication.storage import reserve as reserve_module
+from rollcall.replication.storage.peers import STAYS_S
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from harness.ours import EngineMember
 from harness.raft import ROUND_S
 from harness.sides import OurSide
-from rollcall.replication import wire
+from rollcall.replication.network import wire
 
 TERM = 3
 LEADERS_CLOCK = 77.0

@@ -7,7 +7,7 @@ from harness.raft import Clock, Cluster
 from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.replication.errors import TooSoon
-from rollcall.replication.handing import GivingWay, Transfers
+from rollcall.replication.raft.transfers import GivingWay, Transfers
 
 INTERVAL_S = 5.0
 

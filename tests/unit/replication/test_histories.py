@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from harness.raft import Clock, Cluster, command
-from rollcall.replication.changes import EVERYTHING, Changes, Page
 from rollcall.replication.commands import KEEP_LEVEL, Begin
 from rollcall.replication.errors import Gone
 from rollcall.replication.log import LocalLog
-from rollcall.replication.state import State
+from rollcall.replication.registry.changes import EVERYTHING, Changes, Page
+from rollcall.replication.registry.state import State
 
 
 class Named(Cluster):

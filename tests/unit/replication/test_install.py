@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.replication import install
-from rollcall.replication.disk import Disk
-from rollcall.replication.install import AGAIN_S, RETRY_S, Incoming, Outgoing
+from rollcall.replication.raft import snapshot_transfer
+from rollcall.replication.raft.snapshot_transfer import AGAIN_S, RETRY_S, Incoming, Outgoing
+from rollcall.replication.storage.disk import Disk
 
 CONTENT = bytes(range(256)) * 40
 
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(install, "WINDOW_BYTES", 3000)
+    monkeypatch.setattr(snapshot_transfer, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(snapshot_transfer, "WINDOW_BYTES", 3000)
 
 
 @pytest.fixture

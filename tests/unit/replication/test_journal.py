@@ -12,9 +12,9 @@ from harness.sim_disk import PowerCut, SimDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from rollcall.replication import journal as journal_module
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal, WrongDirectory
-from rollcall.replication.journal import FIRST_ENTRY, Cut, Entry, Journal
+from rollcall.replication.storage import journal as journal_module
+from rollcall.replication.storage.journal import FIRST_ENTRY, Cut, Entry, Journal
 
 
 @pytest.fixture(autouse=True)

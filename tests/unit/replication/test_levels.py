@@ -12,8 +12,6 @@ from harness.raft import ROUND_S, Clock, Cluster, command, hello_of, is_done
 from harness.sides import OurSide
 from msgspec import structs
 from pysyncobj.node import Node
-from rollcall.replication import engine as engine_module
-from rollcall.replication import wire
 from rollcall.replication.commands import (
     LEVEL,
     Command,
@@ -26,8 +24,10 @@ from rollcall.replication.commands import (
     level_of,
 )
 from rollcall.replication.errors import Fatal, NotDone
-from rollcall.replication.journal import REGULAR
-from rollcall.replication.transport import RETRY_S
+from rollcall.replication.network import wire
+from rollcall.replication.network.transport import RETRY_S
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.storage.journal import REGULAR
 
 OLDER = LEVEL - 1
 NEWER = LEVEL + 1

@@ -12,10 +12,7 @@ from harness.raft import Clock, Cluster, HandWorker, is_done
 from harness.sim_disk import SimDisk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollcall.replication import engine as engine_module
 from rollcall.replication import policies as policies_module
-from rollcall.replication import registry as registry_module
-from rollcall.replication import snapshot as snapshot_module
 from rollcall.replication.checks import CHECKS_MAX
 from rollcall.replication.commands import (
     FOR_S_MAX,
@@ -36,6 +33,7 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import Invalid, TooLarge
 from rollcall.replication.policies import AUDITED_BYTES_MAX, AUDITED_MAX, POLICIES_MAX, POLICY_BYTES_MAX, policy_of
+from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.records import (
     CHECKS_BYTES_MAX,
     ID_LENGTH_MAX,
@@ -44,9 +42,11 @@ from rollcall.replication.records import (
     Registration,
     build,
 )
-from rollcall.replication.registry import Registry
-from rollcall.replication.snapshot import FRAME_BYTES_MAX, Snapshots
-from rollcall.replication.state import State, verify
+from rollcall.replication.registry import registry as registry_module
+from rollcall.replication.registry.registry import Registry
+from rollcall.replication.registry.state import State, verify
+from rollcall.replication.storage import snapshot as snapshot_module
+from rollcall.replication.storage.snapshot import FRAME_BYTES_MAX, Snapshots
 
 Given = tuple[Command, str]
 """A command, and the ``Idempotency-Key`` that it came with."""

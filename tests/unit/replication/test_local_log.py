@@ -8,7 +8,7 @@ from rollcall.replication.commands import Barrier, Deregister, Register
 from rollcall.replication.errors import NotDone, NotFound, Unknown
 from rollcall.replication.log import LocalLog, Log, Proposal
 from rollcall.replication.records import Key, Registration
-from rollcall.replication.registry import Outcome
+from rollcall.replication.registry.registry import Outcome
 
 DONE = Outcome(1, ("created",))
 

@@ -12,10 +12,10 @@ from harness.raft import Clock, Cluster
 from harness.sim_disk import SimDisk
 from msgspec import structs
 from rollcall.replication.commands import LEVEL
-from rollcall.replication.disk import Disk
 from rollcall.replication.errors import Damaged, Fatal
-from rollcall.replication.peers import STAYS_S, WORDS_S, Peers
-from rollcall.replication.starts import Claims, Known, Position, Start
+from rollcall.replication.storage.disk import Disk
+from rollcall.replication.storage.peers import STAYS_S, WORDS_S, Peers
+from rollcall.replication.storage.starts import Claims, Known, Position, Start
 
 
 class Copied(Cluster):

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.node.duties import expired
-from rollcall.replication import registry as registry_module
+from rollcall.node.leader.duties import expired
 from rollcall.replication.commands import (
     Batch,
     Command,
@@ -25,8 +24,9 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import NotFound, TooLarge
 from rollcall.replication.records import Instance, Key, Registration
-from rollcall.replication.registry import Applied, Registry
-from rollcall.replication.state import State
+from rollcall.replication.registry import registry as registry_module
+from rollcall.replication.registry.registry import Applied, Registry
+from rollcall.replication.registry.state import State
 
 KEY = Key("default", "cart", "cart-1")
 SECOND_NS = 10**9

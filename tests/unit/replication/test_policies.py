@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from rollcall.replication import registry as registry_module
 from rollcall.replication.commands import Envelope, Register, SetPolicy
 from rollcall.replication.errors import NotFound, TooLarge
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Registration
-from rollcall.replication.registry import Applied, Registry
-from rollcall.replication.state import State
+from rollcall.replication.registry import registry as registry_module
+from rollcall.replication.registry.registry import Applied, Registry
+from rollcall.replication.registry.state import State
 
 CANARY = Policy(service="cart", percent=1.0, match={"version": "2"})
 

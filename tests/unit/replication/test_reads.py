@@ -9,9 +9,9 @@ from harness.ours import EngineMember
 from harness.raft import Clock, Cluster, command, is_done, unstamped
 from harness.seeds import seeds
 from harness.sides import OurSide
-from rollcall.replication import wire
 from rollcall.replication.errors import NotDone, NotLeader, Overloaded
 from rollcall.replication.log import Proposal
+from rollcall.replication.network import wire
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollcall.replication import registry as registry_module
 from rollcall.replication.commands import (
     FORMAT,
     LEVEL,
@@ -41,8 +40,9 @@ from rollcall.replication.errors import (
     RollcallError,
 )
 from rollcall.replication.records import Event, Instance, Key, Registration
-from rollcall.replication.registry import REMEMBER_NS, Applied, Outcome, Registry, ServiceView, State
-from rollcall.replication.state import STATE_FORMAT
+from rollcall.replication.registry import registry as registry_module
+from rollcall.replication.registry.registry import REMEMBER_NS, Applied, Outcome, Registry, ServiceView, State
+from rollcall.replication.registry.state import STATE_FORMAT
 
 SECOND_NS = 10**9
 KEY = Key("default", "web", "a")

@@ -13,8 +13,8 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import KeyReused, Superseded
 from rollcall.replication.records import Key, Registration
-from rollcall.replication.registry import Applied, Registry
-from rollcall.replication.state import State
+from rollcall.replication.registry.registry import Applied, Registry
+from rollcall.replication.registry.state import State
 
 KEY = Key("default", "cart", "cart-1")
 

@@ -10,7 +10,6 @@ import pytest
 from harness.sim_disk import SimDisk
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.replication import reserve as reserve_module
 from rollcall.replication.commands import (
     Barrier,
     Batch,
@@ -26,10 +25,11 @@ from rollcall.replication.commands import (
     SetStatus,
     adds,
 )
-from rollcall.replication.disk import Disk, rewrite
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Key, Registration
-from rollcall.replication.reserve import Reserve, ReservingDisk, lacking
+from rollcall.replication.storage import reserve as reserve_module
+from rollcall.replication.storage.disk import Disk, rewrite
+from rollcall.replication.storage.reserve import Reserve, ReservingDisk, lacking
 
 RESERVE, MARGIN, STEP, SLACK = 10_000, 2_000, 100, 1_000
 KEY = Key("default", "cart", "c1")

@@ -2,7 +2,7 @@
 
 import itertools
 
-from rollcall.replication.saving import AGAIN_S, AGAIN_S_MAX, Saving
+from rollcall.replication.raft.compaction import AGAIN_S, AGAIN_S_MAX, Saving
 
 
 def test_one_is_due_when_much_has_come_or_the_interval_is_over() -> None:

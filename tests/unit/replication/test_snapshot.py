@@ -9,13 +9,13 @@ from harness.raft import HandWorker, command
 from harness.sim_disk import PowerCut, SimDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.replication import snapshot as snapshot_module
 from rollcall.replication.commands import FORMAT, Envelope
 from rollcall.replication.errors import Damaged, TooLarge, WrongDirectory
-from rollcall.replication.registry import Registry
-from rollcall.replication.reserve import MARGIN_BYTES
-from rollcall.replication.snapshot import SnapshotHeader, Snapshots
-from rollcall.replication.state import State
+from rollcall.replication.registry.registry import Registry
+from rollcall.replication.registry.state import State
+from rollcall.replication.storage import snapshot as snapshot_module
+from rollcall.replication.storage.reserve import MARGIN_BYTES
+from rollcall.replication.storage.snapshot import SnapshotHeader, Snapshots
 
 
 @pytest.fixture

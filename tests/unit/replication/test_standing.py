@@ -14,15 +14,15 @@ from harness.raft import ROUND_S, Bench, Clock, Cluster, Network, hello_of, is_d
 from harness.seeds import seeds
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
-from rollcall.replication import engine as engine_module
-from rollcall.replication import wire
 from rollcall.replication.commands import LEVEL, Envelope, Readmit, decode, encode, level_of
-from rollcall.replication.disk import Disk
-from rollcall.replication.engine import LEADER
 from rollcall.replication.errors import Damaged, Fatal, WrongDirectory
-from rollcall.replication.journal import REGULAR
 from rollcall.replication.log import Proposal
-from rollcall.replication.standing import Standing
+from rollcall.replication.network import wire
+from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft.engine import LEADER
+from rollcall.replication.storage.disk import Disk
+from rollcall.replication.storage.journal import REGULAR
+from rollcall.replication.storage.standing import Standing
 
 MEMBERS = ("a", "b", "c")
 
@@ -947,8 +947,8 @@ def test_a_rejoining_node_that_is_being_filled_keeps_no_leader_in_place(
 ) -> None:
     """A state file takes long; each piece of it that arrives is no word for the leader."""
     monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
-    monkeypatch.setattr("rollcall.replication.install.PIECE_BYTES", 100)
-    monkeypatch.setattr("rollcall.replication.install.WINDOW_BYTES", 100)
+    monkeypatch.setattr("rollcall.replication.raft.snapshot_transfer.PIECE_BYTES", 100)
+    monkeypatch.setattr("rollcall.replication.raft.snapshot_transfer.WINDOW_BYTES", 100)
     cluster = Tended(tmp_path, clock, snapshot_entries=40)
     leader = cluster.wait_for_leader()
     cluster.write(leader, *(f"v{number}" for number in range(60)))

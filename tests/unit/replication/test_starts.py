@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
-from rollcall.replication import starts, wire
-from rollcall.replication.starts import (
+from rollcall.replication.network import wire
+from rollcall.replication.storage import starts
+from rollcall.replication.storage.starts import (
     STARTS_MAX,
     UNKNOWN_ADMISSION,
     Chain,

@@ -5,11 +5,11 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator
 from typing import Any
 
 import pytest
-from rollcall.replication import state as state_module
 from rollcall.replication.commands import FORMAT, Envelope, Register
 from rollcall.replication.records import Instance, Registration
-from rollcall.replication.registry import Registry
-from rollcall.replication.state import ServiceOutline, ServiceState, ServiceView, State
+from rollcall.replication.registry import state as state_module
+from rollcall.replication.registry.registry import Registry
+from rollcall.replication.registry.state import ServiceOutline, ServiceState, ServiceView, State
 
 
 def instance(id: str, version: str) -> Instance:

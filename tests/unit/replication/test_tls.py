@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.node import certs
 from rollcall.replication.errors import Invalid
-from rollcall.replication.tls import LOOK_S, REMINDER_S, Channel, Credentials, TlsError, is_tls, uri_of
-from rollcall.replication.wire import HELLO_BYTES_MAX
+from rollcall.replication.network.tls import LOOK_S, REMINDER_S, Channel, Credentials, TlsError, is_tls, uri_of
+from rollcall.replication.network.wire import HELLO_BYTES_MAX
 
 CLUSTER = "test"
 DAY = datetime.timedelta(days=1)

@@ -18,11 +18,11 @@ from harness.fake_net import FakeSocket
 from harness.waiting import wait_for
 from pysyncobj.node import Node
 from rollcall.node import certs
-from rollcall.replication import transport as transport_module
-from rollcall.replication import wire
 from rollcall.replication.errors import NotDone, Overloaded, Unknown
-from rollcall.replication.tls import Channel
-from rollcall.replication.transport import CONNECTIONS_MAX, HANDSHAKE_S, SILENCE_S, Endpoint
+from rollcall.replication.network import transport as transport_module
+from rollcall.replication.network import wire
+from rollcall.replication.network.tls import Channel
+from rollcall.replication.network.transport import CONNECTIONS_MAX, HANDSHAKE_S, SILENCE_S, Endpoint
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.replication import wire
 from rollcall.replication.errors import Invalid
-from rollcall.replication.wire import FRAME_BYTES_MAX, HELLO_BYTES_MAX, FrameReader, Message, encode
+from rollcall.replication.network import wire
+from rollcall.replication.network.wire import FRAME_BYTES_MAX, HELLO_BYTES_MAX, FrameReader, Message, encode
 
 NUMBER = st.integers(0, 2**63 - 1)
 TEXT = st.text(max_size=20)

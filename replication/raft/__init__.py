@@ -1,0 +1,1 @@
+"""How the nodes come to agree: Raft, on pysyncobj."""

@@ -1,0 +1,1 @@
+"""The state machine: what the nodes agree on, how a command changes it, and what changed. Pure."""

@@ -79,13 +79,13 @@ class RequestVote(Struct, frozen=True, tag=3, array_like=True):
     transfer: bool = False
 
 
-class GrantVote(Struct, frozen=True, tag=4, array_like=True):
+class RequestVoteResponse(Struct, frozen=True, tag=4, array_like=True):
     """A vote for the receiver in ``term``; refusals are silent."""
 
     term: Term
 
 
-class Append(Struct, frozen=True, tag=5, array_like=True):
+class AppendEntries(Struct, frozen=True, tag=5, array_like=True):
     """Raft's AppendEntries. ``previous_index`` 0: a heartbeat that proves nothing of the log.
     ``detached``: the leader has not heard a quorum lately, so there may be a newer one."""
 
@@ -100,11 +100,11 @@ class Append(Struct, frozen=True, tag=5, array_like=True):
     contact_s: float = 0.0
     """How long ago a quorum certainly followed the sender."""
     heard: dict[str, float] | None = None
-    """``at`` of the newest ``Progress`` of each follower, if the sender knows all that is committed."""
+    """``at`` of the newest ``AppendEntriesResponse`` of each follower, if the sender knows all that is committed."""
 
 
-class Progress(Struct, frozen=True, tag=6, array_like=True):
-    """The answer to ``Append``, stamped with the sender's term (D4).
+class AppendEntriesResponse(Struct, frozen=True, tag=6, array_like=True):
+    """The answer to ``AppendEntries``, stamped with the sender's term (D4).
 
     ``success``: everything below ``next_index`` is on the sender's disk and
     agrees with the leader. ``reset``: send again from ``next_index``.
@@ -119,7 +119,7 @@ class Progress(Struct, frozen=True, tag=6, array_like=True):
     at: float | None = None
     """The sender's clock. None: of an older release."""
     asked_at: float | None = None
-    """``at`` of the newest ``Append`` that the sender had read from this leader in this term."""
+    """``at`` of the newest ``AppendEntries`` that the sender had read from this leader in this term."""
     room: bool = True
     """Whether the sender has room on its disk, beyond the reserve (``reserve.py``)."""
 
@@ -130,7 +130,7 @@ class TimeoutNow(Struct, frozen=True, tag=7, array_like=True):
     term: Term
 
 
-class Install(Struct, frozen=True, tag=8, array_like=True):
+class InstallSnapshot(Struct, frozen=True, tag=8, array_like=True):
     """A piece of the leader's state file, which covers the log up to ``index``."""
 
     term: Term
@@ -140,7 +140,7 @@ class Install(Struct, frozen=True, tag=8, array_like=True):
     data: bytes
 
 
-class Installed(Struct, frozen=True, tag=9, array_like=True):
+class InstallSnapshotResponse(Struct, frozen=True, tag=9, array_like=True):
     """How far the state file up to ``index`` has arrived: send on from ``offset``."""
 
     term: Term
@@ -172,7 +172,7 @@ class PreVote(Struct, frozen=True, tag=12, array_like=True):
     last_log_term: Term
 
 
-class PreVoted(Struct, frozen=True, tag=13, array_like=True):
+class PreVoteResponse(Struct, frozen=True, tag=13, array_like=True):
     """The answer. If granted ``term`` is the asker's, if not the receiver's own, which may be newer."""
 
     term: Term
@@ -186,7 +186,7 @@ class ReadProbe(Struct, frozen=True, tag=14, array_like=True):
     round: Index
 
 
-class ReadProbed(Struct, frozen=True, tag=15, array_like=True):
+class ReadProbeResponse(Struct, frozen=True, tag=15, array_like=True):
     """It is. There is no answer that says no."""
 
     term: Term
@@ -198,18 +198,18 @@ Message = (
     | Refused
     | Ping
     | RequestVote
-    | GrantVote
-    | Append
-    | Progress
+    | RequestVoteResponse
+    | AppendEntries
+    | AppendEntriesResponse
     | TimeoutNow
-    | Install
-    | Installed
+    | InstallSnapshot
+    | InstallSnapshotResponse
     | Request
     | Answer
     | PreVote
-    | PreVoted
+    | PreVoteResponse
     | ReadProbe
-    | ReadProbed
+    | ReadProbeResponse
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -308,7 +308,7 @@ class Engine(SyncObj):
         self._heard: dict[Node, float] = {}
         """When a follower certainly followed this leader: it had read what was sent then."""
         self._asked_at: tuple[int, str, float | None] = (0, "", None)
-        """Term, leader, and its clock when it sent the newest ``Append`` that was read."""
+        """Term, leader, and its clock when it sent the newest ``AppendEntries`` that was read."""
         self._named: tuple[int, float] | None = None
         """A commit index that a leader named, not applied here yet, and when no more than that was committed."""
         self._fresh_at: float | None = None
@@ -876,7 +876,7 @@ class Engine(SyncObj):
             contact_s = self._quorum_contact_s(now)
             previous = max(0, start - 1)
             frame = encoded[start, count] = wire.encode(
-                wire.Append(
+                wire.AppendEntries(
                     self._term,
                     self._commit_index,
                     previous,
@@ -908,29 +908,29 @@ class Engine(SyncObj):
             self._wire.drop(node, f"sent a {type(message).__name__} of term {term}, and this node is in {self._term}")
             return
         match message:
-            case wire.Append():
+            case wire.AppendEntries():
                 self._on_append(node, message)
             case wire.Ping():
                 self._on_ping(node, message)
-            case wire.Progress():
+            case wire.AppendEntriesResponse():
                 self._on_progress(node, message)
             case wire.RequestVote():
                 self._on_request_vote(node, message)
-            case wire.GrantVote():
+            case wire.RequestVoteResponse():
                 self._on_grant_vote(node, message)
             case wire.PreVote():
                 self._on_pre_vote(node, message)
-            case wire.PreVoted():
+            case wire.PreVoteResponse():
                 self._on_pre_voted(node, message)
             case wire.ReadProbe():
                 self._on_read_probe(node, message)
-            case wire.ReadProbed():
+            case wire.ReadProbeResponse():
                 self._on_read_probed(node, message)
             case wire.TimeoutNow():
                 self._on_timeout_now(node, message)
-            case wire.Install():
+            case wire.InstallSnapshot():
                 self._on_install(node, message)
-            case wire.Installed():
+            case wire.InstallSnapshotResponse():
                 self._on_installed(node, message)
             case _:
                 self._wire.drop(node, f"sent an unexpected {type(message).__name__}")
@@ -956,7 +956,7 @@ class Engine(SyncObj):
             },
         )
 
-    def _on_grant_vote(self, node: Node, message: wire.GrantVote) -> None:
+    def _on_grant_vote(self, node: Node, message: wire.RequestVoteResponse) -> None:
         """The library counts messages; a vote counts once a voter."""
         if message.term <= self._term:
             # Nobody votes for this node in a term that it was not in.
@@ -966,7 +966,7 @@ class Engine(SyncObj):
         self._votes.add(node.id)
         self._pass_on(node, {"type": "response_vote", "term": message.term})
 
-    def _on_append(self, node: Node, message: wire.Append) -> None:
+    def _on_append(self, node: Node, message: wire.AppendEntries) -> None:
         """AppendEntries at the receiver (figure 2), instead of the library's.
 
         Only entries in conflict are deleted, and never committed ones (D1). The
@@ -1038,7 +1038,9 @@ class Engine(SyncObj):
         self._leader_heard_at = time.monotonic()
         return True
 
-    def _check_entries(self, node: Node, message: wire.Append, previous: int, entries: tuple[Entry, ...]) -> None:
+    def _check_entries(
+        self, node: Node, message: wire.AppendEntries, previous: int, entries: tuple[Entry, ...]
+    ) -> None:
         expected, term = previous + 1, 0
         for _, index, entry_term in entries:
             if index != expected or entry_term < term or entry_term > message.term:
@@ -1070,9 +1072,12 @@ class Engine(SyncObj):
         term, leader, at = self._asked_at
         asked_at = at if (term, leader) == (self._term, node.id) else None
         votes, room = self._standing.votes, not (self._reserve.short or self._disk_error)
-        self._hold(node, wire.Progress(self._term, next_index, success, reset, votes, time.monotonic(), asked_at, room))
+        self._hold(
+            node,
+            wire.AppendEntriesResponse(self._term, next_index, success, reset, votes, time.monotonic(), asked_at, room),
+        )
 
-    def _on_progress(self, node: Node, message: wire.Progress) -> None:
+    def _on_progress(self, node: Node, message: wire.AppendEntriesResponse) -> None:
         """A follower's answer. One of another term says nothing about this one (D4)."""
         if message.term > self._term:
             self._follow_term(message.term)
@@ -1170,15 +1175,15 @@ class Engine(SyncObj):
 
     def _on_pre_vote(self, node: Node, message: wire.PreVote) -> None:
         if message.term < self._term:
-            self._wire.send(node, wire.PreVoted(self._term, False))
+            self._wire.send(node, wire.PreVoteResponse(self._term, False))
             return
         if not self._standing.votes or self._hears_leader(time.monotonic()):
             return
         ours = (self._journal[-1][2], self._journal.last_index)
         if (message.last_log_term, message.last_log_index) >= ours:
-            self._wire.send(node, wire.PreVoted(message.term, True))
+            self._wire.send(node, wire.PreVoteResponse(message.term, True))
 
-    def _on_pre_voted(self, node: Node, message: wire.PreVoted) -> None:
+    def _on_pre_voted(self, node: Node, message: wire.PreVoteResponse) -> None:
         if not message.granted:
             if message.term > self._term:
                 self._follow_term(message.term)
@@ -1241,9 +1246,9 @@ class Engine(SyncObj):
         if message.term < self._term:
             self._answer(node, alive=True)
         elif message.term == self._term and self._standing.votes:
-            self._wire.send(node, wire.ReadProbed(message.term, message.round))
+            self._wire.send(node, wire.ReadProbeResponse(message.term, message.round))
 
-    def _on_read_probed(self, node: Node, message: wire.ReadProbed) -> None:
+    def _on_read_probed(self, node: Node, message: wire.ReadProbeResponse) -> None:
         if self._role != LEADER or message.term != self._term:
             return
         self._SyncObj__lastResponseTime[node] = time.monotonic()
@@ -1332,7 +1337,7 @@ class Engine(SyncObj):
 
     # -- how old this copy is ------------------------------------------------------
 
-    def _take_freshness(self, message: wire.Append) -> None:
+    def _take_freshness(self, message: wire.AppendEntries) -> None:
         """Once this node has applied what its leader names, it holds all that was committed when it sent the
         answer that the leader had read by then; or, if that is earlier, when a quorum last followed the leader.
         Its own clock says when that was, however long messages travelled or waited for a process that stood still."""
@@ -1512,9 +1517,9 @@ class Engine(SyncObj):
 
     def _hold(self, node: Node, message: wire.Message) -> None:
         """Sends ``message`` after the next sync. Of acknowledgements in a row the last counts."""
-        if isinstance(message, wire.Progress) and self._held:
+        if isinstance(message, wire.AppendEntriesResponse) and self._held:
             last_node, last = self._held[-1]
-            if last_node == node and isinstance(last, wire.Progress) and last.success and message.success:
+            if last_node == node and isinstance(last, wire.AppendEntriesResponse) and last.success and message.success:
                 self._held.pop()
         self._held.append((node, message))
 
@@ -1526,7 +1531,7 @@ class Engine(SyncObj):
                 transfer = term == self._forced_term
                 self._hold(node, wire.RequestVote(term, message["last_log_index"], message["last_log_term"], transfer))
             case "response_vote":
-                self._hold(node, wire.GrantVote(message["term"]))
+                self._hold(node, wire.RequestVoteResponse(message["term"]))
             case "timeout_now":
                 self._hold(node, wire.TimeoutNow(message["term"]))
             case other:
@@ -1729,7 +1734,7 @@ class Engine(SyncObj):
             sending = follower.sending = Outgoing(self._snapshots.path, self._saved.index, now)
             logger.info("sending the state file at entry %d to %s", sending.index, node.id)
         for offset, data in sending.pieces(now):
-            self._wire.send(node, wire.Install(self._term, sending.index, offset, sending.total, data))
+            self._wire.send(node, wire.InstallSnapshot(self._term, sending.index, offset, sending.total, data))
             if follower.sending is not sending:
                 return  # the connection broke, and with it the file was closed
 
@@ -1738,7 +1743,7 @@ class Engine(SyncObj):
             follower.sending.close()
             follower.sending = None
 
-    def _on_install(self, node: Node, message: wire.Install) -> None:
+    def _on_install(self, node: Node, message: wire.InstallSnapshot) -> None:
         if not self._hear_leader(node, message.term):
             return
         if self._installing is not None:
@@ -1756,13 +1761,13 @@ class Engine(SyncObj):
             return
         receiving = self._receiving
         received = receiving.received if receiving is not None and receiving.index == message.index else 0
-        self._wire.send(node, wire.Installed(self._term, message.index, received))
+        self._wire.send(node, wire.InstallSnapshotResponse(self._term, message.index, received))
         if receiving is not None and received >= message.total:
             receiving.close()
             self._receiving = None
             self._installing = self._snapshots.install(receiving.path)
 
-    def _receive(self, node: Node, message: wire.Install) -> None:
+    def _receive(self, node: Node, message: wire.InstallSnapshot) -> None:
         try:
             self._take_piece(node, message)
         except OSError as error:
@@ -1773,7 +1778,7 @@ class Engine(SyncObj):
             self._snapshots.make_room()
             self._take_piece(node, message)
 
-    def _take_piece(self, node: Node, message: wire.Install) -> None:
+    def _take_piece(self, node: Node, message: wire.InstallSnapshot) -> None:
         if message.offset == 0 and (self._receiving is None or self._receiving.received):
             self._abort_receiving()
             path = self._config.directory / "snapshot-received.tmp"
@@ -1788,7 +1793,7 @@ class Engine(SyncObj):
             self._receiving.abort()
             self._receiving = None
 
-    def _on_installed(self, node: Node, message: wire.Installed) -> None:
+    def _on_installed(self, node: Node, message: wire.InstallSnapshotResponse) -> None:
         if message.term != self._term or self._role != LEADER:
             return
         now = time.monotonic()

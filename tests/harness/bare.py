@@ -36,7 +36,11 @@ class Recorder(Transport):
 
     def send(self, node: Node, message: dict[str, Any]) -> bool:
         self._sent.append((node.id, message))
-        kinds = {"response_vote": "GrantVote", "request_vote": "RequestVote", "next_node_idx": "Progress"}
+        kinds = {
+            "response_vote": "RequestVoteResponse",
+            "request_vote": "RequestVote",
+            "next_node_idx": "AppendEntriesResponse",
+        }
         self._trace.append(f"send {kinds.get(message['type'], message['type'])}")
         return True
 

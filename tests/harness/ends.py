@@ -124,7 +124,7 @@ class OurEnds(Ends):
         return self.transports["a"].connected(Node("b"))
 
     def talk(self, source: str, number: int) -> None:
-        self.transports[source].send(Node("b" if source == "a" else "a"), wire.GrantVote(number))
+        self.transports[source].send(Node("b" if source == "a" else "a"), wire.RequestVoteResponse(number))
 
     def dial_as_b(self) -> FakeSocket:
         connection = self.net.dial(PORTS["a"])
@@ -140,7 +140,7 @@ class OurEnds(Ends):
         return transport._hello
 
     def say(self, connection: FakeSocket, number: int) -> None:
-        connection.send(wire.encode(wire.GrantVote(number)))
+        connection.send(wire.encode(wire.RequestVoteResponse(number)))
 
     def close(self) -> None:
         for transport in self.transports.values():

@@ -110,10 +110,10 @@ class EngineMember(Member):
             (value if isinstance(value, bytes) else entry(value), index, entry_term)
             for index, entry_term, value in entries
         )
-        self.receive(leader, wire.Append(term, commit, previous[0], previous[1], placed))
+        self.receive(leader, wire.AppendEntries(term, commit, previous[0], previous[1], placed))
 
     def claim(self, leader: str, term: int, commit: int) -> None:
-        self.receive(leader, wire.Append(term, commit, 0, 0, ()))
+        self.receive(leader, wire.AppendEntries(term, commit, 0, 0, ()))
 
     def install(self, leader: str, term: int, last: tuple[int, int], values: Sequence[str], *, damaged: bool) -> None:
         data = bytearray(state_file(self.directory / "made", last, values))
@@ -122,16 +122,16 @@ class EngineMember(Member):
         half = len(data) // 2
         for offset in (0, half):
             part = bytes(data[offset : offset + half] if offset == 0 else data[offset:])
-            self.receive(leader, wire.Install(term, last[0], offset, len(data), part))
+            self.receive(leader, wire.InstallSnapshot(term, last[0], offset, len(data), part))
 
     def ask_vote(self, candidate: str, term: int, last: tuple[int, int]) -> None:
         self.receive(candidate, wire.RequestVote(term, *last))
 
     def grant_vote(self, voter: str, term: int) -> None:
-        self.receive(voter, wire.GrantVote(term))
+        self.receive(voter, wire.RequestVoteResponse(term))
 
     def acknowledge(self, follower: str, term: int, next_index: int) -> None:
-        self.receive(follower, wire.Progress(term, next_index, True, False))
+        self.receive(follower, wire.AppendEntriesResponse(term, next_index, True, False))
 
     def propose(self, value: str, *, raising: bool = False) -> Answer:
         answer = Answer()
@@ -208,18 +208,20 @@ class EngineMember(Member):
         return [
             (to, message.next_index)
             for _, to, message in self.network.sent
-            if isinstance(message, wire.Progress) and message.success
+            if isinstance(message, wire.AppendEntriesResponse) and message.success
         ]
 
     def refusals(self) -> list[int]:
         return [
             message.next_index
             for _, _, message in self.network.sent
-            if isinstance(message, wire.Progress) and message.reset
+            if isinstance(message, wire.AppendEntriesResponse) and message.reset
         ]
 
     def votes(self) -> list[tuple[str, int]]:
-        return [(to, message.term) for _, to, message in self.network.sent if isinstance(message, wire.GrantVote)]
+        return [
+            (to, message.term) for _, to, message in self.network.sent if isinstance(message, wire.RequestVoteResponse)
+        ]
 
     def connect(self, peer: str) -> None:
         self._run(lambda: self.network.connect(self.node, peer))

@@ -82,7 +82,9 @@ def entry(value: str | None) -> bytes:
 
 def unstamped(answers: Iterable[wire.Message]) -> list[wire.Message]:
     """Acknowledgements without what clocks said."""
-    return [structs.replace(a, at=None, asked_at=None) if isinstance(a, wire.Progress) else a for a in answers]
+    return [
+        structs.replace(a, at=None, asked_at=None) if isinstance(a, wire.AppendEntriesResponse) else a for a in answers
+    ]
 
 
 def value_of(data: bytes) -> str | None:

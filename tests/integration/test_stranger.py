@@ -34,7 +34,7 @@ def test_a_term_that_cannot_be_outdone_leaves_the_cluster_its_leader(start_clust
 
     for to in (0, 1):
         speak(cluster, 2, to, wire.RequestVote(TERM_MAX, TERM_MAX, TERM_MAX, True))
-        speak(cluster, 2, to, wire.Append(TERM_MAX, 1, 0, 0, ()))
+        speak(cluster, 2, to, wire.AppendEntries(TERM_MAX, 1, 0, 0, ()))
         wait_for(lambda to=to: f"of term {TERM_MAX}" in cluster.log(to), f"node {to} to say so")
 
     cluster.wait_for_leader()

@@ -228,8 +228,10 @@ class EngineNode:
         send = self.transport.send
 
         def sending(to: LibraryNode, message: wire.Message) -> bool:
-            if isinstance(message, wire.GrantVote | wire.RequestVote):
-                place.voted(place.name, message.term, to.id if isinstance(message, wire.GrantVote) else place.name)
+            if isinstance(message, wire.RequestVoteResponse | wire.RequestVote):
+                place.voted(
+                    place.name, message.term, to.id if isinstance(message, wire.RequestVoteResponse) else place.name
+                )
             return send(to, message)
 
         self.transport.send = sending

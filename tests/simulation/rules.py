@@ -654,7 +654,7 @@ RULES: tuple[Rule, ...] = (
         "D4",
         "An acknowledgement counts only in the term that it was given in",
         (Edit(engine.Engine, "_on_progress", ("message.term < self._term or self._role", "self._role")),),
-        provoke=(_comes_again(wire.Progress),),
+        provoke=(_comes_again(wire.AppendEntriesResponse),),
     ),
     Rule(
         "D5",
@@ -708,7 +708,7 @@ RULES: tuple[Rule, ...] = (
                 "_hold",
                 (
                     "    self._held.append((node, message))\n",
-                    "    if isinstance(message, wire.Progress):\n"
+                    "    if isinstance(message, wire.AppendEntriesResponse):\n"
                     "        self._held.append((node, message))\n"
                     "    else:\n"
                     "        self._wire.send(node, message)\n",
@@ -805,7 +805,7 @@ RULES: tuple[Rule, ...] = (
             Edit(engine.Engine, "_on_install", ("    if message.index <= self._applied:\n", "    if False:\n")),
             Edit(engine.Engine, "_continue_install", ("    if header.index <= self._applied:\n", "    if False:\n")),
         ),
-        provoke=(_comes_again(wire.Install),),
+        provoke=(_comes_again(wire.InstallSnapshot),),
     ),
     Rule(
         "D17",
@@ -842,7 +842,7 @@ RULES: tuple[Rule, ...] = (
         "votes per voter",
         "A voter's vote counts once",
         (Edit(engine.Engine, "_on_grant_vote", (" or node.id in self._votes", "")),),
-        provoke=(_comes_again(wire.GrantVote),),
+        provoke=(_comes_again(wire.RequestVoteResponse),),
         nodes=5,
     ),
     Rule(
@@ -865,7 +865,7 @@ RULES: tuple[Rule, ...] = (
         "read round number",
         "An answer counts for the round of reads that asked",
         (Edit(engine.Engine, "_on_read_probed", (" and message.round == self._round.number", "")),),
-        provoke=(_comes_again(wire.ReadProbed), _the_leader_is_cut_off),
+        provoke=(_comes_again(wire.ReadProbeResponse), _the_leader_is_cut_off),
     ),
     Rule(
         "age",
@@ -881,7 +881,7 @@ RULES: tuple[Rule, ...] = (
         "age, of a quorum",
         "A quorum followed a leader when that sent what they answer, not when the answers are read",
         (Edit(engine.Engine, "_on_progress", ("min(asked_at, now)", "now")),),
-        provoke=(_comes_again(wire.Progress), _the_leader_is_cut_off),
+        provoke=(_comes_again(wire.AppendEntriesResponse), _the_leader_is_cut_off),
     ),
     Rule(
         "age, of a leader",

@@ -76,7 +76,7 @@ class Hosts:
                     self.network.hang_up(host.id)
 
     def send(self, term: int) -> None:
-        self.network.send("a", "b", wire.encode(wire.GrantVote(term)))
+        self.network.send("a", "b", wire.encode(wire.RequestVoteResponse(term)))
 
 
 @pytest.fixture

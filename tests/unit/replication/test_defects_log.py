@@ -115,7 +115,7 @@ def test_d07_a_vote_is_on_disk_before_it_leaves(side):
 
     member.ask_vote("b", 5, (1, 0))
 
-    synced_before(member, "send GrantVote")
+    synced_before(member, "send RequestVoteResponse")
 
 
 @proves
@@ -135,7 +135,7 @@ def test_d07_entries_are_on_disk_before_they_are_acknowledged(side):
 
     member.append("b", 1, (1, 0), run(2, 3))
 
-    synced_before(member, "send Progress")
+    synced_before(member, "send AppendEntriesResponse")
 
 
 @proves

@@ -119,7 +119,7 @@ def test_asking_and_answering_write_nothing_to_disk(member: EngineMember) -> Non
     member.receive("c", wire.PreVote(9, 100, 8))
     member.tick()
 
-    assert member.sent(wire.PreVoted) == [wire.PreVoted(9, True)]
+    assert member.sent(wire.PreVoteResponse) == [wire.PreVoteResponse(9, True)]
     assert (member.directory / "journal").read_bytes() == journal
     assert member.disk.trace == trace
     assert (member.term, member.engine._SyncObj__votedForNodeId) == (3, vote)
@@ -130,7 +130,7 @@ def test_a_yes_can_be_given_to_many_because_it_binds_nobody(member: EngineMember
         member.receive(asker, wire.PreVote(0, 1, 0))
     member.ask_vote("c", 1, (1, 0))
 
-    assert len(member.sent(wire.PreVoted)) == 3
+    assert len(member.sent(wire.PreVoteResponse)) == 3
     assert member.votes() == [("c", 1)]
 
 
@@ -167,7 +167,7 @@ def test_only_who_has_all_that_this_node_has_gets_a_yes(
 
     member.receive("c", wire.PreVote(3, *last))
 
-    assert member.sent(wire.PreVoted) == [wire.PreVoted(3, True)] * granted
+    assert member.sent(wire.PreVoteResponse) == [wire.PreVoteResponse(3, True)] * granted
 
 
 def test_who_hears_a_leader_says_nothing_until_that_leader_has_been_silent(member: EngineMember) -> None:
@@ -176,11 +176,11 @@ def test_who_hears_a_leader_says_nothing_until_that_leader_has_been_silent(membe
 
     member.tick(SHORTEST_S - 0.01)
     member.receive("c", better)
-    assert member.sent(wire.PreVoted) == []
+    assert member.sent(wire.PreVoteResponse) == []
     member.tick(0.02)
     member.receive("c", better)
 
-    assert member.sent(wire.PreVoted) == [wire.PreVoted(2, True)]
+    assert member.sent(wire.PreVoteResponse) == [wire.PreVoteResponse(2, True)]
 
 
 def test_who_lost_the_connection_to_the_leader_says_yes_at_once(member: EngineMember) -> None:
@@ -189,7 +189,7 @@ def test_who_lost_the_connection_to_the_leader_says_yes_at_once(member: EngineMe
     member.disconnect("b")
     member.receive("c", wire.PreVote(2, 4, 2))
 
-    assert member.sent(wire.PreVoted) == [wire.PreVoted(2, True)]
+    assert member.sent(wire.PreVoteResponse) == [wire.PreVoteResponse(2, True)]
 
 
 def test_a_leader_says_nothing_while_it_hears_a_quorum(member: EngineMember) -> None:
@@ -198,11 +198,11 @@ def test_a_leader_says_nothing_while_it_hears_a_quorum(member: EngineMember) -> 
     better = wire.PreVote(term, 100, term)
 
     member.receive("c", better)
-    assert member.sent(wire.PreVoted) == []
+    assert member.sent(wire.PreVoteResponse) == []
     member.tick(SHORTEST_S + 0.01)
     member.receive("c", better)
 
-    assert member.sent(wire.PreVoted) == [wire.PreVoted(term, True)]
+    assert member.sent(wire.PreVoteResponse) == [wire.PreVoteResponse(term, True)]
     assert member.leads
 
 
@@ -211,7 +211,7 @@ def test_an_asker_of_an_earlier_term_learns_the_newer_one(member: EngineMember) 
 
     member.receive("c", wire.PreVote(5, 100, 5))
 
-    assert member.sent(wire.PreVoted) == [wire.PreVoted(7, False)]
+    assert member.sent(wire.PreVoteResponse) == [wire.PreVoteResponse(7, False)]
 
 
 def test_a_no_with_a_newer_term_is_followed_and_one_without_changes_nothing(member: EngineMember) -> None:
@@ -219,9 +219,9 @@ def test_a_no_with_a_newer_term_is_followed_and_one_without_changes_nothing(memb
     member.tick(2.0)
 
     for term in (1, 3):
-        member.receive("b", wire.PreVoted(term, False))
+        member.receive("b", wire.PreVoteResponse(term, False))
     assert member.term == 3
-    member.receive("b", wire.PreVoted(8, False))
+    member.receive("b", wire.PreVoteResponse(8, False))
 
     assert (member.term, member.engine._role) == (8, FOLLOWER)
     member.restart()
@@ -231,7 +231,7 @@ def test_a_no_with_a_newer_term_is_followed_and_one_without_changes_nothing(memb
 def test_a_leader_that_is_told_of_a_newer_term_steps_down(member: EngineMember) -> None:
     term = lead(member)
 
-    member.receive("b", wire.PreVoted(term + 1, False))
+    member.receive("b", wire.PreVoteResponse(term + 1, False))
 
     assert (member.term, member.leads) == (term + 1, False)
 
@@ -242,7 +242,7 @@ def test_a_leader_that_is_told_of_a_newer_term_steps_down(member: EngineMember) 
 def lead(member: EngineMember) -> int:
     """Makes the node lead by way of a pre-vote; its term."""
     member.tick(2.0)
-    member.receive("b", wire.PreVoted(member.term, True))
+    member.receive("b", wire.PreVoteResponse(member.term, True))
     member.tick()
     member.grant_vote("b", member.term)
     assert member.leads
@@ -253,9 +253,9 @@ def test_a_quorum_of_yes_leads_to_one_campaign(member: EngineMember) -> None:
     term = member.term
     member.tick(2.0)
 
-    member.receive("b", wire.PreVoted(term, True))
+    member.receive("b", wire.PreVoteResponse(term, True))
     member.tick()
-    member.receive("c", wire.PreVoted(term, True))
+    member.receive("c", wire.PreVoteResponse(term, True))
     for _ in range(5):
         member.tick(0.05)
 
@@ -266,7 +266,7 @@ def test_a_quorum_of_yes_leads_to_one_campaign(member: EngineMember) -> None:
 def test_a_lost_campaign_is_followed_by_a_question_not_by_another_campaign(member: EngineMember) -> None:
     term = member.term
     member.tick(2.0)
-    member.receive("b", wire.PreVoted(term, True))
+    member.receive("b", wire.PreVoteResponse(term, True))
     member.tick()
     assert member.term == term + 1
 
@@ -283,10 +283,10 @@ def test_a_yes_counts_once_a_voter(ours: OurSide) -> None:
     member.tick(2.0)
 
     for _ in range(3):
-        member.receive("b", wire.PreVoted(term, True))
+        member.receive("b", wire.PreVoteResponse(term, True))
     member.tick()
     assert member.term == term
-    member.receive("c", wire.PreVoted(term, True))
+    member.receive("c", wire.PreVoteResponse(term, True))
     member.tick()
 
     assert member.term == term + 1
@@ -296,7 +296,7 @@ def test_a_yes_that_was_not_asked_for_counts_for_nothing(member: EngineMember) -
     term = member.term
 
     for peer in ("b", "c"):
-        member.receive(peer, wire.PreVoted(term, True))
+        member.receive(peer, wire.PreVoteResponse(term, True))
     member.tick(0.01)
 
     assert (member.term, member.sent(wire.RequestVote)) == (term, [])
@@ -305,10 +305,10 @@ def test_a_yes_that_was_not_asked_for_counts_for_nothing(member: EngineMember) -
 def test_a_yes_to_an_earlier_term_counts_for_nothing(member: EngineMember) -> None:
     term = member.term
     member.tick(2.0)
-    member.receive("b", wire.PreVoted(term + 3, False))
+    member.receive("b", wire.PreVoteResponse(term + 3, False))
     member.tick(2.0)
 
-    member.receive("c", wire.PreVoted(term, True))
+    member.receive("c", wire.PreVoteResponse(term, True))
     member.tick()
 
     assert (member.term, member.sent(wire.RequestVote)) == (term + 3, [])
@@ -318,7 +318,7 @@ def test_a_yes_after_a_leader_was_heard_counts_for_nothing(member: EngineMember)
     member.tick(2.0)
 
     member.append("b", 3, (1, 0))
-    member.receive("c", wire.PreVoted(3, True))
+    member.receive("c", wire.PreVoteResponse(3, True))
     for _ in range(3):
         member.tick(0.1)
 
@@ -332,7 +332,7 @@ def test_a_yes_after_a_vote_was_given_away_counts_for_nothing(member: EngineMemb
     member.tick(2.0)
 
     member.ask_vote("c", term + 1, (1, 0))
-    member.receive("b", wire.PreVoted(term, True))
+    member.receive("b", wire.PreVoteResponse(term, True))
     for _ in range(3):
         member.tick(0.1)
 
@@ -387,7 +387,7 @@ def test_only_the_campaign_that_was_asked_for_may_disturb_a_leader(member: Engin
     member.tick()
 
     member.tick(2.0)
-    member.receive("c", wire.PreVoted(4, True))
+    member.receive("c", wire.PreVoteResponse(4, True))
     member.tick()
 
     assert [request.transfer for request in member.sent(wire.RequestVote) if request.term == 5] == [False, False]

@@ -229,14 +229,14 @@ def test_a_stale_leader_is_told_of_the_later_term(member):
 
     member.append("c", 4, (1, 0), [(2, 4, "stale")])
 
-    assert unstamped(member.take("c")) == [wire.Progress(5, 0, False, False)]
+    assert unstamped(member.take("c")) == [wire.AppendEntriesResponse(5, 0, False, False)]
     assert member.entries()[1:] == run(2, 3, term=5)
 
 
 def test_a_leader_that_hears_of_a_later_term_steps_down(member):
     term = member.elect()
 
-    member.receive("b", wire.Progress(term + 4, 0, False, False))
+    member.receive("b", wire.AppendEntriesResponse(term + 4, 0, False, False))
 
     assert not member.leads
     assert member.term == term + 4
@@ -294,7 +294,7 @@ def test_a_refused_leader_sends_one_message_until_it_is_agreed_with(member):
     member.take("b")
 
     for _ in range(3):
-        member.receive("b", wire.Progress(term, 5, False, True))
+        member.receive("b", wire.AppendEntriesResponse(term, 5, False, True))
         member.tick()
 
     probes = [message for message in member.take("b") if message.previous_index]
@@ -306,7 +306,7 @@ def test_a_refusal_that_names_the_first_entry_is_answered_with_the_second(member
     term = member.elect()
     member.take("b")
 
-    member.receive("b", wire.Progress(term, 0, False, True))
+    member.receive("b", wire.AppendEntriesResponse(term, 0, False, True))
     member.tick(0.2)
 
     assert {message.previous_index for message in member.take("b")} == {1}
@@ -491,13 +491,13 @@ def test_a_leader_that_is_cut_off_catches_nobody_up(member):
     member.append("b", 3, (1, 0), run(2, 4, term=3), commit=4)
     member.restart()
 
-    member.receive("b", wire.Append(3, 4, 4, 3, (), detached=True))
+    member.receive("b", wire.AppendEntries(3, 4, 4, 3, (), detached=True))
     member.tick()
     member.tick()
     assert member.engine._applied == 4
     assert not member.engine.status().caught_up
 
-    member.receive("b", wire.Append(3, 4, 4, 3, ()))
+    member.receive("b", wire.AppendEntries(3, 4, 4, 3, ()))
     member.tick()
     assert member.engine.status().caught_up
 
@@ -566,32 +566,32 @@ def test_after_a_damaged_state_file_the_whole_is_taken_again(member):
 def test_pieces_out_of_order_are_asked_for_again(member, tmp_path):
     data = state_file(tmp_path / "made", (50, 1), ["kept"])
 
-    member.receive("b", wire.Install(1, 50, 100, len(data), data[100:]))
-    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
-    member.receive("b", wire.Install(1, 50, 120, len(data), data[120:]))
-    member.receive("b", wire.Install(1, 50, 100, len(data), data[100:]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 100, len(data), data[100:]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 0, len(data), data[:100]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 120, len(data), data[120:]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 100, len(data), data[100:]))
     member.tick()
 
-    assert [message.offset for message in member.sent(wire.Installed)] == [0, 100, 100, len(data)]
+    assert [message.offset for message in member.sent(wire.InstallSnapshotResponse)] == [0, 100, 100, len(data)]
     assert member.state() == {"kept"}
 
 
 def test_a_transfer_begins_anew_after_a_reconnect(member, tmp_path):
     data = state_file(tmp_path / "made", (50, 1), ["kept"])
-    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 0, len(data), data[:100]))
 
     member.disconnect("b")
     member.connect("b")
-    member.receive("b", wire.Install(1, 50, 100, len(data), data[100:]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 100, len(data), data[100:]))
 
-    assert member.sent(wire.Installed)[-1].offset == 0
+    assert member.sent(wire.InstallSnapshotResponse)[-1].offset == 0
     assert member.acknowledged() == []
 
 
 def test_a_transfer_that_a_new_leader_does_not_go_on_with_is_forgotten(member, tmp_path):
     """The new leader's log reaches back far enough, so it sends entries, and they must be taken."""
     data = state_file(tmp_path / "made", (50, 1), ["kept"])
-    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 0, len(data), data[:100]))
 
     for _ in range(3):
         member.append("c", 2, (1, 0), [(2, 2, "x")], commit=2)
@@ -605,7 +605,7 @@ def test_a_transfer_that_the_leader_gave_up_is_forgotten(member, tmp_path):
     """It learned meanwhile that this node holds enough, and goes on with entries, which must be taken."""
     member.append("b", 1, (1, 0), run(2, 5), commit=3)
     data = state_file(tmp_path / "made", (4, 1), ["v2.1", "v3.1", "v4.1"])
-    member.receive("b", wire.Install(1, 4, 0, len(data), data[:100]))
+    member.receive("b", wire.InstallSnapshot(1, 4, 0, len(data), data[:100]))
 
     member.append("b", 1, (5, 1), run(6, 6), commit=6)
     member.tick()
@@ -617,11 +617,11 @@ def test_a_transfer_that_the_leader_gave_up_is_forgotten(member, tmp_path):
 def test_two_files_of_the_same_index_are_never_mixed(member, tmp_path):
     """A new leader has a state file of the same index; the first half came from the old one."""
     data = state_file(tmp_path / "made", (50, 1), ["kept"])
-    member.receive("b", wire.Install(1, 50, 0, len(data), data[:100]))
+    member.receive("b", wire.InstallSnapshot(1, 50, 0, len(data), data[:100]))
 
-    member.receive("c", wire.Install(2, 50, 100, len(data), data[100:]))
+    member.receive("c", wire.InstallSnapshot(2, 50, 100, len(data), data[100:]))
 
-    assert member.take("c")[-1] == wire.Installed(2, 50, 0)
+    assert member.take("c")[-1] == wire.InstallSnapshotResponse(2, 50, 0)
 
 
 def test_a_save_that_ends_after_a_newer_state_file_was_installed_cuts_nothing(member):
@@ -668,7 +668,7 @@ def test_no_descriptor_for_a_state_file_does_not_end_the_process(member, tmp_pat
     data = state_file(tmp_path / "made", (50, 1), ["kept"])
     monkeypatch.setattr(member.disk, "open", _raising(OSError(28, "No space left on device")))
 
-    member.receive("b", wire.Install(1, 50, 0, len(data), data))
+    member.receive("b", wire.InstallSnapshot(1, 50, 0, len(data), data))
     member.tick()
 
     assert member.engine.status().disk_error
@@ -770,10 +770,10 @@ def test_a_follower_behind_the_start_of_the_log_is_sent_the_state_file(member):
     base = member.engine._journal.base_index
     assert base > 2
 
-    member.receive("c", wire.Progress(term, 2, False, True))
+    member.receive("c", wire.AppendEntriesResponse(term, 2, False, True))
     member.tick(0.2)
 
-    pieces = [message for message in member.take("c") if isinstance(message, wire.Install)]
+    pieces = [message for message in member.take("c") if isinstance(message, wire.InstallSnapshot)]
     assert b"".join(piece.data for piece in pieces) == (member.directory / "snapshot").read_bytes()
     assert {piece.index for piece in pieces} == {base}
 
@@ -784,7 +784,7 @@ def test_a_follower_that_runs_on_the_state_file_gets_entries_again(member):
     member.save_state()
     member.tick()
     end = member.last_index
-    member.receive("c", wire.Progress(term, 2, False, True))
+    member.receive("c", wire.AppendEntriesResponse(term, 2, False, True))
     member.tick(0.2)
     member.take("c")
 
@@ -792,7 +792,7 @@ def test_a_follower_that_runs_on_the_state_file_gets_entries_again(member):
     propose(member, "next")
     member.tick()
 
-    appends = [message for message in member.take("c") if isinstance(message, wire.Append) and message.entries]
+    appends = [message for message in member.take("c") if isinstance(message, wire.AppendEntries) and message.entries]
     assert appends[-1].entries[-1] == (entry("next"), end + 1, term)
 
 
@@ -890,7 +890,7 @@ def reserved(ours, monkeypatch) -> EngineMember:
 def acknowledge_short(member: EngineMember, *peers: str) -> None:
     """What followers say that have everything, and no room for more."""
     for peer in peers:
-        member.receive(peer, wire.Progress(member.term, member.last_index + 1, True, False, room=False))
+        member.receive(peer, wire.AppendEntriesResponse(member.term, member.last_index + 1, True, False, room=False))
     member.tick()
 
 
@@ -976,7 +976,7 @@ def test_a_follower_that_is_short_of_room_says_so_and_goes_on(reserved):
     reserved.tick()
     reserved.append("b", reserved.term, (last[0] + 1, reserved.term), [])
 
-    answer = reserved.sent(wire.Progress)[-1]
+    answer = reserved.sent(wire.AppendEntriesResponse)[-1]
     assert (answer.success, answer.next_index, answer.room) == (True, last[0] + 2, False)
 
 
@@ -1011,13 +1011,13 @@ def cannot_help(member: EngineMember, peer: str, why: str, monkeypatch: pytest.M
     node = next(node for node in member.engine._followers if node.id == peer)
     follower = member.engine._followers[node]
     if why == "does not vote":
-        member.receive(peer, wire.Progress(member.term, member.last_index + 1, True, False, voting=False))
+        member.receive(peer, wire.AppendEntriesResponse(member.term, member.last_index + 1, True, False, voting=False))
     elif why == "is sent a state file":
         member.save_state()
         member.tick()
         follower.sending = install_module.Outgoing(member.directory / "snapshot", 1_000, member.clock.now)
     elif why == "disagrees":
-        member.receive(peer, wire.Progress(member.term, 2, False, True))
+        member.receive(peer, wire.AppendEntriesResponse(member.term, 2, False, True))
     elif why == "is silent":
         member.clock.now += 5.0
     elif why == "said nothing yet":
@@ -1527,8 +1527,8 @@ def test_a_follower_takes_what_its_leader_says_is_committed_for_that_before_its_
     node = next(node for node in engine._wire.nodes() if node.id == leader)
     last, term = engine._journal.last_index, engine._term
     entry = (b"\x01", last + 1, term)
-    engine._on_message(node, wire.Append(term, last + 1, last, term, (entry,)))
+    engine._on_message(node, wire.AppendEntries(term, last + 1, last, term, (entry,)))
     assert engine._commit_index == last
 
     with pytest.raises(Fatal, match="contradicts a committed one"):
-        engine._on_message(node, wire.Append(term + 1, last + 1, last, term, ((b"\x01", last + 1, term + 1),)))
+        engine._on_message(node, wire.AppendEntries(term + 1, last + 1, last, term, ((b"\x01", last + 1, term + 1),)))

@@ -23,12 +23,12 @@ def age_s(member: EngineMember) -> float | None:
 def hear(member: EngineMember, heard_at: float | None, *, commit: int = 1, contact_s: float = 0.0) -> None:
     """A word of the leader "b", who had read what this node answered at ``heard_at``."""
     heard = {} if heard_at is None else {"a": heard_at}
-    member.receive("b", wire.Append(TERM, commit, 0, 0, (), False, LEADERS_CLOCK, contact_s, heard))
+    member.receive("b", wire.AppendEntries(TERM, commit, 0, 0, (), False, LEADERS_CLOCK, contact_s, heard))
 
 
 def answered_at(member: EngineMember) -> float | None:
     """The clock in this node's newest answer."""
-    answers = member.sent(wire.Progress)
+    answers = member.sent(wire.AppendEntriesResponse)
     return answers[-1].at if answers else None
 
 
@@ -126,7 +126,7 @@ def test_a_leader_of_an_older_release_is_believed_when_it_is_read(member: Engine
 
     for _ in range(20):
         member.tick(ROUND_S)
-        member.receive("b", wire.Append(TERM, 1, 0, 0, (), detached=True))
+        member.receive("b", wire.AppendEntries(TERM, 1, 0, 0, (), detached=True))
     assert age_s(member) == aged(20 * ROUND_S)
 
 
@@ -146,7 +146,7 @@ def leader(member: EngineMember) -> EngineMember:
 
 def acknowledge(leader: EngineMember, follower: str, term: int, asked_at: float | None, *, at: float = 5.0) -> None:
     """All that the leader has, as an answer to what it sent at ``asked_at``."""
-    leader.receive(follower, wire.Progress(term, leader.last_index + 1, True, False, True, at, asked_at))
+    leader.receive(follower, wire.AppendEntriesResponse(term, leader.last_index + 1, True, False, True, at, asked_at))
 
 
 def test_a_leader_is_as_old_as_what_its_quorum_had_read(leader: EngineMember) -> None:
@@ -171,25 +171,25 @@ def test_an_answer_to_another_leader_says_nothing(leader: EngineMember) -> None:
 
 def test_a_follower_tells_each_leader_only_its_own_clock(member: EngineMember) -> None:
     hear(member, None)
-    assert member.sent(wire.Progress)[-1].asked_at == LEADERS_CLOCK
+    assert member.sent(wire.AppendEntriesResponse)[-1].asked_at == LEADERS_CLOCK
 
     # The next leader's first word is a state file: it has named no time yet.
-    member.receive("c", wire.Install(TERM + 1, 1, 0, 100, b"x"))
+    member.receive("c", wire.InstallSnapshot(TERM + 1, 1, 0, 100, b"x"))
     member.tick()
-    assert member.sent(wire.Progress)[-1].term == TERM + 1
-    assert member.sent(wire.Progress)[-1].asked_at is None
+    assert member.sent(wire.AppendEntriesResponse)[-1].term == TERM + 1
+    assert member.sent(wire.AppendEntriesResponse)[-1].asked_at is None
 
 
 def test_a_leader_tells_its_followers_which_answers_it_had_read(leader: EngineMember) -> None:
     acknowledge(leader, "b", leader.term, leader.clock.now, at=8.5)
     idle(leader, 10)
-    assert leader.sent(wire.Append)[-1].heard == {"b": 8.5}
+    assert leader.sent(wire.AppendEntries)[-1].heard == {"b": 8.5}
 
     # On a new connection the follower may be another process, with another clock.
     leader.disconnect("b")
     leader.connect("b")
     idle(leader, 10)
-    assert leader.sent(wire.Append)[-1].heard == {}
+    assert leader.sent(wire.AppendEntries)[-1].heard == {}
 
 
 def test_a_leader_that_gives_up_is_no_newer_than_it_was(leader: EngineMember) -> None:

@@ -317,7 +317,7 @@ def test_a_state_file_of_a_newer_level_is_not_run_on(ours: OurSide, tmp_path: Pa
     data = state_file(tmp_path / "made", (50, 1), ["kept"], level=LEVEL)
 
     with pytest.raises(Refused, match="the cluster uses feature level"):
-        member.receive("b", wire.Install(1, 50, 0, len(data), data))
+        member.receive("b", wire.InstallSnapshot(1, 50, 0, len(data), data))
         member.tick()
     assert 51 not in [next_index for _, next_index in member.acknowledged()]
     assert member.state() == set()
@@ -332,7 +332,7 @@ def test_a_state_file_of_a_newer_level_is_not_run_on(ours: OurSide, tmp_path: Pa
 def test_a_state_file_of_this_level_brings_it(member: EngineMember, tmp_path: Path) -> None:
     data = state_file(tmp_path / "made", (50, 1), ["kept"], level=LEVEL)
 
-    member.receive("b", wire.Install(1, 50, 0, len(data), data))
+    member.receive("b", wire.InstallSnapshot(1, 50, 0, len(data), data))
     member.tick()
 
     assert member.engine.registry.level == LEVEL

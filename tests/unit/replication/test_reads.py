@@ -58,7 +58,7 @@ def say_yes(member: EngineMember, *peers: str, probe: wire.ReadProbe | None = No
     """The answer of ``peers`` to a probe, the last one if none is given."""
     probe = probe or probes(member)[-1]
     for peer in peers:
-        member.receive(peer, wire.ReadProbed(probe.term, probe.round))
+        member.receive(peer, wire.ReadProbeResponse(probe.term, probe.round))
 
 
 def probes(member: EngineMember) -> list[wire.ReadProbe]:
@@ -183,7 +183,7 @@ def test_the_answer_of_another_term_counts_for_nothing(member: EngineMember) -> 
     (probe, _) = probes(member)
 
     for term in (probe.term - 1, probe.term + 1):
-        member.receive("b", wire.ReadProbed(term, probe.round))
+        member.receive("b", wire.ReadProbeResponse(term, probe.round))
     assert not is_done(asked)
     say_yes(member, "b")
 
@@ -212,7 +212,7 @@ def test_a_node_of_the_same_term_says_yes_at_once_and_writes_nothing(member: Eng
 
     member.receive("b", wire.ReadProbe(7, 31))
 
-    assert member.sent(wire.ReadProbed) == [wire.ReadProbed(7, 31)]
+    assert member.sent(wire.ReadProbeResponse) == [wire.ReadProbeResponse(7, 31)]
     assert member.disk.trace == trace
 
 
@@ -222,14 +222,14 @@ def test_a_stale_leader_gets_no_yes_and_learns_the_newer_term(member: EngineMemb
 
     member.receive("c", wire.ReadProbe(6, 31))
 
-    assert unstamped(member.take("c")) == [wire.Progress(7, 0, False, False)]
+    assert unstamped(member.take("c")) == [wire.AppendEntriesResponse(7, 0, False, False)]
 
 
 def test_a_node_that_has_not_reached_the_term_says_nothing(member: EngineMember) -> None:
     """It will hear of the term with the next entries, and is asked again."""
     member.receive("c", wire.ReadProbe(member.term + 1, 31))
 
-    assert member.sent(wire.ReadProbed) == []
+    assert member.sent(wire.ReadProbeResponse) == []
 
 
 @pytest.mark.parametrize("rejoin", [True, False])
@@ -246,7 +246,7 @@ def test_a_node_that_does_not_vote_says_nothing(tmp_path: Path, clock: Clock, re
 
     member.receive("b", wire.ReadProbe(member.term, 1))
 
-    assert member.sent(wire.ReadProbed) == []
+    assert member.sent(wire.ReadProbeResponse) == []
     member.close()
 
 

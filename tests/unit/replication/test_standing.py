@@ -383,7 +383,7 @@ def test_no_vote_leaves_before_the_standing_and_the_vote_are_on_disk(tmp_path: P
             outcome = "whole"
         except PowerCut:
             outcome = "cut"
-        voted = [message for _, _, message in network.sent if isinstance(message, wire.GrantVote)]
+        voted = [message for _, _, message in network.sent if isinstance(message, wire.RequestVoteResponse)]
         if bench is not None:
             bench.cut_power(chance)
         else:
@@ -398,7 +398,7 @@ def test_no_vote_leaves_before_the_standing_and_the_vote_are_on_disk(tmp_path: P
             network.connect("a", peer)
         network.inject("c", "a", wire.RequestVote(5, 1, 0))
         bench.engine.tick()
-        again = [message for _, _, message in network.sent if isinstance(message, wire.GrantVote)]
+        again = [message for _, _, message in network.sent if isinstance(message, wire.RequestVoteResponse)]
         assert not (voted and again), f"two votes in a term, with the power cut at step {step // 2}"
         outcomes.add(f"{outcome} {standing} {bool(voted)}")
         bench.kill()
@@ -543,7 +543,7 @@ def test_a_new_node_takes_no_part(lonely: EngineMember) -> None:
     lonely.receive("b", wire.RequestVote(6, 100, 4, True))
     lonely.receive("b", wire.PreVote(0, 100, 4))
     lonely.append("b", 5, (1, 0), run(2, 4))
-    lonely.receive("b", wire.Install(5, 50, 0, 10, b"0123456789"))
+    lonely.receive("b", wire.InstallSnapshot(5, 50, 0, 10, b"0123456789"))
     lonely.receive("b", wire.TimeoutNow(5))
     lonely.tick(0.1)
 
@@ -1028,7 +1028,9 @@ def test_a_rejoining_node_acknowledges_without_a_voice(returning: EngineMember) 
     returning.append("b", 5, (1, 0), run(2, 4, term=5), commit=4)
     returning.tick()
 
-    assert unstamped(returning.sent(wire.Progress)) == [wire.Progress(5, 5, True, False, False)]
+    assert unstamped(returning.sent(wire.AppendEntriesResponse)) == [
+        wire.AppendEntriesResponse(5, 5, True, False, False)
+    ]
     assert returning.applied == ["v2.5", "v3.5", "v4.5"]
 
 
@@ -1054,13 +1056,15 @@ def test_a_rejoining_node_is_a_member_once_its_readmission_is_committed(returnin
     returning.append("b", 5, (1, 0), [(2, 5, readmit(disk))], commit=1)
     returning.tick()
     assert returning.engine.status().standing == "rejoining"
-    assert not returning.sent(wire.Progress)[-1].voting
+    assert not returning.sent(wire.AppendEntriesResponse)[-1].voting
     returning.append("b", 5, (2, 5), commit=2)
     returning.tick()
     returning.append("b", 5, (2, 5), commit=2)
 
     assert returning.engine.status().standing == "member"
-    assert unstamped(returning.sent(wire.Progress))[-1] == wire.Progress(5, 3, True, False, True)
+    assert unstamped(returning.sent(wire.AppendEntriesResponse))[-1] == wire.AppendEntriesResponse(
+        5, 3, True, False, True
+    )
     assert returning.bench is not None
     assert returning.bench.transport.hello.standing == "member"
 

@@ -41,8 +41,16 @@ def member(ours: OurSide) -> EngineMember:
 def test_every_message_with_a_term_is_looked_at() -> None:
     names = {kind.__name__ for kind in WITH_TERM}
 
-    assert names >= {"RequestVote", "GrantVote", "Append", "Progress", "TimeoutNow", "Install", "Installed"}
-    assert names >= {"PreVote", "PreVoted", "ReadProbe", "ReadProbed"}
+    assert names >= {
+        "RequestVote",
+        "RequestVoteResponse",
+        "AppendEntries",
+        "AppendEntriesResponse",
+        "TimeoutNow",
+        "InstallSnapshot",
+        "InstallSnapshotResponse",
+    }
+    assert names >= {"PreVote", "PreVoteResponse", "ReadProbe", "ReadProbeResponse"}
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,7 +82,7 @@ def test_a_leader_is_not_deposed_by_it(ours: OurSide) -> None:
     member = ours.member()
     term = member.elect()
 
-    member.receive("c", wire.Progress(TERM_MAX, 1, False, False))
+    member.receive("c", wire.AppendEntriesResponse(TERM_MAX, 1, False, False))
 
     assert (member.leads, member.term) == (True, term)
 

@@ -158,7 +158,7 @@ def test_a_restarted_process_is_taken_once_the_old_one_is_silent(ends):
     "data",
     [
         pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", id="HTTP"),
-        pytest.param(wire.encode(wire.GrantVote(99)), id="a vote before the hello"),
+        pytest.param(wire.encode(wire.RequestVoteResponse(99)), id="a vote before the hello"),
         pytest.param(wire.encode(wire.Request(1, "echo", b"")), id="a request before the hello"),
         pytest.param(b"\x04\x00\x00\x00\x92\x01\xa1\xf0", id="bad UTF-8"),
         pytest.param(b"\xff\xff\xff\x7f", id="a length of 2 GiB"),

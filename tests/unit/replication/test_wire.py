@@ -29,14 +29,19 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(wire.Refused, TEXT),
     st.builds(wire.Ping, st.booleans()),
     st.builds(wire.RequestVote, NUMBER, NUMBER, NUMBER),
-    st.builds(wire.GrantVote, NUMBER),
+    st.builds(wire.RequestVoteResponse, NUMBER),
     st.builds(
-        wire.Append, NUMBER, NUMBER, NUMBER, NUMBER, st.lists(st.tuples(DATA, NUMBER, NUMBER), max_size=4).map(tuple)
+        wire.AppendEntries,
+        NUMBER,
+        NUMBER,
+        NUMBER,
+        NUMBER,
+        st.lists(st.tuples(DATA, NUMBER, NUMBER), max_size=4).map(tuple),
     ),
-    st.builds(wire.Progress, NUMBER, NUMBER, st.booleans(), st.booleans()),
+    st.builds(wire.AppendEntriesResponse, NUMBER, NUMBER, st.booleans(), st.booleans()),
     st.builds(wire.TimeoutNow, NUMBER),
-    st.builds(wire.Install, NUMBER, NUMBER, NUMBER, NUMBER, DATA),
-    st.builds(wire.Installed, NUMBER, NUMBER, NUMBER),
+    st.builds(wire.InstallSnapshot, NUMBER, NUMBER, NUMBER, NUMBER, DATA),
+    st.builds(wire.InstallSnapshotResponse, NUMBER, NUMBER, NUMBER),
     st.builds(wire.Request, NUMBER, TEXT, DATA),
     st.builds(wire.Answer, NUMBER, DATA, TEXT),
 )
@@ -60,7 +65,7 @@ def test_any_chunking_of_the_bytes_gives_the_same_messages(messages, cuts):
 
 
 def test_every_message_can_come_one_byte_at_a_time():
-    messages = [wire.Ping(True), wire.Append(3, 2, 1, 1, ((b"\x00x", 2, 3),)), wire.GrantVote(7)]
+    messages = [wire.Ping(True), wire.AppendEntries(3, 2, 1, 1, ((b"\x00x", 2, 3),)), wire.RequestVoteResponse(7)]
     data = b"".join(encode(message) for message in messages)
 
     assert read(*(data[at : at + 1] for at in range(len(data)))) == messages
@@ -152,7 +157,7 @@ def test_what_came_before_garbage_was_delivered():
     found = []
 
     with pytest.raises(Invalid):
-        for message in reader.feed(encode(wire.GrantVote(3)) + b"\x01\x00\x00\x00\xc1"):
+        for message in reader.feed(encode(wire.RequestVoteResponse(3)) + b"\x01\x00\x00\x00\xc1"):
             found.append(message)
 
-    assert found == [wire.GrantVote(3)]
+    assert found == [wire.RequestVoteResponse(3)]

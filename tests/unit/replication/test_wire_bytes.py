@@ -1,4 +1,4 @@
-"""The bytes of an example of each message: nodes of other releases read and write these, whatever its class is called."""
+"""The bytes of an example of each message: what its class is called is no part of them."""
 
 import pytest
 from rollcall.replication.network import wire
@@ -32,26 +32,26 @@ BYTES: list[tuple[Message, str]] = [
     ),
     (wire.RequestVote(7, 300, 6), "08000000950307cd012c06c2"),
     (wire.RequestVote(7, 300, 6, True), "08000000950307cd012c06c3"),
-    (wire.GrantVote(7), "03000000920407"),
+    (wire.RequestVoteResponse(7), "03000000920407"),
     (
-        wire.Append(7, 299, 300, 6, ((b"one", 301, 7), (b"", 302, 7))),
+        wire.AppendEntries(7, 299, 300, 6, ((b"one", 301, 7), (b"", 302, 7))),
         "280000009a0507cd012bcd012c069293c4036f6e65cd012d0793c400cd012e07c2c0cb0000000000000000c0",
     ),
     (
-        wire.Append(7, 299, 0, 0, (), True, 12.5, 0.125, {"node-2": 12.25}),
+        wire.AppendEntries(7, 299, 0, 0, (), True, 12.5, 0.125, {"node-2": 12.25}),
         "2d0000009a0507cd012b000090c3cb4029000000000000cb3fc000000000000081a66e6f64652d32cb4028800000000000",
     ),
-    (wire.Progress(7, 303, True, False), "0c000000990607cd012fc3c2c3c0c0c3"),
+    (wire.AppendEntriesResponse(7, 303, True, False), "0c000000990607cd012fc3c2c3c0c0c3"),
     (
-        wire.Progress(7, 280, False, True, False, 12.5, 12.25, False),
+        wire.AppendEntriesResponse(7, 280, False, True, False, 12.5, 12.25, False),
         "1c000000990607cd0118c2c3c2cb4029000000000000cb4028800000000000c2",
     ),
     (wire.TimeoutNow(2**63 - 1), "0b0000009207cf7fffffffffffffff"),
     (
-        wire.Install(7, 300, 65_536, 131_072, bytes(range(8))),
+        wire.InstallSnapshot(7, 300, 65_536, 131_072, bytes(range(8))),
         "1a000000960807cd012cce00010000ce00020000c4080001020304050607",
     ),
-    (wire.Installed(7, 300, 65_544), "0b000000940907cd012cce00010008"),
+    (wire.InstallSnapshotResponse(7, 300, 65_544), "0b000000940907cd012cce00010008"),
     (wire.Request(2**48, "submit", b"payload"), "1b000000940acf0001000000000000a67375626d6974c4077061796c6f6164"),
     (wire.Answer(2**48, b"payload", ""), "15000000940bcf0001000000000000c4077061796c6f6164a0"),
     (
@@ -59,9 +59,9 @@ BYTES: list[tuple[Message, str]] = [
         "29000000940bcf0001000000000000c400bb6e6f626f64792073657276657320277375626d6974272068657265",
     ),
     (wire.PreVote(7, 300, 6), "07000000940c07cd012c06"),
-    (wire.PreVoted(7, True), "04000000930d07c3"),
+    (wire.PreVoteResponse(7, True), "04000000930d07c3"),
     (wire.ReadProbe(7, 12), "04000000930e070c"),
-    (wire.ReadProbed(7, 12), "04000000930f070c"),
+    (wire.ReadProbeResponse(7, 12), "04000000930f070c"),
 ]
 
 

@@ -56,6 +56,9 @@ USAGE, FAILED = 2, 70
 """Exit codes: wrong settings (as with any command); a failure to be restarted from (sysexits.h)."""
 
 WAKE_S = 0.2
+SWITCH_S = 0.0005
+"""A thread that computes is asked to let others run after this long. Python's 5 ms add up: behind sixty that make long
+answers, a heartbeat, which needs the interpreter several times on its way, took more than a second."""
 TRANSFER_S = 2.0
 SETTLE_S = 1.0
 """So long a node that has handed over waits until the next leader knows how the leases stood."""
@@ -316,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rollcall-node: {error.message}", file=sys.stderr)  # noqa: T201
         return USAGE
     logs.configure(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_S)
     stopping, reloading = threading.Event(), threading.Event()
 
     def stop(number: int, frame: object) -> None:

@@ -31,11 +31,13 @@ from msgspec import Struct
 from werkzeug.exceptions import MethodNotAllowed
 
 from ...replication.errors import Draining, Gone, Invalid
+from ...replication.front.pieces import Pieces
 from ...replication.records import Event
 from ...replication.registry.changes import Interest, Page
 from ..budget import Budget
 from ..position import Position
-from .context import Context, as_json, client_left
+from .context import Context, client_left
+from .large import pieces_answer, work_of
 from .pages import ANSWER_BYTES_MAX, PAGE_BYTES, encode_json
 from .problem import problem_of
 from .query import Query, checked_id, checked_name, position, position_shown
@@ -43,6 +45,8 @@ from .rendering import event
 from .verbs import Verbs
 
 PROGRESS_S = 10.0
+_INDEX_FIRST = b'{"index":'
+INDEX_DIGITS_MAX = 20
 
 
 class _Asked(Struct, frozen=True):
@@ -101,12 +105,19 @@ class Watch:
             gone = (lambda: left() or budget.scarce) if own else left
             self._service.catch_up(asked.position, deadline, gone)
             page = self._service.changes.wait(asked.position.index, asked.interest, deadline, gone)
-        piece = next(pieces(page))
-        g.index = piece.examined
-        if not piece.groups:
+        if not page.events_by_index:
+            g.index = page.examined
             return Response(status=304)
-        beside = encode_json({"index": piece.examined, **_named(self._service.registry.history)})
-        return as_json(b'%b,"events":[%b]}\n' % (beside[:-1], b",".join(events for _, events in piece.groups)))
+        # Many that were away ask for the same at once when they are back.
+        key = ("changes", asked.position.index, asked.interest, page.examined, self._service.registry.history)
+        body = self._context.large.made(key, work_of_changes(page), lambda: [self._body(page)])
+        g.index = _index_of(body)
+        return pieces_answer(body)
+
+    def _body(self, page: Page) -> bytes:
+        piece = next(pieces(page))
+        named = encode_json({"index": piece.examined, **_named(self._service.registry.history)})
+        return b'%b,"events":[%b]}\n' % (named[:-1], b",".join(events for _, events in piece.groups))
 
     def _stream(self, asked: _Asked) -> Response:
         # Before the first byte an index too old is a plain 410, and so is one that never was.
@@ -220,6 +231,16 @@ def pieces(page: Page) -> Iterator[Piece]:
             yield Piece(groups, index)
             groups, size = [], 0
     yield Piece(groups, page.examined)
+
+
+def work_of_changes(page: Page) -> int:
+    """What an answer of the first changes of a page counts as."""
+    return work_of(change.instance for _, changes in page.events_by_index for change in changes)
+
+
+def _index_of(body: Pieces) -> int:
+    """The index that stands first in the body of a poll's answer."""
+    return int(body.at(len(_INDEX_FIRST), INDEX_DIGITS_MAX).partition(b",")[0])
 
 
 def _encoded(changes: Iterable[Event]) -> bytes | None:

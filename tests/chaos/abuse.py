@@ -11,6 +11,7 @@ import click
 from harness import abuse as http_attacks
 from harness import leader_abuse as leader_attacks
 from harness.abuse import AMONG_STRANGERS, Figures
+from harness.cluster import AS_DELIVERED
 from harness.slow_disk import SlowDisks
 from msgspec import Struct
 from rich.console import Console
@@ -36,7 +37,10 @@ class Played(Struct, frozen=True):
 
 def play(attack: str, strength: float, nodes: int = 3) -> Played:
     """Plays one attack against fresh nodes. ``strength`` 1 is what once took a cluster down."""
-    with tempfile.TemporaryDirectory() as here, SlowDisks(Path(here) / "data", nodes, **AMONG_STRANGERS) as cluster:
+    with (
+        tempfile.TemporaryDirectory() as here,
+        SlowDisks(Path(here) / "data", nodes, **AS_DELIVERED, **AMONG_STRANGERS) as cluster,
+    ):
         figures = ATTACKS[attack](cluster, strength)
         cluster.wait_same(60.0)
     return Played(attack, figures, noticed(figures))

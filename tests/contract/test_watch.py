@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from harness.api import Api, FakeService, problem
 from harness.waiting import wait_for
-from rollcall.node.api import ApiSettings, create_app
+from rollcall.node.api import ApiSettings, create_app, watch
 from rollcall.node.api.watch import Stream
 from rollcall.replication.commands import Begin
 from rollcall.replication.front.networks import networks
-from rollcall.replication.registry.changes import EVERYTHING, Interest
+from rollcall.replication.registry.changes import EVERYTHING, Interest, Page
 from werkzeug.test import TestResponse
 
 WATCH = "/api/v1/watch"
@@ -42,6 +42,34 @@ def _later(api: Api, path: str) -> Callable[[], TestResponse]:
 
 def _parked(service: FakeService, count: int = 1) -> None:
     wait_for(lambda: service.budget.by_kind()["watch"] == count, f"{count} parked watchers")
+
+
+def test_what_many_ask_for_at_once_is_made_once(
+    service: FakeService, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        api.register(version=str(number))
+    made: list[int] = []
+    go_on = threading.Event()
+    in_pieces = watch.pieces
+
+    def slowly(page: Page) -> Iterator[watch.Piece]:
+        made.append(page.examined)
+        go_on.wait(5.0)
+        return in_pieces(page)
+
+    monkeypatch.setattr(watch, "pieces", slowly)
+    answers = [_later(api, f"{WATCH}?index=1") for _ in range(3)]
+    wait_for(lambda: made, "the first to ask")
+    other = _later(api, f"{WATCH}?index=2")
+    wait_for(lambda: len(made) == 2, "the one that asks for something else")
+    go_on.set()
+
+    texts = {answer().text for answer in answers}
+    assert len(texts) == 1
+    assert [change["index"] for change in json.loads(texts.pop())["events"]] == [2, 3]
+    assert [change["index"] for change in other().json["events"]] == [3]
+    assert len(made) <= 3, "of three that ask for the same, one may come when the others are done"
 
 
 class TestLongPoll:

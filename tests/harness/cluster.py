@@ -40,6 +40,8 @@ ALONE: Mapping[str, object] = {
 
 THREADS: Mapping[str, object] = {"threads": 160, "threads_reserved": 48}
 """Fewer than by default: a node starts all of its threads at once, and a run of the tests starts hundreds of nodes."""
+AS_DELIVERED: Mapping[str, object] = {"threads": 640, "threads_reserved": 48}
+"""The defaults, for tests of how many can wait."""
 
 
 class Answer(NamedTuple):

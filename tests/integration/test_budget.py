@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from harness.cluster import ALONE, Cluster, Line, Measured, StartCluster, elapsed_s
+from harness.cluster import ALONE, AS_DELIVERED, Cluster, Line, Measured, StartCluster, elapsed_s
 from harness.traffic import PLAIN, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
 from rollcall.node.budget import Budget
@@ -139,7 +139,7 @@ def test_a_watcher_that_hangs_up_gives_its_place_back(small: Cluster, stream: bo
 def test_500_parked_polls_and_32_waiting_writers_do_not_slow_reads_while_there_is_no_leader(
     start_cluster: StartCluster, measured: Measured
 ):
-    three = start_cluster(3, write_timeout_s=2)
+    three = start_cluster(3, write_timeout_s=2, **AS_DELIVERED)
     three.register_many(0, PLAIN, ["p1", "p2", "p3"], ttl_s=None)
     three.wait_same()
     leader = three.wait_for_leader()

@@ -1,12 +1,8 @@
-"""Raft: the library's elections and commit rule, with every hole closed, in one file.
+"""Raft: the library's elections and commit rule (``library``), with every hole closed, around one thread.
 
-What is the library's (pysyncobj 0.3.17, ``syncobj.py``): roles, terms, votes,
-election timeouts, the rule when an entry is committed, the fall-back of a leader
-without a quorum, its ``doTick``. What is ours: the log on disk (``journal``),
-state files (``snapshot``), the wire (``transport``), and, by overriding the
-methods below, how entries are sent, matched, acknowledged and applied. "D3" and
-the like number the library's defects as ``DESIGN.md`` lists them; "figure 2" and
-sections are those of the Raft paper and of Ongaro's dissertation.
+What is ours: the log on disk (``journal``), state files (``snapshot``), the wire (``transport``), and how entries
+are sent, matched, acknowledged and applied. "D3" and the like number the library's defects as ``DESIGN.md`` lists
+them; "figure 2" and sections are those of the Raft paper and of Ongaro's dissertation.
 
 One thread, the tick thread, owns everything here but ``propose``, ``request``,
 ``wait_applied`` and ``status``, which are for any thread. A tick is: advance the
@@ -21,7 +17,6 @@ and applied and syncs if that has not happened yet (dissertation 10.2.1).
 """
 
 import contextlib
-import hashlib
 import heapq
 import logging
 import math
@@ -33,14 +28,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
-import pysyncobj
 from msgspec import Struct
-from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
-from pysyncobj.poller import POLL_EVENT_TYPE, Poller
-from pysyncobj.transport import Transport as LibraryTransport
+from pysyncobj.poller import POLL_EVENT_TYPE
 
 from ..commands import (
     KEEP_LEVEL,
@@ -85,27 +76,12 @@ from ..storage.standing import Standing
 from ..storage.starts import Claims, Position
 from .clocks import Clocks
 from .compaction import Saving
+from .library import CANDIDATE, FOLLOWER, LEADER, Handlers, Raft, Timing, check_library
 from .snapshot_transfer import Incoming, Outgoing
 from .transfers import GivingWay, Transfers
 
 logger = logging.getLogger(__name__)
 
-# The library reads CLOCK_MONOTONIC_RAW, which a time service does not steer as it does the
-# clock of this file: the two part by what was corrected, and deadlines cross between them.
-pysyncobj.syncobj.monotonicTime = time.monotonic  # pyright: ignore[reportAttributeAccessIssue]
-
-REVIEWED: Mapping[str, str] = {
-    "config.py": "fbbc7ff9f18e4d15",
-    "journal.py": "9cf1eaf6acc70458",
-    "node.py": "e4a3f027cd8291f5",
-    "poller.py": "f69ac749fb410670",
-    "serializer.py": "4d39fde2f15000ad",
-    "syncobj.py": "e8bdf06797085d73",
-    "transport.py": "0c9d89f9c4781ec9",
-}
-"""Files of the library that this module was checked against (H0), by sha256."""
-
-FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 _ROLES: Mapping[int, Role] = {FOLLOWER: "follower", CANDIDATE: "candidate", LEADER: "leader"}
 
 BATCH_BYTES = 1024 * 1024
@@ -207,7 +183,7 @@ class _ReadRound:
         self.said_yes: set[str] = {node_id}
 
 
-class Engine(SyncObj):
+class Engine:
     """The replicated log of one node (``log.Log``).
 
     The constructor opens and verifies the data directory and raises ``Damaged``,
@@ -215,25 +191,6 @@ class Engine(SyncObj):
     ``on_fatal`` is called, once, when the tick thread cannot go on: the process
     must end, so that a supervisor starts it afresh.
     """
-
-    # The library's private state that this file reads or writes. ``check_library``
-    # makes sure that it is the state that was reviewed.
-    _SyncObj__raftState: int
-    _SyncObj__raftCurrentTerm: int
-    _SyncObj__votedForNodeId: str | None
-    _SyncObj__raftLeader: Node | None
-    _SyncObj__raftLog: Journal
-    _SyncObj__raftCommitIndex: int
-    _SyncObj__raftLastApplied: int
-    _SyncObj__newAppendEntriesTime: float
-    _SyncObj__raftNextIndex: dict[Node, int]
-    _SyncObj__raftMatchIndex: dict[Node, int]
-    _SyncObj__lastResponseTime: dict[Node, float]
-    _SyncObj__otherNodes: set[Node]
-    _SyncObj__needLoadDumpFile: bool
-    _SyncObj__transferInProgress: bool
-    _SyncObj__setCurrentTerm: Callable[[int, str | None], None]
-    _SyncObj__generateRaftTimeout: Callable[[], float]
 
     def __init__(
         self,
@@ -258,7 +215,6 @@ class Engine(SyncObj):
         self._followers: dict[Node, _Follower] = {}
         self._votes: set[str] = set()
         self._pre_votes: set[str] = set()
-        self._forced_term: int = 0
         self._levels: dict[str, int] = {}
         self._disks: dict[str, tuple[str, str]] = {}
         self._own: dict[str, Proposal] = {}
@@ -332,42 +288,50 @@ class Engine(SyncObj):
             opened.callback(transport.close)
             opened.callback(DirectoryLock(config.directory).release)
             opened.callback(self._abandon_cut)
-            self._reserve: Reserve = Reserve(config.directory / "reserve", plain)
-            self._disk: Disk = ReservingDisk(plain, self._reserve)
-            self._large_files: Disk = ReservingDisk(plain, self._reserve, large=True)
-            self._snapshots: Snapshots = Snapshots(config.directory, cluster=config.cluster, disk=self._large_files)
-            opened.callback(self._snapshots.close)
-            self._journal: Journal = Journal(
+            self.reserve: Reserve = Reserve(config.directory / "reserve", plain)
+            self._disk: Disk = ReservingDisk(plain, self.reserve)
+            self._large_files: Disk = ReservingDisk(plain, self.reserve, large=True)
+            self.snapshots: Snapshots = Snapshots(config.directory, cluster=config.cluster, disk=self._large_files)
+            opened.callback(self.snapshots.close)
+            self.journal: Journal = Journal(
                 config.directory / "journal",
                 cluster=config.cluster,
                 node=node_id,
                 disk=self._disk,
-                may_be_new=not self._snapshots.path.exists() and not (config.directory / "standing").exists(),
+                may_be_new=not self.snapshots.path.exists() and not (config.directory / "standing").exists(),
             )
-            opened.callback(self._journal._destroy)
-            super().__init__(
-                Node(node_id),
+            opened.callback(self.journal._destroy)
+            self.raft: Raft = Raft(
+                node_id,
                 transport.nodes(),
-                SyncObjConf(
-                    autoTick=False,
-                    raftMinTimeout=config.election_timeout_s_min,
-                    raftMaxTimeout=config.election_timeout_s_max,
-                    appendEntriesPeriod=config.heartbeat_period_s,
-                    leaderFallbackTimeout=config.leader_fallback_s,
-                    connectionTimeout=max(3.5, config.election_timeout_s_max),
-                    commandsWaitLeader=False,
-                    dynamicMembershipChange=False,
-                    onStateChanged=self._role_changed,
+                Timing(
+                    election_timeout_s_min=config.election_timeout_s_min,
+                    election_timeout_s_max=config.election_timeout_s_max,
+                    heartbeat_period_s=config.heartbeat_period_s,
+                    leader_fallback_s=config.leader_fallback_s,
                 ),
-                transport=_LibraryPort(self._send_from_library),
+                Handlers(
+                    asks_first=self._asks_first,
+                    standing=self._begin_candidacy,
+                    may_lead=self._may_lead,
+                    leading=self._begin_leading,
+                    role_changed=self._role_changed,
+                    send=self._hold,
+                    heartbeat=self._send_heartbeat,
+                    apply=self._apply_committed,
+                    take_up=self._take_up,
+                    compact=self._compact,
+                    flush=self._flush,
+                    run_posted=transport.run_posted,
+                ),
             )
             self._restore()
-            self._standing: Standing = Standing(
+            self.standing: Standing = Standing(
                 config.directory,
                 self._disk,
                 [node.id for node in transport.nodes()],
                 node=node_id,
-                empty=self._saved is None and self._journal.last_index <= 1 and self._term == 0,
+                empty=self._saved is None and self.journal.last_index <= 1 and self.raft.term == 0,
                 rejoin=config.rejoin,
                 accept_members=config.accept_members,
             )
@@ -377,20 +341,19 @@ class Engine(SyncObj):
                 [node.id for node in transport.nodes()],
                 node=node_id,
                 at=self._position(),
-                counted=self._standing.counted,
+                counted=self.standing.counted,
                 hints=plain,
             )
             if self._claims() is not None:
-                self._standing.count()
+                self.standing.count()
             self._introduce()
-            self._poller: Poller = _GatedPoller(self._poller, self._flush, transport.run_posted)
-            self._poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
+            self.raft.poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
             transport.attach(
-                self._poller,
+                self.raft.poller,
                 wake=self.wake,
                 on_message=self._on_message,
-                on_connected=self._SyncObj__onNodeConnected,
-                on_disconnected=self._SyncObj__onNodeDisconnected,
+                on_connected=self._on_connected,
+                on_disconnected=self._on_disconnected,
                 on_greeted=self._on_greeted,
                 on_refused=self._on_refused,
             )
@@ -475,17 +438,17 @@ class Engine(SyncObj):
         self._continue_install()
         self._continue_election(now)
         self._note_leadership()
-        self._peers.save(now, self._snapshots.run)
-        self.doTick(self._pause_s(now))
+        self._peers.save(now, self.snapshots.run)
+        self.raft.tick(self._pause_s(now))
 
     def _note_leadership(self) -> None:
         heard_at = self._leader_heard_at
         silent = heard_at is not None and time.monotonic() - heard_at > self._config.election_timeout_s_max
-        if silent and self._role != LEADER:
+        if silent and self.raft.role != LEADER:
             # The library forgets a leader when it stands for election itself, and alone it never stands.
-            self._SyncObj__raftLeader = None
-        leader = self._SyncObj__raftLeader
-        found = Leadership(self._term, leader.id if leader is not None else None, self._serving)
+            self.raft.forget_leader()
+        leader = self.raft.leader
+        found = Leadership(self.raft.term, leader.id if leader is not None else None, self._serving)
         former = self._leadership.leader
         if former is not None and former not in (found.leader, self.node_id):
             # Nobody should wait for a leader that was given up. One that hands over in order still answers.
@@ -496,15 +459,15 @@ class Engine(SyncObj):
                 self._leadership_changed.notify_all()
 
     def _pause_s(self, now: float) -> float:
-        if self._held or self._send_now or self._commit_index > self._applied:
+        if self._held or self._send_now or self.raft.commit_index > self.raft.applied:
             return 0.0
         if self._proposals and self._transfer is None and self._log_has_room:
             return 0.0
         if self._reads and self._round is None and self._serving:
             return 0.0
-        if self._role == LEADER:
-            return min(TICK_S, max(0.001, self._SyncObj__newAppendEntriesTime - now))
-        remaining_s = self._due - now
+        if self.raft.role == LEADER:
+            return min(TICK_S, max(0.001, self.raft.heartbeat_due - now))
+        remaining_s = self.raft.election_due - now
         return min(TICK_S, remaining_s) if remaining_s > 0 else TICK_S
 
     def _on_wake(self, descriptor: int, events: int) -> None:
@@ -518,32 +481,32 @@ class Engine(SyncObj):
 
     def status(self) -> LogStatus:
         now = time.monotonic()
-        leader = self._SyncObj__raftLeader
+        leader = self.raft.leader
         fresh_at = self._fresh_at
         return LogStatus(
             node=self.node_id,
             leader=leader.id if leader is not None else None,
-            role=_ROLES[self._role],
-            term=self._term,
-            commit_index=self._commit_index,
-            applied_index=self._applied,
+            role=_ROLES[self.raft.role],
+            term=self.raft.term,
+            commit_index=self.raft.commit_index,
+            applied_index=self.raft.applied,
             leader_contact_s=None if fresh_at is None else max(0.0, now - fresh_at),
             serving_term=self._serving,
             caught_up=self._caught_up,
             peers=self._wire.statuses(),
-            disk_error=self._disk_error or self._short or self._reserve.error,
+            disk_error=self._disk_error or self._short or self.reserve.error,
             stores_nothing=bool(self._disk_error),
             clock_error=self._wall_clocks.error,
             clock_ahead_s=self._wall_clocks.ahead_s(now, time.time_ns()),
-            standing=self._standing.kind,
+            standing=self.standing.kind,
             level=self.registry.level,
             snapshot_error=self._pace.error,
         )
 
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
         # Members of releases before the level say nothing of their clocks.
-        needed = (len(self._SyncObj__otherNodes) + 1) // 2 if self.registry.level >= KEEP_LEVEL else 0
-        objection = self._wall_clocks.objection(time_ns, time.monotonic(), needed) if self._role == LEADER else ""
+        needed = self.raft.voters // 2 if self.registry.level >= KEEP_LEVEL else 0
+        objection = self._wall_clocks.objection(time_ns, time.monotonic(), needed) if self.raft.role == LEADER else ""
         return self._propose(command, time_ns, request_id, objection)
 
     def _propose(self, command: Command, time_ns: int, request_id: str, objection: str) -> Proposal:
@@ -552,7 +515,7 @@ class Engine(SyncObj):
         if level_of(command) > self.registry.level and not isinstance(command, Raise):
             refusal = NotDone("not every member understands this yet: upgrade them all", needs_level=level_of(command))
             proposal.resolve(None, refusal)
-        elif self._role != LEADER:
+        elif self.raft.role != LEADER:
             proposal.resolve(None, NotLeader(f"{self.node_id} does not lead"))
         elif self._disk_error:
             proposal.resolve(None, DiskUnavailable(self._disk_error))
@@ -567,7 +530,7 @@ class Engine(SyncObj):
 
     def read_index(self) -> Proposal:
         read = Proposal(b"")
-        if self._role != LEADER:
+        if self.raft.role != LEADER:
             read.resolve(None, NotLeader(f"{self.node_id} does not lead"))
         elif len(self._reads) >= READS_MAX:
             read.resolve(None, Overloaded(f"{READS_MAX} reads wait already", limit=READS_MAX))
@@ -577,21 +540,21 @@ class Engine(SyncObj):
         return read
 
     def wait_applied(self, index: int, deadline: float) -> bool:
-        if self._applied >= index:
+        if self.raft.applied >= index:
             return True
         event = threading.Event()
         with self._applied_lock:
             self._waiter_count += 1
             heapq.heappush(self._applied_waiters, (index, self._waiter_count, event))
         # Applied between the look and the push: nobody would wake this waiter.
-        if self._applied >= index:
+        if self.raft.applied >= index:
             return True
         if event.wait(max(0.0, deadline - time.monotonic())):
             return True
         with self._applied_lock:
             self._applied_waiters = [waiter for waiter in self._applied_waiters if waiter[2] is not event]
             heapq.heapify(self._applied_waiters)
-        return self._applied >= index
+        return self.raft.applied >= index
 
     def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
         return self._wire.request(peer, kind, payload, deadline)
@@ -617,7 +580,7 @@ class Engine(SyncObj):
 
         def begin() -> None:
             error = begin_transfer()
-            begun.resolve(Outcome(self._applied, ()) if error is None else None, error)
+            begun.resolve(Outcome(self.raft.applied, ()) if error is None else None, error)
 
         self._wire.post(begin)
         return begun
@@ -626,11 +589,11 @@ class Engine(SyncObj):
         """Hands leadership over and waits. True once this node does not lead (any more);
         False if nobody took over by ``deadline``."""
         begun = self._hand_over(self._begin_transfer)
-        while self._role == LEADER and time.monotonic() < deadline:
+        while self.raft.role == LEADER and time.monotonic() < deadline:
             if begun.settled and self._transfer is None:
                 break  # nobody is able, or who was chosen did not take over
             time.sleep(0.005)
-        return self._role != LEADER
+        return self.raft.role != LEADER
 
     def drain(self) -> None:
         """Tells the peers that this node is about to stop."""
@@ -639,68 +602,34 @@ class Engine(SyncObj):
 
     def _save_words(self) -> None:
         """What the peers gave their word for, on disk soon: this node may be about to forget it."""
-        self._peers.save(time.monotonic(), self._snapshots.run, at_once=True)
+        self._peers.save(time.monotonic(), self.snapshots.run, at_once=True)
 
-    # -- names for the library's private state -------------------------------------
-
-    @property
-    def _SyncObj__raftElectionDeadline(self) -> float:
-        """The library's election timer. It sees only what has been asked for (``_continue_election``):
-        it looks at the clock once more, later, and would find a time that nobody asked about."""
-        return math.inf if self._due and self.registry.level >= PRE_VOTE_LEVEL else self._due
-
-    @_SyncObj__raftElectionDeadline.setter
-    def _SyncObj__raftElectionDeadline(self, due: float) -> None:
-        self._due: float = due
-
-    @property
-    def _role(self) -> int:
-        return self._SyncObj__raftState
-
-    @property
-    def _term(self) -> int:
-        return self._SyncObj__raftCurrentTerm
-
-    @property
-    def _commit_index(self) -> int:
-        return self._SyncObj__raftCommitIndex
-
-    @property
-    def _applied(self) -> int:
-        return self._SyncObj__raftLastApplied
+    # -- facts ---------------------------------------------------------------------
 
     @property
     def _committed(self) -> int:
         """Up to which entry this node knows that the log is agreed on, be it on its disk yet or not."""
-        return max(self._commit_index, self._agreed_index)
-
-    @property
-    def _match(self) -> dict[Node, int]:
-        return self._SyncObj__raftMatchIndex
-
-    @property
-    def _next(self) -> dict[Node, int]:
-        return self._SyncObj__raftNextIndex
+        return max(self.raft.commit_index, self._agreed_index)
 
     @property
     def _serving(self) -> bool:
         """Leads, and has applied its own term's first entry."""
-        return self._role == LEADER and self._applied_term == self._term
+        return self.raft.role == LEADER and self._applied_term == self.raft.term
 
     @property
     def _log_has_room(self) -> bool:
         """False while writes come in faster than a state file is written: what the log takes is bounded."""
-        return self._journal.growth < LOG_BYTES_HARD or not (self._saving or self._cutting)
+        return self.journal.growth < LOG_BYTES_HARD or not (self._saving or self._cutting)
 
     @property
     def _log_grew(self) -> bool:
         """By so much that a state file is due, however few the entries are."""
-        return self._journal.growth > (LOG_BYTES_SHORT if self._reserve.short else LOG_BYTES_MAX)
+        return self.journal.growth > (LOG_BYTES_SHORT if self.reserve.short else LOG_BYTES_MAX)
 
     def _quorum_contact_s(self, now: float) -> float:
         """How long ago this leader last heard a quorum, itself included."""
         ages = sorted(now - heard for heard in self._heard.values())
-        needed = (len(self._SyncObj__otherNodes) + 1) // 2
+        needed = self.raft.voters // 2
         return ages[needed - 1] if needed else 0.0
 
     # -- start-up ------------------------------------------------------------------
@@ -712,12 +641,12 @@ class Engine(SyncObj):
         cutting the other): what follows the file's index is kept if it belongs
         there and dropped if it does not, never the reverse (D5).
         """
-        journal = self._journal
-        found = self._snapshots.load()
+        journal = self.journal
+        found = self.snapshots.load()
         if found is None:
             if journal.base_index > 1:
                 raise Damaged(
-                    f"{self._snapshots.path} is missing: the log beside it starts at entry {journal.base_index}, and "
+                    f"{self.snapshots.path} is missing: the log beside it starts at entry {journal.base_index}, and "
                     f"the state file for what came before is gone. Put it back, or: {CHOICES}"
                 )
             self.registry.skip(1, 0)
@@ -726,13 +655,13 @@ class Engine(SyncObj):
             header, state = found
             if header.index < journal.base_index:
                 raise Damaged(
-                    f"{self._snapshots.path} ends at entry {header.index}, but the log beside it starts at entry "
+                    f"{self.snapshots.path} ends at entry {header.index}, but the log beside it starts at entry "
                     f"{journal.base_index}: it is not the newest state file. Put that back, or: {CHOICES}"
                 )
             if journal.term_at(header.index) != header.term:
                 if journal.getRaftCommitIndex() >= header.index:
                     raise Damaged(
-                        f"{self._snapshots.path} ends at entry {header.index} of term {header.term}, which "
+                        f"{self.snapshots.path} ends at entry {header.index} of term {header.term}, which "
                         f"contradicts the log beside it: they do not belong together. {CHOICES}"
                     )
                 journal.reset((NO_OP, header.index, header.term))
@@ -742,16 +671,8 @@ class Engine(SyncObj):
             applied = header.index
         self.changes.reset(applied)
         self._applied_term = found[0].term if found else 0
-        self._SyncObj__raftLog = journal
-        self._SyncObj__raftCurrentTerm = max(journal.getCurrentTerm(), journal[-1][2])
-        self._SyncObj__votedForNodeId = journal.getVotedForNodeId()
-        if journal.getCurrentTerm() < self._term:
-            self._SyncObj__votedForNodeId = None
-        self._SyncObj__raftLastApplied = applied
-        self._SyncObj__raftCommitIndex = max(journal.getRaftCommitIndex(), applied)
-        journal.setRaftCommitIndex(self._commit_index)
-        self._known_index = self._commit_index
-        self._SyncObj__needLoadDumpFile = False
+        self.raft.restore(journal, applied)
+        self._known_index = self.raft.commit_index
 
     def _check_level(self, level: int) -> None:
         if level > self._config.level:
@@ -762,17 +683,15 @@ class Engine(SyncObj):
 
     # -- proposals (figure 2, rules for leaders) -----------------------------------
 
-    def _checkCommandsToApply(self) -> None:
-        """Takes up proposals and sends. Ours instead of the library's, which sends
-        once a command, forwards by itself (D20, D21) and keeps commands whose
-        client has gone."""
+    def _take_up(self) -> None:
+        """Takes up proposals and sends."""
         taken = 0
         until = time.monotonic() + DRAIN_S
         while self._proposals and taken < DRAIN_BYTES and self._transfer is None and self._log_has_room:
             if time.monotonic() > until:
                 break
             proposal = self._proposals.popleft()
-            if self._role != LEADER:
+            if self.raft.role != LEADER:
                 proposal.resolve(None, NotLeader(f"{self.node_id} does not lead any more"))
                 continue
             if proposal.adds and self._adds_not:
@@ -780,20 +699,20 @@ class Engine(SyncObj):
                 proposal.resolve(None, DiskUnavailable(self._adds_not, **facts))
                 continue
             try:
-                self._journal.check_room(len(proposal.data) + 64)
+                self.journal.check_room(len(proposal.data) + 64)
             except DiskUnavailable as error:
                 proposal.resolve(None, error)
                 self._disk_failed(error)
                 continue
             if not proposal.take():
                 continue
-            index = self._journal.last_index + 1
-            self._journal.add(REGULAR + proposal.data, index, self._term)
+            index = self.journal.last_index + 1
+            self.journal.add(REGULAR + proposal.data, index, self.raft.term)
             self._expect(index, proposal)
             taken += len(proposal.data)
             self._send_now = True
         self._begin_read_round()
-        if self._role == LEADER and (self._send_now or self._commit_moved):
+        if self.raft.role == LEADER and (self._send_now or self._commit_moved):
             self._replicate(heartbeat=False)
         self._send_now = False
         self._commit_moved = False
@@ -803,18 +722,14 @@ class Engine(SyncObj):
         if before is not None:
             # Of an earlier leadership: gone from this log, but another node may hold and commit it.
             before[1].resolve(None, Unknown("leadership was lost before the write was committed"))
-        self._waiting[index] = (self._term, proposal)
+        self._waiting[index] = (self.raft.term, proposal)
 
     # -- sending entries (figure 2, AppendEntries) ---------------------------------
 
-    def _SyncObj__sendAppendEntries(self) -> None:
-        """Called by the library when a heartbeat is due.
-
-        Replaces its sender: that one repeats itself when a follower refuses
-        (D14), spins while a state file is written, and knows no flow control.
-        """
+    def _send_heartbeat(self) -> None:
+        """On a leader, when a heartbeat is due."""
         now = time.monotonic()
-        self._SyncObj__newAppendEntriesTime = now + self._config.heartbeat_period_s
+        self.raft.heartbeat_due = now + self._config.heartbeat_period_s
         self._replicate(heartbeat=True)
         self._probe_again()
         if self._serving:
@@ -826,7 +741,7 @@ class Engine(SyncObj):
             if not self._wire.connected(node):
                 continue
             follower = self._followers.setdefault(node, _Follower())
-            if self._next[node] <= self._journal.base_index or follower.sending is not None:
+            if self.raft.next[node] <= self.journal.base_index or follower.sending is not None:
                 self._send_state(node, follower)
                 if heartbeat:
                     self._send_append(node, 0, 0, encoded)
@@ -840,8 +755,8 @@ class Engine(SyncObj):
     def _send_entries(
         self, node: Node, encoded: dict[tuple[int, int], bytes], *, once: bool, even_none: bool = True
     ) -> None:
-        last = self._journal.last_index
-        start = self._next[node]
+        last = self.journal.last_index
+        start = self.raft.next[node]
         sent = False
         while start <= last and self._wire.backlog(node) < WINDOW_BYTES:
             count = self._count_from(start)
@@ -850,16 +765,16 @@ class Engine(SyncObj):
             if once:
                 return
             start += count
-            self._next[node] = start
+            self.raft.next[node] = start
         if even_none and not sent:
             self._send_append(node, start, 0, encoded)
 
     def _count_from(self, start: int) -> int:
         """How many entries from ``start`` fit in one message; at least one."""
         size = count = 0
-        first = start - self._journal.base_index
-        for position in range(first, len(self._journal)):
-            size += len(self._journal[position][0]) + 16
+        first = start - self.journal.base_index
+        for position in range(first, len(self.journal)):
+            size += len(self.journal[position][0]) + 16
             if count and (size > BATCH_BYTES or count == BATCH_ENTRIES):
                 break
             count += 1
@@ -877,11 +792,11 @@ class Engine(SyncObj):
             previous = max(0, start - 1)
             frame = encoded[start, count] = wire.encode(
                 wire.AppendEntries(
-                    self._term,
-                    self._commit_index,
+                    self.raft.term,
+                    self.raft.commit_index,
                     previous,
-                    (self._journal.term_at(previous) or 0) if start else 0,
-                    tuple(self._journal.from_index(start, count)) if count else (),
+                    (self.journal.term_at(previous) or 0) if start else 0,
+                    tuple(self.journal.from_index(start, count)) if count else (),
                     contact_s > self._config.election_timeout_s_min,
                     now,
                     contact_s,
@@ -904,8 +819,10 @@ class Engine(SyncObj):
         """
         term: int = getattr(message, "term", 0)
         # Who does not vote has no term to protect, and may come to a cluster that is far ahead.
-        if term - self._term > TERM_LEAP_MAX and self._standing.votes:
-            self._wire.drop(node, f"sent a {type(message).__name__} of term {term}, and this node is in {self._term}")
+        if term - self.raft.term > TERM_LEAP_MAX and self.standing.votes:
+            self._wire.drop(
+                node, f"sent a {type(message).__name__} of term {term}, and this node is in {self.raft.term}"
+            )
             return
         match message:
             case wire.AppendEntries():
@@ -935,36 +852,25 @@ class Engine(SyncObj):
             case _:
                 self._wire.drop(node, f"sent an unexpected {type(message).__name__}")
 
-    def _pass_on(self, node: Node, message: dict[str, Any]) -> None:
-        super()._SyncObj__onMessageReceived(node, message)  # pyright: ignore[reportAttributeAccessIssue]
-
     def _on_request_vote(self, node: Node, message: wire.RequestVote) -> None:
         """Answered by the library, unless this node may not vote, or hears a leader that did
         not ask for the election itself (dissertation 4.2.3)."""
-        if not self._standing.votes:
+        if not self.standing.votes:
             return
         sticky = self.registry.level >= PRE_VOTE_LEVEL and not message.transfer
         if sticky and self._hears_leader(time.monotonic()):
             return
-        self._pass_on(
-            node,
-            {
-                "type": "request_vote",
-                "term": message.term,
-                "last_log_index": message.last_log_index,
-                "last_log_term": message.last_log_term,
-            },
-        )
+        self.raft.vote_asked(node, message)
 
     def _on_grant_vote(self, node: Node, message: wire.RequestVoteResponse) -> None:
         """The library counts messages; a vote counts once a voter."""
-        if message.term <= self._term:
+        if message.term <= self.raft.term:
             # Nobody votes for this node in a term that it was not in.
             self._peers.hear(node.id, Position(message.term))
-        if message.term != self._term or self._role != CANDIDATE or node.id in self._votes:
+        if message.term != self.raft.term or self.raft.role != CANDIDATE or node.id in self._votes:
             return
         self._votes.add(node.id)
-        self._pass_on(node, {"type": "response_vote", "term": message.term})
+        self.raft.vote_granted(node, message.term)
 
     def _on_append(self, node: Node, message: wire.AppendEntries) -> None:
         """AppendEntries at the receiver (figure 2), instead of the library's.
@@ -991,11 +897,11 @@ class Engine(SyncObj):
         verified = max(verified, self._committed)
         entries = message.entries
         previous, previous_term = message.previous_index, message.previous_term
-        if previous < self._journal.base_index:
+        if previous < self.journal.base_index:
             # What was compacted away was committed, so it agrees (Leader Completeness).
-            entries = entries[self._journal.base_index - previous :]
-            previous, previous_term = self._journal.base_index, self._journal[0][2]
-        held = self._journal.term_at(previous)
+            entries = entries[self.journal.base_index - previous :]
+            previous, previous_term = self.journal.base_index, self.journal[0][2]
+        held = self.journal.term_at(previous)
         if held != previous_term:
             if held is not None and previous <= self._committed:
                 what = f"{node.id}, the leader of term {message.term}, has term {previous_term} at entry {previous}"
@@ -1016,24 +922,23 @@ class Engine(SyncObj):
         commit = min(message.commit_index, verified)
         if commit > self._committed:
             self._agreed_index = commit
-            self._peers.hear(node.id, Position(message.term, self._journal.term_at(commit) or 0, commit))
+            self._peers.hear(node.id, Position(message.term, self.journal.term_at(commit) or 0, commit))
         self._answer(node, next_index=verified + 1)
 
     def _hear_leader(self, node: Node, term: int) -> bool:
         """What any message of a leader does: term, role, election timer. False if it is stale,
         or this node has not found out yet whether it is one of this cluster's."""
-        if self._standing.kind == "new":
+        if self.standing.kind == "new":
             return False
-        if term < self._term:
+        if term < self.raft.term:
             self._answer(node, alive=True)
             return False
-        if self._role == LEADER and term == self._term:
+        if self.raft.role == LEADER and term == self.raft.term:
             raise Fatal(f"two leaders in term {term}: {node.id} and {self.node_id}")
         if (term, node.id) != self._receiving_from:
             # The rest of a state file would have come from the leader before.
             self._abort_receiving()
-        heartbeat = {"type": "append_entries", "term": term, "commit_index": self._commit_index}
-        self._pass_on(node, heartbeat)
+        self.raft.led_by(node, term)
         self._pre_votes.clear()
         self._leader_heard_at = time.monotonic()
         return True
@@ -1050,7 +955,7 @@ class Engine(SyncObj):
 
     def _store(self, node: Node, entries: tuple[Entry, ...]) -> None:
         """Rules 3 and 4 of AppendEntries: skip what is held, cut only a conflict, append the rest."""
-        journal = self._journal
+        journal = self.journal
         for position, (_, index, term) in enumerate(entries):
             held = journal.term_at(index)
             if held == term:
@@ -1070,25 +975,27 @@ class Engine(SyncObj):
         """Acknowledges, once it is true on disk (``_hold``). Stamped with our term (D4)."""
         success = not reset and not alive
         term, leader, at = self._asked_at
-        asked_at = at if (term, leader) == (self._term, node.id) else None
-        votes, room = self._standing.votes, not (self._reserve.short or self._disk_error)
+        asked_at = at if (term, leader) == (self.raft.term, node.id) else None
+        votes, room = self.standing.votes, not (self.reserve.short or self._disk_error)
         self._hold(
             node,
-            wire.AppendEntriesResponse(self._term, next_index, success, reset, votes, time.monotonic(), asked_at, room),
+            wire.AppendEntriesResponse(
+                self.raft.term, next_index, success, reset, votes, time.monotonic(), asked_at, room
+            ),
         )
 
     def _on_progress(self, node: Node, message: wire.AppendEntriesResponse) -> None:
         """A follower's answer. One of another term says nothing about this one (D4)."""
-        if message.term > self._term:
-            self._follow_term(message.term)
+        if message.term > self.raft.term:
+            self.raft.follow(message.term)
             return
-        if message.term < self._term or self._role != LEADER:
+        if message.term < self.raft.term or self.raft.role != LEADER:
             return
-        if message.next_index > self._journal.last_index + 1:
+        if message.next_index > self.journal.last_index + 1:
             # Leader Completeness: whoever leads has all that was agreed on, and in its own term its log only grows.
             what = f"{node.id} holds what was agreed on up to entry {message.next_index - 1}"
-            ends = f"the log of {self.node_id}, the leader of term {self._term}, ends at entry"
-            last = f"{self._journal.last_index} of term {self._journal[-1][2]}"
+            ends = f"the log of {self.node_id}, the leader of term {self.raft.term}, ends at entry"
+            last = f"{self.journal.last_index} of term {self.journal[-1][2]}"
             raise self._contradiction(node, f"{what}, and {ends} {last}")
         follower = self._followers.setdefault(node, _Follower())
         follower.votes = message.voting
@@ -1096,7 +1003,7 @@ class Engine(SyncObj):
         follower.at = message.at
         if message.voting:
             now = time.monotonic()
-            self._SyncObj__lastResponseTime[node] = now
+            self.raft.heard(node, now)
             asked_at = now if message.at is None else message.asked_at
             if asked_at is not None:
                 self._heard[node] = max(self._heard.get(node, 0.0), min(asked_at, now))
@@ -1104,28 +1011,28 @@ class Engine(SyncObj):
         if message.success:
             follower.held = max(follower.held, message.next_index - 1)
             if message.voting:
-                self._match[node] = follower.held
-                entry_term = self._journal.term_at(message.next_index - 1)
+                self.raft.match[node] = follower.held
+                entry_term = self.journal.term_at(message.next_index - 1)
                 if entry_term is not None:
-                    self._peers.hear(node.id, Position(self._term, entry_term, message.next_index - 1))
-            if follower.probing or self._next[node] <= follower.held:
-                self._next[node] = follower.held + 1
+                    self._peers.hear(node.id, Position(self.raft.term, entry_term, message.next_index - 1))
+            if follower.probing or self.raft.next[node] <= follower.held:
+                self.raft.next[node] = follower.held + 1
             follower.probing = False
             if follower.sending is not None and follower.held >= follower.sending.index:
                 self._stop_sending(follower)
-            if self._next[node] <= self._journal.last_index:
+            if self.raft.next[node] <= self.journal.last_index:
                 self._send_now = True
         elif message.reset and follower.sending is None:
             # The first entry is the same everywhere.
             wanted = max(2, message.next_index)
             # A follower that starts again has proven less than it once acknowledged;
             # counting less than it holds is always safe, the reverse never.
-            self._match[node] = min(self._match[node], wanted - 1)
+            self.raft.match[node] = min(self.raft.match[node], wanted - 1)
             follower.held = min(follower.held, wanted - 1)
-            if follower.probing and follower.probe_sent and wanted == self._next[node]:
+            if follower.probing and follower.probe_sent and wanted == self.raft.next[node]:
                 # Refusals of messages that were already on their way.
                 return
-            self._next[node] = wanted
+            self.raft.next[node] = wanted
             follower.probing = True
             follower.probe_sent = False
             self._send_now = True
@@ -1139,84 +1046,77 @@ class Engine(SyncObj):
         node. Only if a quorum would is the library let go, which counts the term up.
         So a node that comes back from behind a partition deposes nobody.
         """
-        if self._role == LEADER:
+        if self.raft.role == LEADER:
             return
-        if not self._standing.votes:
-            self._due = max(self._due, now + self._config.election_timeout_s_max)
+        if not self.standing.votes:
+            self.raft.election_due = max(self.raft.election_due, now + self._config.election_timeout_s_max)
             return
-        if self._wall_clocks.error and self._due:
+        if self._wall_clocks.error and self.raft.election_due:
             # The others first. But not never: the log that they need may be here.
             since = max(self._clock_off_at, self._leader_heard_at or 0.0)
-            self._due = max(self._due, since + OTHERS_FIRST * self._config.election_timeout_s_max)
-        due = self._due
+            self.raft.election_due = max(
+                self.raft.election_due, since + OTHERS_FIRST * self._config.election_timeout_s_max
+            )
+        due = self.raft.election_due
         if due == 0 and self._wire.nodes() and not any(map(self._wire.connected, self._wire.nodes())):
             # What was granted was granted then; when somebody is reached again it must be asked anew.
-            due = self._due = now
-            self._SyncObj__transferInProgress = False
+            due = self.raft.election_due = now
+            self.raft.forget_transfer()
         if due == 0 or now <= due or self.registry.level < PRE_VOTE_LEVEL:
             return
         reached = [node for node in self._wire.nodes() if self._wire.connected(node)]
         if not reached and self._wire.nodes():
             return
         shortest = self._config.election_timeout_s_min
-        self._due = now + random.uniform(shortest / 4, shortest / 2)
+        self.raft.election_due = now + random.uniform(shortest / 4, shortest / 2)
         self._pre_votes = {self.node_id}
         for node in reached:
-            self._wire.send(node, wire.PreVote(self._term, self._journal.last_index, self._journal[-1][2]))
+            self._wire.send(node, wire.PreVote(self.raft.term, self.journal.last_index, self.journal[-1][2]))
         self._count_pre_votes()
 
     def _count_pre_votes(self) -> None:
-        if self._is_quorum(len(self._pre_votes)):
+        if self.raft.is_quorum(len(self._pre_votes)):
             self._pre_votes.clear()
-            self._due = 0
-
-    def _is_quorum(self, count: int) -> bool:
-        return 2 * count > len(self._SyncObj__otherNodes) + 1
+            self.raft.election_due = 0
 
     def _on_pre_vote(self, node: Node, message: wire.PreVote) -> None:
-        if message.term < self._term:
-            self._wire.send(node, wire.PreVoteResponse(self._term, False))
+        if message.term < self.raft.term:
+            self._wire.send(node, wire.PreVoteResponse(self.raft.term, False))
             return
-        if not self._standing.votes or self._hears_leader(time.monotonic()):
+        if not self.standing.votes or self._hears_leader(time.monotonic()):
             return
-        ours = (self._journal[-1][2], self._journal.last_index)
+        ours = (self.journal[-1][2], self.journal.last_index)
         if (message.last_log_term, message.last_log_index) >= ours:
             self._wire.send(node, wire.PreVoteResponse(message.term, True))
 
     def _on_pre_voted(self, node: Node, message: wire.PreVoteResponse) -> None:
         if not message.granted:
-            if message.term > self._term:
-                self._follow_term(message.term)
-        elif message.term == self._term and self._pre_votes:
+            if message.term > self.raft.term:
+                self.raft.follow(message.term)
+        elif message.term == self.raft.term and self._pre_votes:
             self._pre_votes.add(node.id)
             self._count_pre_votes()
 
-    def _follow_term(self, term: int) -> None:
-        self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__setState(FOLLOWER)
-        self._SyncObj__raftLeader = None
-
     def _hears_leader(self, now: float) -> bool:
         """Whether there is a leader that this node would not help to depose."""
-        if self._role == LEADER:
+        if self.raft.role == LEADER:
             return self._quorum_contact_s(now) < self._config.election_timeout_s_min
-        leader, heard_at = self._SyncObj__raftLeader, self._leader_heard_at
-        if self._role != FOLLOWER or leader is None or heard_at is None:
+        leader, heard_at = self.raft.leader, self._leader_heard_at
+        if self.raft.role != FOLLOWER or leader is None or heard_at is None:
             return False
         return now - heard_at < self._config.election_timeout_s_min and self._wire.connected(leader)
 
     def _on_timeout_now(self, node: Node, message: wire.TimeoutNow) -> None:
         """The leader hands over: this node stands at once, and says why to those who still hear that leader."""
-        if self._disk_error or self._wall_clocks.error or not self._standing.votes:
+        if self._disk_error or self._wall_clocks.error or not self.standing.votes:
             return
-        self._forced_term = message.term + 1
-        self._pass_on(node, {"type": "timeout_now", "term": message.term})
+        self.raft.told_to_stand(node, message.term)
 
     # -- linearizable reads (dissertation 6.4) -------------------------------------
 
     def _begin_read_round(self) -> None:
         """One question to the others for all reads that wait; what comes meanwhile waits for the next."""
-        if self._reads and self._role != LEADER:
+        if self._reads and self.raft.role != LEADER:
             # Another thread asked in the moment in which leadership was lost.
             self._fail_reads()
         if not self._reads or self._round is not None or not self._serving:
@@ -1225,33 +1125,33 @@ class Engine(SyncObj):
         if not reads:
             return
         self._rounds += 1
-        self._round = _ReadRound(self._rounds, self._commit_index, reads, self.node_id)
+        self._round = _ReadRound(self._rounds, self.raft.commit_index, reads, self.node_id)
         self._probe_again()
         self._finish_read_round()
 
     def _probe_again(self) -> None:
-        if self._round is not None and self._role == LEADER:
+        if self._round is not None and self.raft.role == LEADER:
             for node in self._wire.nodes():
                 if node.id not in self._round.said_yes and self._wire.connected(node):
-                    self._wire.send(node, wire.ReadProbe(self._term, self._round.number))
+                    self._wire.send(node, wire.ReadProbe(self.raft.term, self._round.number))
 
     def _finish_read_round(self) -> None:
         finished = self._round
-        if finished is not None and self._is_quorum(len(finished.said_yes)):
+        if finished is not None and self.raft.is_quorum(len(finished.said_yes)):
             self._round = None
             for read in finished.reads:
                 read.resolve(Outcome(finished.index, ()))
 
     def _on_read_probe(self, node: Node, message: wire.ReadProbe) -> None:
-        if message.term < self._term:
+        if message.term < self.raft.term:
             self._answer(node, alive=True)
-        elif message.term == self._term and self._standing.votes:
+        elif message.term == self.raft.term and self.standing.votes:
             self._wire.send(node, wire.ReadProbeResponse(message.term, message.round))
 
     def _on_read_probed(self, node: Node, message: wire.ReadProbeResponse) -> None:
-        if self._role != LEADER or message.term != self._term:
+        if self.raft.role != LEADER or message.term != self.raft.term:
             return
-        self._SyncObj__lastResponseTime[node] = time.monotonic()
+        self.raft.heard(node, time.monotonic())
         if self._round is not None and message.round == self._round.number:
             self._round.said_yes.add(node.id)
             self._finish_read_round()
@@ -1282,7 +1182,7 @@ class Engine(SyncObj):
                 self._propose_once(f"readmit {node.id}", Readmit(node.id, disk))
         noted = max(self._noted, default=0)
         old = now - self._compared_at > COMPARE_S and self._changed_index > self._compared_index
-        if old or self._applied - noted > COMPARE_ENTRIES:
+        if old or self.raft.applied - noted > COMPARE_ENTRIES:
             self._compared_at = now
             self._propose_once("compare", Compare(noted, self._noted.get(noted, "")))
 
@@ -1309,7 +1209,7 @@ class Engine(SyncObj):
             case Compare():
                 self._compare(index, command)
             case Readmit():
-                if command.node == self.node_id and self._standing.admitted(command.disk, index):
+                if command.node == self.node_id and self.standing.admitted(command.disk, index):
                     self._admit()
                 if command.node != self.node_id and index > self._known_index:
                     # What was committed before this process began was noted when it was, or nobody knew how to.
@@ -1357,7 +1257,7 @@ class Engine(SyncObj):
     def _note_freshness(self, now: float) -> None:
         if self._serving:
             self._fresh_at = now - self._quorum_contact_s(now)
-        elif self._named is not None and self._applied >= self._named[0]:
+        elif self._named is not None and self.raft.applied >= self._named[0]:
             self._fresh_at, self._named = self._named[1], None
 
     # -- the standing of this node's disk (standing.py) ----------------------------
@@ -1366,17 +1266,17 @@ class Engine(SyncObj):
         """Tells every peer, now and at each greeting, how this node stands."""
         self._wire.introduce(
             level=self._config.level,
-            disk=self._standing.disk,
-            standing=self._standing.kind,
-            met=self._standing.met,
+            disk=self.standing.disk,
+            standing=self.standing.kind,
+            met=self.standing.met,
             claims=self._claims,
         )
 
     def _position(self) -> Position:
-        return Position(self._term, self._journal[-1][2], self._journal.last_index)
+        return Position(self.raft.term, self.journal[-1][2], self.journal.last_index)
 
     def _claims(self) -> Claims | None:
-        return self._peers.claims(self._standing.admission, self._position())
+        return self._peers.claims(self.standing.admission, self._position())
 
     def _on_greeted(self, node: Node, hello: wire.Hello) -> str:
         """What a peer says of itself. Answers why it must be refused, or nothing."""
@@ -1390,15 +1290,15 @@ class Engine(SyncObj):
             return older
         self._levels[node.id] = hello.level
         self._disks[node.id] = (hello.standing, hello.disk)
-        before = self._standing.announced
-        became = self._standing.meet(node.id, hello.disk, hello.standing, hello.met)
-        if self._standing.announced != before:
+        before = self.standing.announced
+        became = self.standing.meet(node.id, hello.disk, hello.standing, hello.met)
+        if self.standing.announced != before:
             self._introduce()
         if became:
             logger.info("every member was met: %s takes part from here on", self.node_id)
             # There is no leader to wait for; and all members come here at the same moment.
             soon = random.uniform(0, self._config.election_timeout_s_min)
-            self._due = time.monotonic() + soon
+            self.raft.election_due = time.monotonic() + soon
         return ""
 
     def _compare_directories(self, node: Node, hello: wire.Hello) -> str:
@@ -1407,16 +1307,16 @@ class Engine(SyncObj):
         claims = hello.starts
         known = claims.known.get(self.node_id) if claims is not None else None
         term = max(claims.now.term if claims is not None else 0, known.word.term if known is not None else 0)
-        if term - self._term > TERM_LEAP_MAX and self._standing.votes:
-            return f"it speaks of term {term}, and this node is in {self._term}"
-        self._peers.meet(node.id, known, self._claims(), self._standing.disk, votes=self._standing.votes)
+        if term - self.raft.term > TERM_LEAP_MAX and self.standing.votes:
+            return f"it speaks of term {term}, and this node is in {self.raft.term}"
+        self._peers.meet(node.id, known, self._claims(), self.standing.disk, votes=self.standing.votes)
         why = self._peers.greet(node.id, hello.disk, claims, votes=hello.standing == "member")
-        if why and claims is not None and claims.now.term > self._term and self._standing.votes:
+        if why and claims is not None and claims.now.term > self.raft.term and self.standing.votes:
             raise Fatal(
                 f"the data directory of {node.id} is older than what {self.node_id} saw of it: {why}. Since then "
-                f"{node.id} took part in term {claims.now.term}, and {self.node_id} has seen none after {self._term}: "
-                f"without it the others may have agreed on something else than what it holds, up to entry "
-                f"{self._journal.last_index}. {_STOP_ALL}"
+                f"{node.id} took part in term {claims.now.term}, and {self.node_id} has seen none after "
+                f"{self.raft.term}: without it the others may have agreed on something else than what it holds, "
+                f"up to entry {self.journal.last_index}. {_STOP_ALL}"
             )
         return f"its data directory is older than what this node saw of it: {why}" if why else ""
 
@@ -1433,74 +1333,79 @@ class Engine(SyncObj):
 
     def _admit(self) -> None:
         """The vote of this term, and of those before, may have been given by the lost disk."""
-        self._SyncObj__setCurrentTerm(self._term, self._SyncObj__votedForNodeId or self._spent_vote())
+        self.raft.vote_for(self.raft.vote or self._spent_vote())
         logger.info(
-            "readmitted with disk %s: %s votes from the term after %d on", self._standing.disk, self.node_id, self._term
+            "readmitted with disk %s: %s votes from the term after %d on",
+            self.standing.disk,
+            self.node_id,
+            self.raft.term,
         )
         self._introduce()
 
     def _spent_vote(self) -> str:
-        leader = self._SyncObj__raftLeader
+        leader = self.raft.leader
         return leader.id if leader is not None else "nobody"
 
     # -- roles ---------------------------------------------------------------------
 
-    def _SyncObj__onBecomeLeader(self) -> None:
+    def _asks_first(self) -> bool:
+        return self.registry.level >= PRE_VOTE_LEVEL
+
+    def _begin_candidacy(self) -> None:
+        self._votes = {self.node_id}
+
+    def _may_lead(self) -> bool:
         """Leads, unless there is no room to log the term's first entry."""
         try:
-            self._journal.check_room(64)
+            self.journal.check_room(64)
         except DiskUnavailable as error:
             self._disk_failed(error)
-            self._SyncObj__setState(FOLLOWER)
-            return
+            return False
         self._abort_receiving()
         self._followers = {node: _Follower() for node in self._wire.nodes()}
         # A quorum has just voted for this node.
         self._heard = dict.fromkeys(self._wire.nodes(), time.monotonic())
         self._giving_way = GivingWay()
-        super()._SyncObj__onBecomeLeader()  # pyright: ignore[reportAttributeAccessIssue]
-        if self._forced_term == self._term:
-            self._transfers.happened(time.monotonic())
-        logger.info("leading term %d from entry %d on", self._term, self._journal.last_index)
+        return True
 
-    def _SyncObj__setState(self, newState: int) -> None:
-        if newState == CANDIDATE:
-            self._votes = {self.node_id}
-        super()._SyncObj__setState(newState)  # pyright: ignore[reportAttributeAccessIssue]
+    def _begin_leading(self) -> None:
+        if self.raft.was_handed_over:
+            self._transfers.happened(time.monotonic())
+        logger.info("leading term %d from entry %d on", self.raft.term, self.journal.last_index)
 
     def _role_changed(self, old: int, new: int) -> None:
         # A candidate counts its term up right after this call.
-        logger.info("%s in term %d (was %s)", _ROLES[new], self._term + (new == CANDIDATE), _ROLES[old])
+        logger.info("%s in term %d (was %s)", _ROLES[new], self.raft.term + (new == CANDIDATE), _ROLES[old])
         if old == LEADER:
             self._save_words()
             self._leader_heard_at = time.monotonic()
             # The library leaves a deposed leader's timer where it was, long past.
-            self._due = time.monotonic() + self._SyncObj__generateRaftTimeout()
+            self.raft.election_due = time.monotonic() + self.raft.election_timeout_s()
             for follower in self._followers.values():
                 self._stop_sending(follower)
             self._transfer = None
             self._fail_reads()
 
-    def _SyncObj__onNodeConnected(self, node: Node) -> None:
-        super()._SyncObj__onNodeConnected(node)  # pyright: ignore[reportAttributeAccessIssue]
+    def _on_connected(self, node: Node) -> None:
+        self.raft.connected(node)
         # Before it can be asked for its vote: a leader has compared its clock with all whose votes it has.
         self._clocks_asked.pop(node, None)
         self._ping(node)
-        if self._role == LEADER:
+        if self.raft.role == LEADER:
             self._begin_again(node)
 
-    def _SyncObj__onNodeDisconnected(self, node: Node) -> None:
+    def _on_disconnected(self, node: Node) -> None:
         """What was on its way is lost: send again from what is known (D3: a state file from its start)."""
-        super()._SyncObj__onNodeDisconnected(node)  # pyright: ignore[reportAttributeAccessIssue]
+        self.raft.disconnected(node)
         self._peers.leave(node.id)
-        leader = self._SyncObj__raftLeader
+        leader = self.raft.leader
         if leader == node:
             self._abort_receiving()
-            if self._role == FOLLOWER and self.registry.level >= PRE_VOTE_LEVEL:
+            if self.raft.role == FOLLOWER and self.registry.level >= PRE_VOTE_LEVEL:
                 # Probably its process is gone. Who still hears it will say so.
                 soon = time.monotonic() + random.uniform(0, self._config.election_timeout_s_min / 4)
-                self._due = min(self._due, soon)
-        if self._role == LEADER:
+                self.raft.election_due = min(self.raft.election_due, soon)
+        if self.raft.role == LEADER:
             self._begin_again(node)
 
     def _begin_again(self, node: Node) -> None:
@@ -1510,7 +1415,7 @@ class Engine(SyncObj):
         follower.probe_sent = False
         follower.at = None
         if follower.held:
-            self._next[node] = follower.held + 1
+            self.raft.next[node] = follower.held + 1
         self._send_now = True
 
     # -- the gate for what leaves (D7) ---------------------------------------------
@@ -1523,32 +1428,17 @@ class Engine(SyncObj):
                 self._held.pop()
         self._held.append((node, message))
 
-    def _send_from_library(self, node: Node, message: dict[str, Any]) -> None:
-        """What the library itself sends: votes and transfers. Its other messages are replaced above."""
-        match message["type"]:
-            case "request_vote":
-                term = message["term"]
-                transfer = term == self._forced_term
-                self._hold(node, wire.RequestVote(term, message["last_log_index"], message["last_log_term"], transfer))
-            case "response_vote":
-                self._hold(node, wire.RequestVoteResponse(message["term"]))
-            case "timeout_now":
-                self._hold(node, wire.TimeoutNow(message["term"]))
-            case other:
-                raise Fatal(f"the library sends {other!r}, which this engine replaces")
-
     def _flush(self) -> None:
         """Makes the log durable, then lets go what was held for it. Before and after each poll.
 
         One sync for all that a poll brought: the commit index of a follower moves behind it, and not
         with each message, of which each would sync for itself.
         """
-        self._journal.sync()
-        if self._agreed_index > self._commit_index:
-            self._SyncObj__raftCommitIndex = self._agreed_index
-            self._journal.setRaftCommitIndex(self._agreed_index)
+        self.journal.sync()
+        if self._agreed_index > self.raft.commit_index:
+            self.raft.commit(self._agreed_index)
             # Only a note, which needs no sync: but a process that is killed finds it again.
-            self._journal.sync()
+            self.journal.sync()
         if not self._held:
             return
         held, self._held = self._held, []
@@ -1557,31 +1447,30 @@ class Engine(SyncObj):
 
     # -- applying ------------------------------------------------------------------
 
-    def _SyncObj__applyLogEntries(self) -> bool:
+    def _apply_committed(self) -> None:
         """Applies what is committed, for a bounded time, each entry exactly once (D12, D13)."""
-        if self._commit_index <= self._applied:
+        if self.raft.commit_index <= self.raft.applied:
             self._note_caught_up()
-            return False
-        if self._role == LEADER:
+            return
+        if self.raft.role == LEADER:
             self._commit_moved = True
         until = time.monotonic() + APPLY_S
-        while self._applied < self._commit_index:
-            index = self._applied + 1
-            command, _, term = self._journal[index - self._journal.base_index]
+        while self.raft.applied < self.raft.commit_index:
+            index = self.raft.applied + 1
+            command, _, term = self.journal[index - self.journal.base_index]
             self._apply(index, term, command)
             if time.monotonic() > until:
                 break
         self._wake_waiters()
-        return False
 
     def _note_caught_up(self) -> None:
         """True for good once an entry of a leader's own term was applied here, and everything
         up to the commit index that the first leader with a quorum named: what was committed
         when this node joined lies before the one (Leader Completeness) or before the other."""
-        if self._caught_up or self._applied_term != self._term:
+        if self._caught_up or self._applied_term != self.raft.term:
             return
         joined_at = self._joined_at
-        self._caught_up = self._role == LEADER or (joined_at is not None and self._applied >= joined_at)
+        self._caught_up = self.raft.role == LEADER or (joined_at is not None and self.raft.applied >= joined_at)
 
     def _apply(self, index: int, term: int, command: bytes) -> None:
         waiting = self._waiting.pop(index, None)
@@ -1607,11 +1496,11 @@ class Engine(SyncObj):
             self.registry.skip(index, term)
         if envelope is not None:
             self._act_on(index, envelope.command)
-        self._SyncObj__raftLastApplied = index
+        self.raft.applied = index
         self._applied_term = term
         if anew:
             # Who watches knows the registry as it was under its former name: all must read everything again.
-            self._snapshots.let_go(None, self.changes.reset(index))
+            self.snapshots.let_go(None, self.changes.reset(index))
         else:
             self.changes.publish(index, events)
         for listener in self._listeners:
@@ -1633,12 +1522,12 @@ class Engine(SyncObj):
         if not self._applied_waiters:
             return
         with self._applied_lock:
-            while self._applied_waiters and self._applied_waiters[0][0] <= self._applied:
+            while self._applied_waiters and self._applied_waiters[0][0] <= self.raft.applied:
                 heapq.heappop(self._applied_waiters)[2].set()
 
     # -- state files (paper section 7) ---------------------------------------------
 
-    def _SyncObj__tryLogCompaction(self) -> None:
+    def _compact(self) -> None:
         """Writes a state file in the background and then cuts the log (D5, D15, D18)."""
         if self._saving is not None and self._saving.done():
             saving, self._saving = self._saving, None
@@ -1648,13 +1537,13 @@ class Engine(SyncObj):
             self._finish_cutting(*cutting)
         if any((self._saving, self._cutting, self._installing, self._receiving)):
             return
-        entries = self._applied - (self._saved.index if self._saved else 1)
-        short = self._reserve.short
+        entries = self.raft.applied - (self._saved.index if self._saved else 1)
+        short = self.reserve.short
         many = entries >= self._config.snapshot_entries or self._log_grew
         now = time.monotonic()
         if entries and self._pace.due(now, many=many, interval_s=self._config.snapshot_interval_s, short=short):
             self._pace.begun(now)
-            self._saving = self._snapshots.save(self.registry.root())
+            self._saving = self.snapshots.save(self.registry.root())
 
     def _finish_saving(self, saving: "Future[SnapshotHeader]") -> None:
         """Cuts the log behind a state file that was written and read back. Without one the log stays as it is."""
@@ -1673,14 +1562,14 @@ class Engine(SyncObj):
             return
         self._pace.done()
         self._restore_room()
-        if header.index <= self._journal.base_index or (self._saved and header.index <= self._saved.index):
+        if header.index <= self.journal.base_index or (self._saved and header.index <= self._saved.index):
             # A newer one was installed meanwhile.
             return
         self._saved = header
         position = self._cut_position(header.index)
         if position:
-            cut = self._journal.begin_cut(position)
-            self._cutting = cut, self._snapshots.run(lambda: self._journal.write_cut(cut, self._snapshots.rest))
+            cut = self.journal.begin_cut(position)
+            self._cutting = cut, self.snapshots.run(lambda: self.journal.write_cut(cut, self.snapshots.rest))
         else:
             # Who needs all of the log will not need less of it in a moment.
             if self._log_grew:
@@ -1690,21 +1579,21 @@ class Engine(SyncObj):
     def _cut_position(self, saved_index: int) -> int:
         """Where to cut the log: behind the state file, less what is kept for followers that were briefly away."""
         cut = saved_index
-        if self._journal.growth < 2 * LOG_BYTES_MAX:
+        if self.journal.growth < 2 * LOG_BYTES_MAX:
             # Who is being sent a state file needs the entries behind it next; but not at the price of a full disk.
             cut = min([cut, *(follower.sending.index for follower in self._followers.values() if follower.sending)])
         kept = 0
-        floor = max(self._journal.base_index, cut - KEEP_ENTRIES)
+        floor = max(self.journal.base_index, cut - KEEP_ENTRIES)
         while cut > floor and kept < KEEP_BYTES:
-            kept += len(self._journal[cut - self._journal.base_index][0])
+            kept += len(self.journal[cut - self.journal.base_index][0])
             cut -= 1
-        return max(0, cut - self._journal.base_index)
+        return max(0, cut - self.journal.base_index)
 
     def _finish_cutting(self, cut: Cut, written: "Future[None]") -> None:
         failed = written.exception()
         try:
             if failed is None:
-                self._snapshots.let_go(None, self._journal.end_cut(cut))
+                self.snapshots.let_go(None, self.journal.end_cut(cut))
         except DiskUnavailable as error:
             failed = error
         if failed is not None:
@@ -1718,7 +1607,7 @@ class Engine(SyncObj):
 
     def _say_saved(self, header: SnapshotHeader | None) -> None:
         saved_index = header.index if header is not None else 0
-        logger.info("state file at entry %d; the log starts at %d", saved_index, self._journal.base_index)
+        logger.info("state file at entry %d; the log starts at %d", saved_index, self.journal.base_index)
 
     def _abandon_cut(self) -> None:
         if self._cutting is not None:
@@ -1731,10 +1620,10 @@ class Engine(SyncObj):
         if sending is None:
             if self._saved is None:
                 raise Fatal("the log was cut, but there is no state file")
-            sending = follower.sending = Outgoing(self._snapshots.path, self._saved.index, now)
+            sending = follower.sending = Outgoing(self.snapshots.path, self._saved.index, now)
             logger.info("sending the state file at entry %d to %s", sending.index, node.id)
         for offset, data in sending.pieces(now):
-            self._wire.send(node, wire.InstallSnapshot(self._term, sending.index, offset, sending.total, data))
+            self._wire.send(node, wire.InstallSnapshot(self.raft.term, sending.index, offset, sending.total, data))
             if follower.sending is not sending:
                 return  # the connection broke, and with it the file was closed
 
@@ -1748,10 +1637,10 @@ class Engine(SyncObj):
             return
         if self._installing is not None:
             return
-        if message.index <= self._applied:
+        if message.index <= self.raft.applied:
             # Older than what is applied here already (D15): say what is proven instead.
             self._abort_receiving()
-            self._answer(node, next_index=self._commit_index + 1)
+            self._answer(node, next_index=self.raft.commit_index + 1)
             return
         try:
             self._receive(node, message)
@@ -1761,11 +1650,11 @@ class Engine(SyncObj):
             return
         receiving = self._receiving
         received = receiving.received if receiving is not None and receiving.index == message.index else 0
-        self._wire.send(node, wire.InstallSnapshotResponse(self._term, message.index, received))
+        self._wire.send(node, wire.InstallSnapshotResponse(self.raft.term, message.index, received))
         if receiving is not None and received >= message.total:
             receiving.close()
             self._receiving = None
-            self._installing = self._snapshots.install(receiving.path)
+            self._installing = self.snapshots.install(receiving.path)
 
     def _receive(self, node: Node, message: wire.InstallSnapshot) -> None:
         try:
@@ -1773,16 +1662,16 @@ class Engine(SyncObj):
         except OSError as error:
             # A node that lacks what the others have needs it more than it needs its reserve whole: it is short
             # of room from here on, and so may give up the state file before the newest, and take of the reserve.
-            if not is_full(error) or self._reserve.short or not self._reserve.take(1):
+            if not is_full(error) or self.reserve.short or not self.reserve.take(1):
                 raise
-            self._snapshots.make_room()
+            self.snapshots.make_room()
             self._take_piece(node, message)
 
     def _take_piece(self, node: Node, message: wire.InstallSnapshot) -> None:
         if message.offset == 0 and (self._receiving is None or self._receiving.received):
             self._abort_receiving()
             path = self._config.directory / "snapshot-received.tmp"
-            self._snapshots.make_room()
+            self.snapshots.make_room()
             self._receiving = Incoming(path, message.index, self._large_files)
             self._receiving_from = (message.term, node.id)
         if self._receiving is not None and self._receiving.index == message.index:
@@ -1794,12 +1683,12 @@ class Engine(SyncObj):
             self._receiving = None
 
     def _on_installed(self, node: Node, message: wire.InstallSnapshotResponse) -> None:
-        if message.term != self._term or self._role != LEADER:
+        if message.term != self.raft.term or self.raft.role != LEADER:
             return
         now = time.monotonic()
         follower = self._followers.setdefault(node, _Follower())
         if follower.votes:
-            self._SyncObj__lastResponseTime[node] = now
+            self.raft.heard(node, now)
         sending = follower.sending
         if sending is not None and sending.index == message.index:
             sending.acknowledged(message.offset, now)
@@ -1816,9 +1705,9 @@ class Engine(SyncObj):
             # Nothing of it is in use here. The leader sends it again after a while.
             logger.warning("a state file from the leader could not be used: %s", error)
             return
-        if header.index <= self._applied:
+        if header.index <= self.raft.applied:
             return
-        journal = self._journal
+        journal = self.journal
         try:
             if journal.term_at(header.index) != header.term:
                 journal.reset((NO_OP, header.index, header.term))
@@ -1831,19 +1720,18 @@ class Engine(SyncObj):
         self._saved = header
         self._pace.begun(time.monotonic())
         self._pace.done()
-        self._SyncObj__raftLastApplied = header.index
+        self.raft.applied = header.index
         self._applied_term = header.term
-        self._SyncObj__raftCommitIndex = max(self._commit_index, header.index)
-        journal.setRaftCommitIndex(self._commit_index)
-        self._snapshots.let_go(former, self.changes.reset(header.index))
+        self.raft.commit(header.index)
+        self.snapshots.let_go(former, self.changes.reset(header.index))
         for index in [index for index in self._waiting if index <= header.index]:
             _, proposal = self._waiting.pop(index)
             proposal.resolve(None, Unknown("a state file took the place of the log where the write stood"))
         self._wake_waiters()
         logger.info("installed the state file at entry %d", header.index)
-        leader = self._SyncObj__raftLeader
-        if leader is not None and self._role == FOLLOWER:
-            self._verified = (self._term, leader.id, header.index)
+        leader = self.raft.leader
+        if leader is not None and self.raft.role == FOLLOWER:
+            self._verified = (self.raft.term, leader.id, header.index)
             self._answer(leader, next_index=header.index + 1)
 
     # -- leadership transfer (dissertation 3.10) -----------------------------------
@@ -1852,7 +1740,7 @@ class Engine(SyncObj):
         """The same on request: at most one within a while."""
         now = time.monotonic()
         wait_s = self._transfers.wait_s(now)
-        if self._role == LEADER and wait_s:
+        if self.raft.role == LEADER and wait_s:
             every_s = self._config.transfer_interval_s
             return TooSoon(
                 f"leadership was handed over a moment ago, and is on request at most every {every_s:g} s "
@@ -1866,7 +1754,7 @@ class Engine(SyncObj):
 
     def _begin_transfer(self, to: str = "", *, with_room: bool = False) -> NotDone | None:
         """Why it did not begin, if it did not. ``with_room``: only to who has room on its disk, and will take over."""
-        if self._role != LEADER:
+        if self.raft.role != LEADER:
             return NotLeader(f"{self.node_id} does not lead")
         if self._transfer is not None:
             return None
@@ -1880,7 +1768,7 @@ class Engine(SyncObj):
             who = f"{to} cannot" if to else "no other node can"
             return NotDone(f"{who} take over now: not connected, shutting down, or not voting yet")
         right = [node for node in able if self._wall_clocks.trusts(node.id, now, wall_ns)]
-        target = max(right or able, key=lambda node: (self._match[node], node.id))
+        target = max(right or able, key=lambda node: (self.raft.match[node], node.id))
         self._transfer = (target, now + TRANSFER_S)
         self._transfer_asked = False
         logger.info("handing leadership to %s", target.id)
@@ -1898,9 +1786,9 @@ class Engine(SyncObj):
         if now > until:
             logger.warning("%s did not take over in time", target.id)
             self._transfer = None
-        elif not self._transfer_asked and self._match[target] == self._journal.last_index:
+        elif not self._transfer_asked and self.raft.match[target] == self.journal.last_index:
             self._transfer_asked = True
-            self.transferLeadership(target)
+            self.raft.transfer(target)
 
     # -- a disk without room (D17; reserve.py) --------------------------------------
 
@@ -1908,36 +1796,36 @@ class Engine(SyncObj):
         """Sees to the reserve; while something of it is taken, hands leadership to whoever has room."""
         if self._disk_error:
             self._try_disk(now)
-        if not self._reserve.whole and now >= self._restore_at:
+        if not self.reserve.whole and now >= self._restore_at:
             self._restore_at = now + DISK_RETRY_S
             self._restore_room()
-        if not self._reserve.short and self._short:
+        if not self.reserve.short and self._short:
             logger.info("the disk under %s has room again", self._config.directory)
             self._short = ""
-        elif self._reserve.short and not self._short:
+        elif self.reserve.short and not self._short:
             self._short = (
                 f"the disk under {self._config.directory} is nearly full: while this node leads it takes up nothing "
                 "that adds to the registry; removals go on, within what was kept for them. Free some room there"
             )
             logger.error("%s", self._short)
-        gives_way = self._short and self._role == LEADER and self._transfer is None and self._giving_way.due(now)
+        gives_way = self._short and self.raft.role == LEADER and self._transfer is None and self._giving_way.due(now)
         if gives_way and self._begin_transfer(with_room=True) is None:
             self._giving_way.tried(now, TRANSFER_S)
         self._adds_not = self._why_nothing_is_added(now)
 
     def _restore_room(self) -> None:
-        if not self._reserve.whole:
-            self._reserve.restore()
+        if not self.reserve.whole:
+            self.reserve.restore()
 
     def _why_nothing_is_added(self, now: float) -> str:
-        if self._role != LEADER:
+        if self.raft.role != LEADER:
             return ""
         connected = {node: each for node, each in self._followers.items() if self._wire.connected(node)}
-        room: dict[str, bool] = {self.node_id: not self._reserve.short}
+        room: dict[str, bool] = {self.node_id: not self.reserve.short}
         for node, each in connected.items():
             if each.room is False or (each.room and self._keeps_up(node, now)):
                 room[node.id] = each.room
-        without = lacking(room, self.node_id, len(self._SyncObj__otherNodes) + 1)
+        without = lacking(room, self.node_id, self.raft.voters)
         if not without:
             return ""
         self._none_has_room = not any(
@@ -1963,19 +1851,19 @@ class Engine(SyncObj):
         if not self._disk_error:
             logger.error("%s; this node neither leads nor acknowledges until there is room", error.message)
         self._disk_error = error.message
-        self._SyncObj__transferInProgress = False
+        self.raft.forget_transfer()
         self._disk_retry_at = time.monotonic() + DISK_RETRY_S
         self._begin_transfer()
 
     def _try_disk(self, now: float) -> None:
-        self._due = max(self._due, now + self._config.election_timeout_s_max)
+        self.raft.election_due = max(self.raft.election_due, now + self._config.election_timeout_s_max)
         if now < self._disk_retry_at:
             return
         self._disk_retry_at = now + DISK_RETRY_S
         try:
-            self._journal.check_room(BATCH_BYTES)
+            self.journal.check_room(BATCH_BYTES)
         except DiskUnavailable:
-            if self._role == LEADER:
+            if self.raft.role == LEADER:
                 self._begin_transfer()
             return
         logger.info("there is room on disk again")
@@ -1989,7 +1877,12 @@ class Engine(SyncObj):
             self._clocks_at = now + CLOCKS_S
             for node in self._wire.nodes():
                 self._ping(node)
-        if self._wall_clocks.error and self._role == LEADER and self._transfer is None and now >= self._clock_off_at:
+        if (
+            self._wall_clocks.error
+            and self.raft.role == LEADER
+            and self._transfer is None
+            and now >= self._clock_off_at
+        ):
             self._clock_off_at = now + CLOCKS_S
             self._begin_transfer()
 
@@ -2012,56 +1905,3 @@ class Engine(SyncObj):
             logger.error("%s", self._wall_clocks.error)
         elif before and not self._wall_clocks.error:
             logger.info("this node's wall clock agrees with the others' again")
-
-
-class _LibraryPort(LibraryTransport):
-    """What the library takes for its transport: it only ever sends through it.
-
-    What arrives comes from our ``Transport`` to ``Engine._on_message`` directly.
-    """
-
-    def __init__(self, send: Callable[[Node, dict[str, Any]], None]) -> None:
-        super().__init__(None, None, [])
-        self._send: Callable[[Node, dict[str, Any]], None] = send
-
-    def send(self, node: Node, message: dict[str, Any]) -> bool:
-        self._send(node, message)
-        return True
-
-
-class _GatedPoller(Poller):
-    """The library's poller with the gate on both sides of the wait.
-
-    Before: what this tick noted becomes durable and what was held leaves. After:
-    the acknowledgements of what just arrived go out without another round. What other
-    threads want sent does not wait for that sync: a slow disk is none of its business.
-    """
-
-    def __init__(self, poller: Poller, flush: Callable[[], None], run_posted: Callable[[], None]) -> None:
-        self._inner: Poller = poller
-        self._gate: Callable[[], None] = flush
-        self._run_posted: Callable[[], None] = run_posted
-
-    def subscribe(self, descr: int, callback: Callable[[int, int], None], eventMask: int) -> None:
-        self._inner.subscribe(descr, callback, eventMask)
-
-    def unsubscribe(self, descr: int) -> None:
-        self._inner.unsubscribe(descr)
-
-    def poll(self, timeout: float) -> None:
-        self._gate()
-        self._inner.poll(timeout)
-        self._run_posted()
-        self._gate()
-
-
-def check_library(directory: Path | None = None) -> None:
-    """Raises ``Fatal`` unless the installed library is the one that was reviewed (H0)."""
-    root = directory or Path(pysyncobj.__file__).parent
-    for name, expected in REVIEWED.items():
-        found = hashlib.sha256((root / name).read_bytes()).hexdigest()[:16]
-        if found != expected:
-            raise Fatal(
-                f"pysyncobj's {name} is not the file that this version was checked against "
-                f"(sha256 {found}, expected {expected}): install pysyncobj 0.3.17 exactly"
-            )

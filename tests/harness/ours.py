@@ -11,7 +11,7 @@ from rollcall.replication.commands import FORMAT, Envelope, Raise, level_of
 from rollcall.replication.errors import Damaged, Fatal
 from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
-from rollcall.replication.raft.engine import LEADER
+from rollcall.replication.raft.library import LEADER
 from rollcall.replication.registry.registry import Applied, Registry
 from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage.disk import Disk
@@ -101,7 +101,7 @@ class EngineMember(Member):
 
     def receive(self, peer: str, message: wire.Message) -> None:
         self.network.inject(peer, self.node, message)
-        self._run(lambda: self.engine._poller.poll(0))
+        self._run(lambda: self.engine.raft.poller.poll(0))
 
     def append(
         self, leader: str, term: int, previous: tuple[int, int], entries: Sequence[Any] = (), commit: int = 1
@@ -148,7 +148,7 @@ class EngineMember(Member):
         return answer
 
     def save_state(self) -> None:
-        self.engine._saving = self.engine._snapshots.save(self.engine.registry.root())
+        self.engine._saving = self.engine.snapshots.save(self.engine.registry.root())
 
     def lose_state_file(self) -> None:
         for path in self.directory.glob("snapshot*"):
@@ -161,7 +161,7 @@ class EngineMember(Member):
         path.write_bytes(data)
 
     def restarts_after_power_cuts(self) -> Iterator[None]:
-        journal = self.engine._journal
+        journal = self.engine.journal
         content = (self.directory / "journal").read_bytes()[: journal._end]
         cuts = set()
         offset = 0
@@ -179,30 +179,30 @@ class EngineMember(Member):
 
     @property
     def term(self) -> int:
-        return self.engine._term
+        return self.engine.raft.term
 
     @property
     def leads(self) -> bool:
-        return self.engine._role == LEADER
+        return self.engine.raft.role == LEADER
 
     @property
     def commit_index(self) -> int:
-        return self.engine._commit_index
+        return self.engine.raft.commit_index
 
     @property
     def members(self) -> set[str]:
-        return {node.id for node in self.engine.otherNodes}
+        return {node.id for node in self.engine.raft.others}
 
     @property
     def last_index(self) -> int:
-        return self.engine._journal.last_index
+        return self.engine.journal.last_index
 
     def state(self) -> set[str]:
         service = self.engine.registry.service("default", "s")
         return {instance.id for instance in service.instances} if service else set()
 
     def entries(self) -> list[Placed]:
-        return _placed(self.engine._journal)
+        return _placed(self.engine.journal)
 
     def acknowledged(self) -> list[tuple[str, int]]:
         return [

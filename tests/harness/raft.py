@@ -25,7 +25,8 @@ from rollcall.replication.log import Handler, PeerStatus, Proposal
 from rollcall.replication.network import transport as transport_module
 from rollcall.replication.network import wire
 from rollcall.replication.raft import engine as engine_module
-from rollcall.replication.raft.engine import LEADER, Engine, EngineConfig
+from rollcall.replication.raft.engine import Engine, EngineConfig
+from rollcall.replication.raft.library import LEADER
 from rollcall.replication.records import Registration
 from rollcall.replication.storage.journal import REGULAR
 from rollcall.replication.storage.starts import Claims
@@ -470,9 +471,9 @@ class Bench:
             disk=self.disk,
             on_fatal=self.failures.append,
         )
-        self.engine._poller._inner = _Round(self.transport)
+        self.engine.raft.poller.inner = _Round(self.transport)
         self.worker: HandWorker = HandWorker()
-        self.engine._snapshots._worker = self.worker  # pyright: ignore[reportAttributeAccessIssue]
+        self.engine.snapshots._worker = self.worker  # pyright: ignore[reportAttributeAccessIssue]
         self.engine.listen(lambda index, events: self.applied.extend(event.instance.id for event in events))
 
     def kill(self) -> None:
@@ -567,9 +568,9 @@ class Cluster:
             except PowerCut:
                 self.cut_power(self.chance, name)
                 continue
-            if engine._role == LEADER:
-                other = self.leaders.setdefault(engine._term, name)
-                assert other == name, f"{name} and {other} both led term {engine._term}"
+            if engine.raft.role == LEADER:
+                other = self.leaders.setdefault(engine.raft.term, name)
+                assert other == name, f"{name} and {other} both led term {engine.raft.term}"
             index, digest = engine.registry.digest()
             assert self.digests.setdefault(index, digest) == digest, f"{name} holds another state at entry {index}"
 
@@ -584,16 +585,16 @@ class Cluster:
 
     def describe(self) -> str:
         return "; ".join(
-            f"{name} {bench.engine.status().role} term {bench.engine._term} "
-            f"log {bench.engine._journal.base_index}-{bench.engine._journal.last_index} "
-            f"commit {bench.engine._commit_index}"
+            f"{name} {bench.engine.status().role} term {bench.engine.raft.term} "
+            f"log {bench.engine.journal.base_index}-{bench.engine.journal.last_index} "
+            f"commit {bench.engine.raft.commit_index}"
             for name, bench in self.benches.items()
         )
 
     def serving(self) -> str | None:
         """The node that leads the highest term and has applied its first entry."""
         serving = [
-            (bench.engine._term, name) for name, bench in self.benches.items() if bench.engine.status().serving_term
+            (bench.engine.raft.term, name) for name, bench in self.benches.items() if bench.engine.status().serving_term
         ]
         return max(serving)[1] if serving else None
 
@@ -616,7 +617,7 @@ class Cluster:
         def agreed() -> bool:
             engines = [bench.engine for bench in self.benches.values()]
             digests = {engine.registry.digest() for engine in engines}
-            ends = {engine._journal.last_index for engine in engines}
+            ends = {engine.journal.last_index for engine in engines}
             return len(digests) == len(ends) == 1 and self.serving() is not None
 
         self.until(agreed, "agreement of all nodes")

@@ -41,8 +41,8 @@ WORTH_NOTING_MS = 3.0
 STEPS: tuple[tuple[type, str], ...] = (
     (engine.Engine, "_continue_install"),
     (engine.Engine, "_finish_saving"),
-    (engine.Engine, "_SyncObj__applyLogEntries"),
-    (engine.Engine, "_checkCommandsToApply"),
+    (engine.Engine, "_apply_committed"),
+    (engine.Engine, "_take_up"),
     (journal.Journal, "sync"),
     (journal.Journal, "_rewrite"),
     (registry.Registry, "apply"),
@@ -124,7 +124,7 @@ def watch(path: Path, port: int) -> None:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
         sock.bind(("127.0.0.1", port))
-        self._poller.subscribe(sock.fileno(), lambda descriptor, events: noted.heard(sock), POLL_EVENT_TYPE.READ)
+        self.raft.poller.subscribe(sock.fileno(), lambda descriptor, events: noted.heard(sock), POLL_EVENT_TYPE.READ)
         start(self)
 
     engine.Engine.start = start_watched  # pyright: ignore[reportAttributeAccessIssue]

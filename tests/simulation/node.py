@@ -37,7 +37,8 @@ from rollcall.replication.commands import LEVEL, Barrier, Command, Result, Submi
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
 from rollcall.replication.log import Leadership, Proposal
 from rollcall.replication.network import wire
-from rollcall.replication.raft.engine import LEADER, Engine, EngineConfig
+from rollcall.replication.raft.engine import Engine, EngineConfig
+from rollcall.replication.raft.library import LEADER
 from rollcall.replication.records import Event, Key
 from rollcall.replication.registry.changes import Changes
 from rollcall.replication.registry.registry import Outcome, Registry
@@ -260,8 +261,8 @@ class EngineNode:
         self.registry: Registry = self.engine.registry
         self.changes: Changes = self.engine.changes
         self._wait: _Wait = _Wait()
-        self.engine._poller._inner = self._wait
-        self.engine._snapshots._worker = _Worker(self._later)  # pyright: ignore[reportAttributeAccessIssue]
+        self.engine.raft.poller.inner = self._wait
+        self.engine.snapshots._worker = _Worker(self._later)  # pyright: ignore[reportAttributeAccessIssue]
         propose = self.engine.propose
 
         def noted(command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
@@ -334,7 +335,7 @@ class EngineNode:
             self._leadership = engine._leadership
             self.duties.step(self._leadership)
         due_at = self._duties_at
-        if self.asking is not None and engine._applied >= self._asks_from:
+        if self.asking is not None and engine.raft.applied >= self._asks_from:
             self.asking.turn()
             due_at = min(due_at, self.asking.due_at)
         if engine._proposals:
@@ -342,7 +343,7 @@ class EngineNode:
         return min(self._wait.seconds, max(0.0, due_at - now))
 
     def _tell_applied(self) -> None:
-        applied = self.engine._applied
+        applied = self.engine.raft.applied
         ready = [told for index, told in self._until_applied if index <= applied]
         if ready:
             self._until_applied = [waiting for waiting in self._until_applied if waiting[0] > applied]
@@ -353,30 +354,30 @@ class EngineNode:
 
     @property
     def leads(self) -> bool:
-        return self.engine._role == LEADER
+        return self.engine.raft.role == LEADER
 
     @property
     def term(self) -> int:
-        return self.engine._term
+        return self.engine.raft.term
 
     @property
     def commit_index(self) -> int:
-        return self.engine._commit_index
+        return self.engine.raft.commit_index
 
     @property
     def applied_index(self) -> int:
-        return self.engine._applied
+        return self.engine.raft.applied
 
     @property
     def first_index(self) -> int:
-        return self.engine._journal.base_index
+        return self.engine.journal.base_index
 
     @property
     def last_index(self) -> int:
-        return self.engine._journal.last_index
+        return self.engine.journal.last_index
 
     def entry(self, index: int) -> Entry:
-        command, _, term = self.engine._journal[index - self.engine._journal.base_index]
+        command, _, term = self.engine.journal[index - self.engine.journal.base_index]
         return Entry(term, command)
 
     @property
@@ -385,17 +386,17 @@ class EngineNode:
 
     @property
     def votes(self) -> bool:
-        return self.engine._standing.votes
+        return self.engine.standing.votes
 
     @property
     def durable(self) -> Durable | None:
-        journal = self.engine._journal
+        journal = self.engine.journal
         return Durable(journal._term, journal._vote, journal[-1][2], journal.last_index)
 
     @property
     def counted(self) -> Mapping[str, int]:
         followers = self.engine._followers
-        return {n.id: index for n, index in self.engine._match.items() if n in followers and followers[n].votes}
+        return {n.id: index for n, index in self.engine.raft.match.items() if n in followers and followers[n].votes}
 
     # -- asked by clients: what ``Service`` does, without waiting --------------------
 
@@ -439,7 +440,7 @@ class EngineNode:
             settled(outcome, error)
 
     def _when_applied(self, index: int, told: Callable[[], None]) -> None:
-        if self.engine._applied >= index:
+        if self.engine.raft.applied >= index:
             told()
         else:
             self._until_applied.append((index, told))
@@ -556,7 +557,7 @@ class EngineNode:
 
     def stand(self) -> None:
         if self.votes and not self.leads:
-            self.engine._SyncObj__raftElectionDeadline = 0
+            self.engine.raft.election_due = 0
 
     def kill(self) -> None:
         self._alive = False

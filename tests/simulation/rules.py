@@ -607,7 +607,7 @@ RULES: tuple[Rule, ...] = (
             Edit(
                 engine.Engine,
                 "_store",
-                ("        if held == term:\n", "        if held == term and index <= self._commit_index:\n"),
+                ("        if held == term:\n", "        if held == term and index <= self.raft.commit_index:\n"),
             ),
         ),
     ),
@@ -620,14 +620,13 @@ RULES: tuple[Rule, ...] = (
                 "_on_append",
                 (
                     "    commit = min(message.commit_index, verified)\n",
-                    "    commit = min(message.commit_index, self._journal.last_index)\n",
+                    "    commit = min(message.commit_index, self.journal.last_index)\n",
                 ),
                 (
                     "        self._answer(node, alive=True)\n        return\n    term, leader",
-                    "        commit = min(message.commit_index, self._journal.last_index)\n"
-                    "        if commit > self._commit_index:\n"
-                    "            self._SyncObj__raftCommitIndex = commit\n"
-                    "            self._journal.setRaftCommitIndex(commit)\n"
+                    "        commit = min(message.commit_index, self.journal.last_index)\n"
+                    "        if commit > self.raft.commit_index:\n"
+                    "            self.raft.commit(commit)\n"
                     "        self._answer(node, alive=True)\n        return\n    term, leader",
                 ),
             ),
@@ -643,8 +642,8 @@ RULES: tuple[Rule, ...] = (
                 (
                     'from the leader could not be used: %s", error)\n',
                     'from the leader could not be used: %s", error)\n'
-                    "        if self._SyncObj__raftLeader is not None and self._role == FOLLOWER:\n"
-                    "            self._answer(self._SyncObj__raftLeader, next_index=self._journal.last_index + 1)\n",
+                    "        if self.raft.leader is not None and self.raft.role == FOLLOWER:\n"
+                    "            self._answer(self.raft.leader, next_index=self.journal.last_index + 1)\n",
                 ),
             ),
         ),
@@ -653,7 +652,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D4",
         "An acknowledgement counts only in the term that it was given in",
-        (Edit(engine.Engine, "_on_progress", ("message.term < self._term or self._role", "self._role")),),
+        (Edit(engine.Engine, "_on_progress", ("message.term < self.raft.term or self.raft.role", "self.raft.role")),),
         provoke=(_comes_again(wire.AppendEntriesResponse),),
     ),
     Rule(
@@ -762,10 +761,10 @@ RULES: tuple[Rule, ...] = (
             Edit(
                 engine.Engine,
                 "_apply",
-                ("    self._SyncObj__raftLastApplied = index\n", ""),
+                ("    self.raft.applied = index\n", ""),
                 (
                     "    if waiting is not None:\n",
-                    "    self._SyncObj__raftLastApplied = index\n    if waiting is not None:\n",
+                    "    self.raft.applied = index\n    if waiting is not None:\n",
                 ),
                 ("        except (MemoryError, Fatal):\n", "        except Exception:\n"),
             ),
@@ -793,7 +792,7 @@ RULES: tuple[Rule, ...] = (
                 "_on_append",
                 (
                     "        self._answer(node, next_index=verified + 1, reset=True)\n",
-                    "        self._answer(node, next_index=self._journal.last_index + 1, reset=True)\n",
+                    "        self._answer(node, next_index=self.journal.last_index + 1, reset=True)\n",
                 ),
             ),
         ),
@@ -802,8 +801,10 @@ RULES: tuple[Rule, ...] = (
         "D15",
         "A state file that is older than what is applied is not installed",
         (
-            Edit(engine.Engine, "_on_install", ("    if message.index <= self._applied:\n", "    if False:\n")),
-            Edit(engine.Engine, "_continue_install", ("    if header.index <= self._applied:\n", "    if False:\n")),
+            Edit(engine.Engine, "_on_install", ("    if message.index <= self.raft.applied:\n", "    if False:\n")),
+            Edit(
+                engine.Engine, "_continue_install", ("    if header.index <= self.raft.applied:\n", "    if False:\n")
+            ),
         ),
         provoke=(_comes_again(wire.InstallSnapshot),),
     ),
@@ -848,7 +849,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "own term first",
         "A leader serves only after it has applied the first entry of its own term",
-        (Edit(engine.Engine, "_serving", (" and self._applied_term == self._term", "")),),
+        (Edit(engine.Engine, "_serving", (" and self._applied_term == self.raft.term", "")),),
     ),
     Rule(
         "read round",
@@ -857,7 +858,7 @@ RULES: tuple[Rule, ...] = (
             Edit(
                 engine.Engine,
                 "_finish_read_round",
-                (" and self._is_quorum(len(finished.said_yes))", ""),
+                (" and self.raft.is_quorum(len(finished.said_yes))", ""),
             ),
         ),
     ),
@@ -900,8 +901,8 @@ RULES: tuple[Rule, ...] = (
             ),
             Edit(
                 engine.Engine,
-                "_SyncObj__raftElectionDeadline",
-                ("math.inf if self._due and self.registry.level >= PRE_VOTE_LEVEL else self._due", "self._due"),
+                "_asks_first",
+                ("self.registry.level >= PRE_VOTE_LEVEL", "False"),
             ),
         ),
         provoke=(_a_follower_comes_and_goes,),
@@ -995,13 +996,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "clock, stamps",
         "What a wall clock far ahead of the others' shows is stamped on nothing, from the moment that it is set",
-        (Edit(engine.Engine, "propose", ('if self._role == LEADER else ""', 'if False else ""')),),
+        (Edit(engine.Engine, "propose", ('if self.raft.role == LEADER else ""', 'if False else ""')),),
         provoke=(_clocks_are_set_a_year_ahead,),
     ),
     Rule(
         "clock, leader",
         "A leader whose wall clock is far off hands over",
-        (Edit(engine.Engine, "_mind_clock", ("    if self._wall_clocks.error and", "    if False and")),),
+        (
+            Edit(
+                engine.Engine,
+                "_mind_clock",
+                ("        self._wall_clocks.error\n        and", "        False\n        and"),
+            ),
+        ),
         provoke=(_clocks_are_set_a_year_ahead,),
     ),
     Rule(
@@ -1011,7 +1018,7 @@ RULES: tuple[Rule, ...] = (
             Edit(
                 engine.Engine,
                 "_continue_election",
-                ("    if self._wall_clocks.error and self._due:\n", "    if False:\n"),
+                ("    if self._wall_clocks.error and self.raft.election_due:\n", "    if False:\n"),
             ),
         ),
         instead="unit/replication/test_clocks.py::"
@@ -1146,7 +1153,7 @@ RULES: tuple[Rule, ...] = (
             Edit(
                 engine.Engine,
                 "_admit",
-                ("self._SyncObj__votedForNodeId or self._spent_vote()", "self._SyncObj__votedForNodeId"),
+                ("self.raft.vote or self._spent_vote()", "self.raft.vote"),
             ),
         ),
         provoke=(_disks_are_lost,),

@@ -14,7 +14,8 @@ from rollcall.replication.errors import NotDone
 from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
 from rollcall.replication.raft.clocks import ANSWER_S, LIMIT_S, Clocks
-from rollcall.replication.raft.engine import LEADER, OTHERS_FIRST
+from rollcall.replication.raft.engine import OTHERS_FIRST
+from rollcall.replication.raft.library import LEADER
 
 YEAR_S = 365 * 86_400.0
 PATIENCE_S = OTHERS_FIRST * 1.0
@@ -307,9 +308,9 @@ def test_the_one_that_is_off_leads_just_long_enough_if_only_it_has_what_was_ackn
 
     def try_to_write() -> None:
         for name, bench in cluster.benches.items():
-            if bench.engine._role == LEADER:
+            if bench.engine.raft.role == LEADER:
                 led.add(name)
-        if cluster[leader]._role == LEADER and cluster.network.is_up(leader, behind):
+        if cluster[leader].raft.role == LEADER and cluster.network.is_up(leader, behind):
             proposal = stamped(cluster, leader, "stamped a year ahead")
             assert "wall clock" in str(proposal.error)
 
@@ -332,7 +333,7 @@ def test_after_a_start_a_leader_knows_the_clocks_of_all_who_voted_for_it(cluster
 
     def try_to_write() -> None:
         for name, bench in cluster.benches.items():
-            if bench.engine._role == LEADER:
+            if bench.engine.raft.role == LEADER:
                 stamped(cluster, name, f"{cluster.clock.now}")
 
     let_pass(cluster, 3 * PATIENCE_S, try_to_write)

@@ -29,7 +29,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, byt
         cluster.wait_for_leader("n1")
         for number in range(70):
             cluster.write("n1", f"value-{number}")
-        assert cluster["n1"]._journal.base_index > 20
+        assert cluster["n1"].journal.base_index > 20
         cluster.kill("n1")
         directory = cluster._directory / "n1"
         yield {file.name: file.read_bytes() for file in directory.iterdir()}

@@ -74,7 +74,7 @@ def test_a_follower_that_takes_a_state_file_for_ever_does_not_fill_the_disk(
     cluster.network.delayed.add((slow, leader))
     cluster.until(lambda: _is_sent_a_file(cluster, leader, slow), "a state file to be on its way")
     sent_index = _sending_index(cluster, leader, slow)
-    journal = cluster[leader]._journal
+    journal = cluster[leader].journal
 
     longest = 0
     kept = True
@@ -99,7 +99,7 @@ def test_a_leader_takes_nothing_up_while_its_log_outgrows_the_state_file_that_is
     monkeypatch.setattr(engine_module, "DRAIN_BYTES", 5_000)
     cluster = Cluster(tmp_path, clock, 1, snapshot_entries=10**9)
     cluster.wait_for_leader("n1")
-    journal, worker = cluster["n1"]._journal, cluster.benches["n1"].worker
+    journal, worker = cluster["n1"].journal, cluster.benches["n1"].worker
     worker.held = True
 
     proposals = [cluster.propose("n1", f"{number}-".ljust(1_000, "x")) for number in range(300)]

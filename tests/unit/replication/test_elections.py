@@ -12,7 +12,8 @@ from harness.raft import ROUND_S, Clock, Cluster
 from harness.sides import OurSide
 from rollcall.replication.commands import LEVEL
 from rollcall.replication.network import wire
-from rollcall.replication.raft.engine import CANDIDATE, FOLLOWER, LEADER, PRE_VOTE_LEVEL
+from rollcall.replication.raft.engine import PRE_VOTE_LEVEL
+from rollcall.replication.raft.library import CANDIDATE, FOLLOWER, LEADER
 
 SHORTEST_S = 0.4
 """The engine's shortest election timeout, which it has when it is told nothing."""
@@ -51,7 +52,7 @@ def levels(cluster: Cluster) -> set[int]:
 
 
 def terms(cluster: Cluster) -> set[int]:
-    return {bench.engine._term for bench in cluster.benches.values()}
+    return {bench.engine.raft.term for bench in cluster.benches.values()}
 
 
 def others(cluster: Cluster, *names: str) -> list[str]:
@@ -93,7 +94,7 @@ def test_the_others_are_asked_before_a_term_is_counted_up(member: EngineMember) 
     asked = [(to, message) for _, to, message in member.network.sent if isinstance(message, wire.PreVote)]
     assert sorted(asked, key=lambda to_message: to_message[0]) == [(peer, wire.PreVote(3, 4, 2)) for peer in "bc"]
     assert member.sent(wire.RequestVote) == []
-    assert (member.term, member.engine._role) == (3, FOLLOWER)
+    assert (member.term, member.engine.raft.role) == (3, FOLLOWER)
 
 
 def test_unanswered_questions_are_asked_again_and_count_nothing_up(member: EngineMember) -> None:
@@ -112,7 +113,7 @@ def test_asking_and_answering_write_nothing_to_disk(member: EngineMember) -> Non
     member.append("b", 3, (1, 0), run(2, 4, term=2))
     member.tick(2.0)
     journal, trace = (member.directory / "journal").read_bytes(), list(member.disk.trace)
-    vote = member.engine._SyncObj__votedForNodeId
+    vote = member.engine.raft.vote
 
     for _ in range(5):
         member.tick(0.3)
@@ -122,7 +123,7 @@ def test_asking_and_answering_write_nothing_to_disk(member: EngineMember) -> Non
     assert member.sent(wire.PreVoteResponse) == [wire.PreVoteResponse(9, True)]
     assert (member.directory / "journal").read_bytes() == journal
     assert member.disk.trace == trace
-    assert (member.term, member.engine._SyncObj__votedForNodeId) == (3, vote)
+    assert (member.term, member.engine.raft.vote) == (3, vote)
 
 
 def test_a_yes_can_be_given_to_many_because_it_binds_nobody(member: EngineMember) -> None:
@@ -223,7 +224,7 @@ def test_a_no_with_a_newer_term_is_followed_and_one_without_changes_nothing(memb
     assert member.term == 3
     member.receive("b", wire.PreVoteResponse(8, False))
 
-    assert (member.term, member.engine._role) == (8, FOLLOWER)
+    assert (member.term, member.engine.raft.role) == (8, FOLLOWER)
     member.restart()
     assert member.term == 8
 
@@ -260,7 +261,7 @@ def test_a_quorum_of_yes_leads_to_one_campaign(member: EngineMember) -> None:
         member.tick(0.05)
 
     assert member.sent(wire.RequestVote) == [wire.RequestVote(term + 1, 1, 0, False)] * 2
-    assert (member.term, member.engine._role) == (term + 1, CANDIDATE)
+    assert (member.term, member.engine.raft.role) == (term + 1, CANDIDATE)
 
 
 def test_a_lost_campaign_is_followed_by_a_question_not_by_another_campaign(member: EngineMember) -> None:
@@ -559,7 +560,7 @@ def test_the_first_election_of_a_new_cluster_is_quick_and_not_at_one_moment(
         began = clock.now
         leader = cluster.wait_for_leader()
         took_s.append(clock.now - began)
-        assert cluster[leader]._role == LEADER
+        assert cluster[leader].raft.role == LEADER
         for name in cluster.names:
             cluster.kill(name)
 

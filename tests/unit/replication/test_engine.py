@@ -34,7 +34,7 @@ from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
 from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.raft import snapshot_transfer as install_module
-from rollcall.replication.raft.engine import LEADER, REVIEWED, check_library
+from rollcall.replication.raft.library import LEADER, REVIEWED, check_library
 from rollcall.replication.records import Key
 from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage import reserve as reserve_module
@@ -114,9 +114,9 @@ def test_the_library_and_the_engine_read_one_clock():
 
 def test_membership_and_versions_of_the_library_cannot_be_changed(member):
     with pytest.raises(Exception, match="dynamicMembershipChange is disabled"):
-        member.engine.addNodeToCluster(Node("d"))
+        member.engine.raft._library.addNodeToCluster(Node("d"))
     with pytest.raises(Exception, match="dynamicMembershipChange is disabled"):
-        member.engine.removeNodeFromCluster(Node("c"))
+        member.engine.raft._library.removeNodeFromCluster(Node("c"))
     assert member.members == {"b", "c"}
 
 
@@ -190,7 +190,7 @@ def test_entries_from_before_the_start_of_the_log_are_skipped(member):
     member.tick()
     member.save_state()
     member.tick()
-    assert member.engine._journal.base_index == 9
+    assert member.engine.journal.base_index == 9
 
     member.append("b", 1, (4, 1), run(5, 12), commit=12)
     member.tick()
@@ -477,7 +477,7 @@ def test_a_node_counts_as_caught_up_once_it_applied_what_was_committed_when_it_j
     member.append("b", 3, (4, 3), run(5, 7, term=3), commit=30)
     member.tick()
     member.tick()
-    assert member.engine._applied == 7
+    assert member.engine.raft.applied == 7
     assert not member.engine.status().caught_up
     member.append("b", 3, (7, 3), run(8, 30, term=3), commit=30)
     member.tick()
@@ -494,7 +494,7 @@ def test_a_leader_that_is_cut_off_catches_nobody_up(member):
     member.receive("b", wire.AppendEntries(3, 4, 4, 3, (), detached=True))
     member.tick()
     member.tick()
-    assert member.engine._applied == 4
+    assert member.engine.raft.applied == 4
     assert not member.engine.status().caught_up
 
     member.receive("b", wire.AppendEntries(3, 4, 4, 3, ()))
@@ -525,7 +525,7 @@ def test_an_installed_state_file_takes_the_place_of_a_log_that_does_not_reach_it
     member.install("b", 3, (50, 2), ["kept"], damaged=False)
     member.tick()
 
-    assert member.engine._journal[:] == [(b"\x01", 50, 2)]
+    assert member.engine.journal[:] == [(b"\x01", 50, 2)]
     assert member.state() == {"kept"}
     assert member.acknowledged()[-1] == ("b", 51)
     member.restart()
@@ -635,7 +635,7 @@ def test_a_save_that_ends_after_a_newer_state_file_was_installed_cuts_nothing(me
     for _ in range(3):
         member.tick()
 
-    assert (member.engine._journal.base_index, member.last_index) == (50, 50)
+    assert (member.engine.journal.base_index, member.last_index) == (50, 50)
     assert member.engine._saved.index == 50
     assert member.state() == {"kept"}
 
@@ -711,8 +711,8 @@ def test_whatever_a_state_file_fails_of_the_log_is_not_cut_and_the_node_lives(me
 
     assert 3 <= failing.call_count <= 6, "in a minute"
     assert member.engine.status().snapshot_error
-    assert member.engine._journal.base_index == 1
-    assert len(member.engine._journal) == 12
+    assert member.engine.journal.base_index == 1
+    assert len(member.engine.journal) == 12
 
     monkeypatch.undo()
     for _ in range(70):
@@ -733,7 +733,7 @@ def test_a_cut_that_fails_of_anything_leaves_the_log_as_it_is(member, monkeypatc
     for _ in range(3):
         member.tick()
 
-    assert len(member.engine._journal) == 12
+    assert len(member.engine.journal) == 12
     assert "could not be cut" in member.engine.status().snapshot_error
     member.restart()
     assert len(member.state()) == 11
@@ -767,7 +767,7 @@ def test_a_follower_behind_the_start_of_the_log_is_sent_the_state_file(member):
     commit_through(member, *(f"v{number}" for number in range(10)))
     member.save_state()
     member.tick()
-    base = member.engine._journal.base_index
+    base = member.engine.journal.base_index
     assert base > 2
 
     member.receive("c", wire.AppendEntriesResponse(term, 2, False, True))
@@ -899,7 +899,7 @@ def fill(member: EngineMember) -> None:
     member.disk.full = True
     for number in range(1_000):
         propose(member, f"fill {number}")
-        if not member.engine._reserve.whole:
+        if not member.engine.reserve.whole:
             return
     raise AssertionError("the disk never was full")
 
@@ -938,7 +938,7 @@ def test_removals_make_room_by_a_smaller_state_file_and_a_shorter_log(reserved, 
     reserved.tick(1.0)
 
     assert reserved.engine._saved is not None
-    assert reserved.engine._journal.size < 20_000
+    assert reserved.engine.journal.size < 20_000
     assert not (reserved.directory / "snapshot.previous").exists()
 
 
@@ -971,7 +971,7 @@ def test_one_full_disk_of_three_stops_nobody(reserved):
 def test_a_follower_that_is_short_of_room_says_so_and_goes_on(reserved):
     reserved.append("b", reserved.term + 1, (1, 0), [])
     reserved.disk.full = True
-    last = (reserved.last_index, reserved.engine._journal[-1][2])
+    last = (reserved.last_index, reserved.engine.journal[-1][2])
     reserved.append("b", reserved.term, last, [(last[0] + 1, reserved.term, "x" * 4_000)])
     reserved.tick()
     reserved.append("b", reserved.term, (last[0] + 1, reserved.term), [])
@@ -1084,7 +1084,7 @@ def test_leadership_is_not_offered_for_want_of_room_to_who_cannot_take_it(reserv
     cannot_help(reserved, "b", why, monkeypatch)
     acknowledge_short(reserved, "c")
     reserved.disk.full = True
-    assert reserved.engine._reserve.take(1)
+    assert reserved.engine.reserve.take(1)
 
     for _ in range(20):
         reserved.tick(0.1)
@@ -1128,7 +1128,7 @@ def test_where_nothing_can_be_cut_state_files_are_not_written_back_to_back(reser
 
 def test_what_a_state_file_sets_free_is_kept_for_the_log_at_once(reserved):
     short_everywhere(reserved)
-    reserved.engine._reserve.take(60_000)
+    reserved.engine.reserve.take(60_000)
     reserved.engine._restore_at = reserved.clock.now + 1_000.0
     reserved.disk.full = True
     before = (reserved.directory / "reserve").stat().st_size
@@ -1158,7 +1158,7 @@ def test_a_follower_on_a_full_disk_takes_a_state_file_into_what_is_kept(reserved
     assert reserved.state() == set(values)
     assert not (reserved.directory / "snapshot.previous").exists()
     assert not reserved.engine.status().stores_nothing
-    assert reserved.engine._reserve.short
+    assert reserved.engine.reserve.short
 
 
 def test_hints_of_what_peers_said_take_nothing_of_what_is_kept(cluster):
@@ -1173,7 +1173,7 @@ def test_hints_of_what_peers_said_take_nothing_of_what_is_kept(cluster):
         for _ in range(15):
             cluster.round()
 
-    assert all(cluster[name]._reserve.whole for name in cluster.names)
+    assert all(cluster[name].reserve.whole for name in cluster.names)
 
 
 def test_a_reserve_that_cannot_be_made_is_said_and_refuses_nothing(ours, monkeypatch, caplog):
@@ -1311,7 +1311,7 @@ def test_a_leader_that_is_cut_off_steps_down_and_acknowledges_nothing(cluster):
     lost = cluster.propose(leader, "lost")
     follower = cluster.wait_for_leader(*others)
     cluster.write(follower, "after")
-    cluster.until(lambda: cluster[leader]._role != LEADER, "the old leader to step down")
+    cluster.until(lambda: cluster[leader].raft.role != LEADER, "the old leader to step down")
     assert not is_done(lost)
     cluster.heal()
     cluster.settle()
@@ -1344,12 +1344,12 @@ def test_a_node_far_behind_gets_a_state_file_and_goes_on_from_there(cluster):
     cluster.kill(behind)
     for number in range(0, 200, 20):
         cluster.write(leader, *(f"v{index}" for index in range(number, number + 20)))
-    assert cluster[leader]._journal.base_index > 50
+    assert cluster[leader].journal.base_index > 50
 
     cluster.start(behind)
     cluster.settle()
 
-    assert cluster[behind]._journal.base_index > 50
+    assert cluster[behind].journal.base_index > 50
     assert cluster.values(behind) == {f"v{number}" for number in range(200)}
     cluster.write(leader, "next")
     cluster.settle()
@@ -1464,7 +1464,7 @@ def test_leadership_is_not_handed_to_a_node_that_is_about_to_stop(cluster):
 def test_a_leader_whose_disk_is_full_gives_way_and_takes_part_again(no_reserve, cluster):
     leader = cluster.wait_for_leader()
     cluster.disks[leader].full = True
-    journal = cluster[leader]._journal
+    journal = cluster[leader].journal
     journal._reserved = journal._end + journal_module.RESERVE_BYTES
 
     refused = cluster.propose(leader, "x")
@@ -1489,18 +1489,18 @@ def test_a_follower_that_is_behind_syncs_once_for_all_that_waits_for_it(cluster)
         cluster.propose(leader, f"v{number}")
         cluster.round()
     cluster.paused.discard(follower)
-    before = cluster[follower]._journal.sync_count
+    before = cluster[follower].journal.sync_count
 
     cluster.until(lambda: "v11" in cluster.values(follower), "the follower to catch up", 20)
 
-    assert cluster[follower]._journal.sync_count - before <= 4
+    assert cluster[follower].journal.sync_count - before <= 4
 
 
 def test_what_a_follower_was_told_is_committed_is_on_its_disk_before_it_counts(cluster):
     leader = cluster.wait_for_leader()
     cluster.settle()
     follower = next(name for name in cluster.names if name != leader)
-    journal = cluster[follower]._journal
+    journal = cluster[follower].journal
     unsynced: list[int] = []
     set_commit = journal.setRaftCommitIndex
 
@@ -1525,10 +1525,10 @@ def test_a_follower_takes_what_its_leader_says_is_committed_for_that_before_its_
     follower = next(name for name in cluster.names if name != leader)
     engine = cluster[follower]
     node = next(node for node in engine._wire.nodes() if node.id == leader)
-    last, term = engine._journal.last_index, engine._term
+    last, term = engine.journal.last_index, engine.raft.term
     entry = (b"\x01", last + 1, term)
     engine._on_message(node, wire.AppendEntries(term, last + 1, last, term, (entry,)))
-    assert engine._commit_index == last
+    assert engine.raft.commit_index == last
 
     with pytest.raises(Fatal, match="contradicts a committed one"):
         engine._on_message(node, wire.AppendEntries(term + 1, last + 1, last, term, ((b"\x01", last + 1, term + 1),)))

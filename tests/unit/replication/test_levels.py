@@ -76,7 +76,7 @@ def placed(cluster: Cluster, name: str, kind: type[Command]) -> list[int]:
     """Where commands of one kind stand in a node's log."""
     return [
         index
-        for data, index, _ in cluster[name]._journal[:]
+        for data, index, _ in cluster[name].journal[:]
         if data[:1] == REGULAR and isinstance(decode(data[1:]).command, kind)
     ]
 
@@ -179,7 +179,7 @@ def lead(member: EngineMember) -> None:
 
 
 def end_of(member: EngineMember) -> int:
-    return member.engine._journal.last_index
+    return member.engine.journal.last_index
 
 
 # -- what is not understood
@@ -283,7 +283,7 @@ def test_a_node_of_an_older_release_does_not_run_on_a_newer_directory(member: En
         member.save_state()
         member.tick()
         member.tick()
-        assert member.engine._journal.base_index == 3
+        assert member.engine.journal.base_index == 3
     member.config["level"] = OLDER
 
     for _ in range(2):
@@ -450,11 +450,11 @@ def test_comparisons_end_when_nothing_changes(cluster: Cluster) -> None:
     keep_writing(cluster, 5.0)
     let_pass(cluster, 10.0)
     leader = cluster.wait_for_leader()
-    end = cluster[leader]._journal.last_index
+    end = cluster[leader].journal.last_index
 
     let_pass(cluster, 30.0)
 
-    assert cluster[leader]._journal.last_index == end
+    assert cluster[leader].journal.last_index == end
     assert compared(cluster) == {placed(cluster, leader, Compare)[-2]}
 
 
@@ -481,7 +481,7 @@ def test_no_alarm_after_a_state_file_was_installed(cluster: Cluster) -> None:
 
     cluster.start(behind)
     cluster.settle()
-    assert cluster[behind]._journal.base_index > 200
+    assert cluster[behind].journal.base_index > 200
     keep_writing(cluster, 20.0)
     cluster.settle()
 
@@ -499,7 +499,7 @@ def test_a_state_file_makes_a_node_forget_what_it_noted(member: EngineMember) ->
     member.append("b", 1, (50, 1), [(51, 1, entry_of(Compare(3, "of a state that is gone here")))], commit=51)
     member.tick()
 
-    assert member.engine._applied == 51
+    assert member.engine.raft.applied == 51
 
 
 def test_only_what_was_noted_here_is_compared(member: EngineMember) -> None:
@@ -513,7 +513,7 @@ def test_only_what_was_noted_here_is_compared(member: EngineMember) -> None:
     member.append("b", 1, (1, 0), entries, commit=5)
     member.tick()
 
-    assert member.engine._applied == 5
+    assert member.engine.raft.applied == 5
 
 
 def test_the_digest_is_that_of_the_noted_entry_not_of_a_later_one(member: EngineMember) -> None:
@@ -542,7 +542,7 @@ def test_a_node_that_stopped_can_start_and_stops_again_if_the_next_digest_differ
     for _ in range(2):
         member.restart()
         member.tick()
-        assert member.engine._applied == 4
+        assert member.engine.raft.applied == 4
     member.append("b", 1, (4, 1), [(5, 1, entry_of(Compare(4, "of a leader that is wrong")))], commit=5)
 
     with pytest.raises(Refused, match="after entry 4 its digest was"):

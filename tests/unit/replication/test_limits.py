@@ -320,11 +320,11 @@ def test_three_nodes_keep_it_all_through_state_files_a_late_follower_and_a_resta
         cluster.until(lambda proposals=proposals: all(map(is_done, proposals)), "an answer to each")
     assert len(cluster[leader].registry.policies) == POLICIES_MAX
     assert len(cluster[leader].registry.overrides) == 20
-    assert cluster[leader]._journal.base_index > POLICIES_MAX, "most of it is in no log any more"
+    assert cluster[leader].journal.base_index > POLICIES_MAX, "most of it is in no log any more"
 
     cluster.start(away)
     cluster.settle()
-    assert cluster[away]._journal.base_index > POLICIES_MAX, "it came as a state file"
+    assert cluster[away].journal.base_index > POLICIES_MAX, "it came as a state file"
 
     digest = cluster[leader].registry.digest()[1]
     for name in cluster.names:

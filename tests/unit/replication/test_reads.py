@@ -346,7 +346,7 @@ def test_a_node_that_is_a_cluster_of_its_own_reads_at_once(tmp_path: Path, clock
     asked = cluster["n1"].read_index()
     cluster.round()
 
-    assert index_of(asked) == cluster["n1"]._applied
+    assert index_of(asked) == cluster["n1"].raft.applied
     cluster.kill("n1")
 
 
@@ -354,7 +354,7 @@ def test_a_leader_reads_within_a_few_turns(cluster: Cluster) -> None:
     leader = cluster.wait_for_leader()
     cluster.write(leader, "x")
 
-    committed = cluster[leader]._commit_index
+    committed = cluster[leader].raft.commit_index
     asked = cluster[leader].read_index()
     cluster.until(lambda: is_done(asked), "the read", rounds=3)
 

@@ -19,7 +19,7 @@ from rollcall.replication.errors import Damaged, Fatal, WrongDirectory
 from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
 from rollcall.replication.raft import engine as engine_module
-from rollcall.replication.raft.engine import LEADER
+from rollcall.replication.raft.library import LEADER
 from rollcall.replication.storage.disk import Disk
 from rollcall.replication.storage.journal import REGULAR
 from rollcall.replication.storage.standing import Standing
@@ -553,7 +553,7 @@ def test_a_new_node_takes_no_part(lonely: EngineMember) -> None:
 
 def test_a_new_node_takes_part_once_all_say_that_they_have_met_the_same(lonely: EngineMember) -> None:
     assert lonely.bench is not None
-    own = lonely.engine._standing.disk
+    own = lonely.engine.standing.disk
     lonely.hellos["c"] = structs.replace(hello_of("c"), met={"a": own, "b": "disk of b"})
     lonely.disconnect("c")
 
@@ -575,7 +575,7 @@ def test_what_a_node_says_of_itself_is_what_its_peers_need(lonely: EngineMember)
     assert lonely.bench is not None
     hello = lonely.bench.transport.hello
 
-    own = lonely.engine._standing.disk
+    own = lonely.engine.standing.disk
     assert (hello.level, hello.disk, hello.standing, hello.met) == (LEVEL, own, "new", {"b": "disk of b"})
 
 
@@ -675,7 +675,7 @@ def apart(tmp_path: Path, clock: Clock) -> Iterator[Apart]:
 
 def readmissions(cluster: Cluster, name: str) -> int:
     """How many stand in a node's log."""
-    regular = [data for data, _, _ in cluster[name]._journal[:] if data[:1] == REGULAR]
+    regular = [data for data, _, _ in cluster[name].journal[:] if data[:1] == REGULAR]
     return sum(isinstance(decode(data[1:]).command, Readmit) for data in regular)
 
 
@@ -756,7 +756,7 @@ def test_a_disk_lost_before_the_cluster_was_born_is_no_loss(apart: Apart) -> Non
     born(apart)
 
     apart.write(apart.wait_for_leader(), "x")
-    assert apart["n1"]._standing.met["n2"] == apart["n3"]._standing.met["n2"] == apart["n2"]._standing.disk
+    assert apart["n1"].standing.met["n2"] == apart["n3"].standing.met["n2"] == apart["n2"].standing.disk
 
 
 def test_a_cluster_is_not_born_again_on_the_disks_that_replace_a_minority(tmp_path: Path, clock: Clock) -> None:
@@ -811,7 +811,7 @@ def test_a_node_whose_disk_was_lost_does_nothing_while_it_meets_nobody(cluster: 
     cluster.let_pass(5.0)
 
     assert cluster.standings() == {"n3": "new"}
-    assert cluster["n3"]._term == 0
+    assert cluster["n3"].raft.term == 0
 
 
 def test_a_node_that_rejoins_is_filled_readmitted_and_votes(cluster: Tended) -> None:
@@ -847,7 +847,7 @@ def test_a_large_state_is_filled_in_by_a_file_and_the_node_readmitted_after(
     cluster.until(lambda: cluster.standings()[lost] == "member", "the readmission")
     cluster.settle()
 
-    assert cluster[lost]._journal.base_index > 50
+    assert cluster[lost].journal.base_index > 50
     assert len(cluster.values(lost)) == 200
     cluster.close()
 
@@ -878,12 +878,12 @@ def test_one_disk_after_the_other_may_be_lost(cluster: Tended) -> None:
 
 
 def test_the_word_of_the_operator_changes_nothing_about_a_disk_that_is_there(cluster: Tended) -> None:
-    disk = cluster["n3"]._standing.disk
+    disk = cluster["n3"].standing.disk
 
     cluster.restart("n3", rejoin=True)
 
     assert cluster.standings()["n3"] == "member"
-    assert cluster["n3"]._standing.disk == disk
+    assert cluster["n3"].standing.disk == disk
     cluster.settle()
     assert readmissions(cluster, "n3") == 0
 
@@ -927,14 +927,14 @@ def test_a_rejoining_node_stores_but_counts_towards_no_quorum(cluster: Tended) -
     cluster.kill(dead)
 
     cluster.start(lost, rejoin=True)
-    committed = cluster[leader]._commit_index
+    committed = cluster[leader].raft.commit_index
     proposal = cluster.propose(leader, "on two disks, of which one does not count")
-    cluster.until(lambda: cluster[lost]._journal.last_index > committed, "the entry on the rejoining node")
+    cluster.until(lambda: cluster[lost].journal.last_index > committed, "the entry on the rejoining node")
     cluster.let_pass(10.0)
 
-    assert cluster[leader]._commit_index == committed
+    assert cluster[leader].raft.commit_index == committed
     assert proposal.error is not None or not is_done(proposal)
-    assert cluster[leader]._role != LEADER
+    assert cluster[leader].raft.role != LEADER
     assert cluster.standings()[lost] == "rejoining"
     cluster.start(dead)
     cluster.until(lambda: cluster.standings()[lost] == "member", "the readmission")
@@ -952,14 +952,14 @@ def test_a_rejoining_node_that_is_being_filled_keeps_no_leader_in_place(
     cluster = Tended(tmp_path, clock, snapshot_entries=40)
     leader = cluster.wait_for_leader()
     cluster.write(leader, *(f"v{number}" for number in range(60)))
-    cluster.until(lambda: cluster[leader]._journal.base_index > 20, "the log to be cut")
+    cluster.until(lambda: cluster[leader].journal.base_index > 20, "the log to be cut")
     dead, lost = cluster.others(leader)
     cluster.lose_disk(lost)
     cluster.kill(dead)
 
     cluster.start(lost, rejoin=True)
     cluster.until(lambda: cluster[lost]._receiving is not None, "the state file to be on its way")
-    cluster.until(lambda: cluster[leader]._role != LEADER, "the leader to step down", rounds=100)
+    cluster.until(lambda: cluster[leader].raft.role != LEADER, "the leader to step down", rounds=100)
 
     assert cluster[lost]._receiving is not None or cluster[lost]._installing is not None
     cluster.close()
@@ -978,9 +978,9 @@ def test_a_lost_vote_is_not_given_a_second_time(tmp_path: Path, clock: Clock) ->
     n1, n2, n3 = (cluster[name] for name in cluster.names)
     cluster.partition(["n2"], ["n1", "n3"])
     stand(n1)
-    cluster.until(lambda: n1._role == LEADER, "n1 to lead", rounds=5)
-    assert (n1._term, n2._term) == (1, 0)
-    assert n3._SyncObj__votedForNodeId == "n1"
+    cluster.until(lambda: n1.raft.role == LEADER, "n1 to lead", rounds=5)
+    assert (n1.raft.term, n2.raft.term) == (1, 0)
+    assert n3.raft.vote == "n1"
 
     cluster.lose_disk("n3")
     cluster.heal()
@@ -991,19 +991,19 @@ def test_a_lost_vote_is_not_given_a_second_time(tmp_path: Path, clock: Clock) ->
         cluster.round()
 
     # Two leaders in a term would have been the end of the bench's patience as well.
-    assert n2._term == 1
-    assert n2._role != LEADER
+    assert n2.raft.term == 1
+    assert n2.raft.role != LEADER
     assert cluster.leaders == {1: "n1"}
     cluster.close()
 
 
 def stand(engine: Any) -> None:
     """Lets the library stand for election in its next round."""
-    engine._due = 0
+    engine.raft.election_due = 0
 
 
 def hold_back(engine: Any) -> None:
-    engine._due = math.inf
+    engine.raft.election_due = math.inf
 
 
 # -- readmission
@@ -1051,7 +1051,7 @@ def test_a_rejoining_node_neither_asks_nor_answers_nor_stands(returning: EngineM
 
 
 def test_a_rejoining_node_is_a_member_once_its_readmission_is_committed(returning: EngineMember) -> None:
-    disk = returning.engine._standing.disk
+    disk = returning.engine.standing.disk
 
     returning.append("b", 5, (1, 0), [(2, 5, readmit(disk))], commit=1)
     returning.tick()
@@ -1073,7 +1073,7 @@ def test_a_rejoining_node_is_a_member_once_its_readmission_is_committed(returnin
 def test_the_readmission_of_another_disk_or_node_is_nothing_to_this_one(
     returning: EngineMember, node: str, disk: str
 ) -> None:
-    disk = disk or returning.engine._standing.disk
+    disk = disk or returning.engine.standing.disk
 
     returning.append("b", 5, (1, 0), [(2, 5, readmit(disk, node))], commit=2)
     returning.tick()
@@ -1085,7 +1085,7 @@ def test_the_vote_of_the_term_of_the_readmission_is_spent(returning: EngineMembe
     """The lost disk may have given it away. (A candidate of that term would also lack the entry, and
     be refused for that; the one that the test plays claims more than a candidate can have.)"""
     impossible = (100, 5)
-    returning.append("b", 5, (1, 0), [(2, 5, readmit(returning.engine._standing.disk))], commit=2)
+    returning.append("b", 5, (1, 0), [(2, 5, readmit(returning.engine.standing.disk))], commit=2)
     returning.tick()
     assert returning.engine.status().standing == "member"
 
@@ -1108,7 +1108,7 @@ def test_a_power_cut_while_it_is_readmitted_costs_neither_the_vote_nor_the_readm
     seen: set[str] = set()
     for attempt in range(80):
         member = EngineMember(tmp_path / str(attempt), clock, "a", MEMBERS, hellos=hellos, rejoin=True)
-        entries = [(2, 5, readmit(member.engine._standing.disk))]
+        entries = [(2, 5, readmit(member.engine.standing.disk))]
         member.append("b", 5, (1, 0), entries, commit=1)
         member.disk.cut_at = member.disk.steps + attempt % 16
         try:
@@ -1158,7 +1158,7 @@ def test_a_readmission_that_a_state_file_swallowed_is_proposed_again(cluster: Te
     cluster.settle()
     # As if the node had got the state after its readmission, and not the entry.
     bench = cluster.benches["n3"]
-    bench.engine._saving = bench.engine._snapshots.save(bench.engine.registry.root())
+    bench.engine._saving = bench.engine.snapshots.save(bench.engine.registry.root())
     cluster.let_pass(0.2)
     assert bench.engine._saved is not None
     cluster.kill("n3")
@@ -1176,18 +1176,18 @@ def test_a_disk_that_is_lost_again_is_readmitted_as_the_third(cluster: Tended) -
     cluster.lose_disk(lost)
     cluster.kill(dead)
     cluster.start(lost, rejoin=True)
-    second = cluster[lost]._standing.disk
+    second = cluster[lost].standing.disk
     cluster.let_pass(0.5)
     cluster.lose_disk(lost)
     cluster.start(lost, rejoin=True)
-    third = cluster[lost]._standing.disk
+    third = cluster[lost].standing.disk
 
     cluster.start(dead)
     cluster.until(lambda: cluster.standings()[lost] == "member", "the readmission")
     cluster.settle()
 
     assert second != third
-    assert cluster[lost]._standing.disk == third
+    assert cluster[lost].standing.disk == third
 
 
 def test_a_readmission_is_proposed_a_few_times_at_most(cluster: Tended) -> None:

@@ -60,13 +60,13 @@ def test_a_message_from_a_term_beyond_reach_changes_nothing(member: EngineMember
     term = data.draw(st.integers(3 + TERM_LEAP_MAX + 1, TERM_MAX))
     message = data.draw(of_term(kind, term))
     member.connect("c")
-    before, votes, log = member.entries(), member.votes(), member.engine._journal.size
+    before, votes, log = member.entries(), member.votes(), member.engine.journal.size
 
     member.receive("c", message)
     member.tick()
 
     assert (member.term, member.entries(), member.votes()) == (3, before, votes)
-    assert member.engine._journal.size == log
+    assert member.engine.journal.size == log
     assert not member.network.is_up("a", "c")
 
 

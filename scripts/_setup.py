@@ -1,9 +1,13 @@
 """Makes ``.venv`` fit to run this checkout, and says what it is doing meanwhile.
 
+    _setup.py node    what a node and the commands need
+    _setup.py all     and what tests, checks and benches need
+
 Started by the scripts with any Python from 3.11 on; needs nothing else. When
-``.venv`` was made from the same ``pyproject.toml``, ``requirements.lock`` and
-Python, it returns at once. Two scripts started together take turns. Only files
-whose hashes stand in the lock are installed, and Ctrl-C ends all of it at once.
+``.venv`` was made from the same ``pyproject.toml``, lock file and Python, it
+returns at once; ``all`` adds to what ``node`` has installed. Two scripts started
+together take turns. Only files whose hashes stand in the lock are installed, and
+Ctrl-C ends all of it at once. What pip said is kept beside ``.venv``.
 """
 
 import contextlib
@@ -23,8 +27,10 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-STAMP = VENV / ".rollcall-stamp"
-LOCK = ROOT / "requirements.lock"
+LOCKS = {"node": ROOT / "requirements-up.lock", "all": ROOT / "requirements.lock"}
+SAID = ROOT / ".venv.log"
+"""What pip wrote, for whoever wants to know why it failed."""
+NO_INDEX = ("NewConnectionError", "name resolution", "Network is unreachable", "Connection refused", "ConnectTimeout")
 INSTALL_S_MAX = 900
 BUILDER = "setuptools"
 """Builds this checkout and what comes as source; without a network, so it must be there before."""
@@ -33,41 +39,49 @@ OLD_LIBRARY_HASH = "sha256:69d34e672257694f83f50dfb5e6e7ce446a68dba09ed48e142c78
 """Beside the environment, for tests that show what this version did wrong. No node ever imports it."""
 
 
-def main() -> None:
+def main(packages: str) -> None:
     # The end of the terminal ends it as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        set_up()
+        set_up(packages)
     except KeyboardInterrupt:
         print("\n[setup] interrupted; the next run begins anew", file=sys.stderr)
         sys.exit(130)
 
 
-def set_up() -> None:
-    fingerprint = fingerprint_of_inputs()
+def set_up(packages: str) -> None:
     with (ROOT / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_current(fingerprint):
+        if is_current(packages) or is_current("all"):
             return
         started = time.monotonic()
         say(f"setting up {VENV} with Python {sys.version.split()[0]} (once; the next run re-uses it)")
-        make_venv()
-        install()
-        install_old_library()
-        STAMP.write_text(fingerprint)
+        SAID.unlink(missing_ok=True)
+        if not is_current("node"):
+            make_venv()
+        install(LOCKS[packages])
+        if packages == "all":
+            install_old_library()
+        stamp(packages).write_text(fingerprint(packages))
         say(f"ready after {time.monotonic() - started:.0f} s")
 
 
-def fingerprint_of_inputs() -> str:
+def stamp(packages: str) -> Path:
+    return VENV / f".rollcall-{packages}"
+
+
+def fingerprint(packages: str) -> str:
+    """Of all that decides what is installed."""
     digest = hashlib.sha256(f"{sys.version}{ROOT}{OLD_LIBRARY}".encode())
-    for path in (ROOT / "pyproject.toml", LOCK):
+    for path in (ROOT / "pyproject.toml", LOCKS[packages]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def is_current(fingerprint: str) -> bool:
-    return STAMP.exists() and STAMP.read_text() == fingerprint and (VENV / "bin" / "python").exists()
+def is_current(packages: str) -> bool:
+    made = stamp(packages)
+    return made.exists() and made.read_text() == fingerprint(packages) and (VENV / "bin" / "python").exists()
 
 
 def make_venv() -> None:
@@ -79,13 +93,13 @@ def make_venv() -> None:
         fail("Python's venv module does not work here (on Debian and Ubuntu: install python3-venv)", output)
 
 
-def install() -> None:
-    total = LOCK.read_text().count("==")
+def install(lock: Path) -> None:
+    total = lock.read_text().count("==")
     say(f"2/3 installing {total} packages, and this checkout")
     count = 0
     steps = (
         ("--require-hashes", "-r", builder_lock()),
-        ("--require-hashes", "--no-build-isolation", "-r", str(LOCK)),
+        ("--require-hashes", "--no-build-isolation", "-r", str(lock)),
         ("--no-deps", "--no-build-isolation", "-e", "."),
     )
     for words in steps:
@@ -100,14 +114,21 @@ def install() -> None:
                 elif line.startswith("Installing collected packages") and count > 1:
                     say("    unpacking")
         if process.returncode:
-            fail("pip could not install the packages; is a package index within reach?", output)
+            fail(why(output), output)
+
+
+def why(output: list[str]) -> str:
+    if any(sign in line for line in output for sign in NO_INDEX):
+        return "no package index can be reached: connect this machine, or name one in PIP_INDEX_URL, and try again"
+    return f"the packages could not be installed, for the reason at the end of {SAID}"
 
 
 def builder_lock() -> str:
     """A file with the builder's lines of the lock alone."""
-    found = re.search(rf"^{BUILDER}==(?:.*\\\n)*.*\n", LOCK.read_text(), re.MULTILINE)
+    lock = LOCKS["all"]
+    found = re.search(rf"^{BUILDER}==(?:.*\\\n)*.*\n", lock.read_text(), re.MULTILINE)
     if found is None:
-        fail(f"{LOCK.name} does not hold {BUILDER}: make it anew with ./scripts/lock", [])
+        fail(f"{lock.name} does not hold {BUILDER}: make it anew with ./scripts/lock", [])
     return in_venv("builder.lock", found[0])
 
 
@@ -162,8 +183,11 @@ def say(text: str) -> None:
 
 
 def fail(what: str, output: list[str]) -> NoReturn:
-    sys.exit(f"{''.join(output[-30:]).rstrip()}\n[setup] {what}".lstrip())
+    """Ends with one sentence that says what to do; what a program said before is in ``SAID``."""
+    if output:
+        SAID.write_text("".join(output))
+    sys.exit(f"[setup] {what}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

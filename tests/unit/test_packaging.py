@@ -124,6 +124,7 @@ def test_a_room_cannot_be_imported_under_its_bare_name():
 LOCKS = {
     "requirements.lock": tuple(PYPROJECT["project"]["optional-dependencies"]),
     "requirements-node.lock": ("node", "tls", "grpc"),
+    "requirements-up.lock": ("node",),
 }
 
 
@@ -169,10 +170,15 @@ def test_a_lock_file_pins_everything_that_is_needed_by_version_and_hash_and_name
         assert wish.specifier.contains(version), f"{file} has {version}, and pyproject.toml wants {wish}"
 
 
-def test_the_image_gets_what_everybody_else_works_with():
+@pytest.mark.parametrize("file", ["requirements-node.lock", "requirements-up.lock"])
+def test_nodes_get_what_is_tested(file: str):
     everything = pins("requirements.lock")
 
-    assert {name: line for name, line in pins("requirements-node.lock").items() if everything[name] != line} == {}
+    assert {name: line for name, line in pins(file).items() if everything[name] != line} == {}
+
+
+def test_a_node_is_set_up_with_little():
+    assert len(pins("requirements-up.lock")) <= 24, "pip and the builder come beside them"
 
 
 def test_what_builds_the_wheel_is_pinned():
@@ -181,19 +187,36 @@ def test_what_builds_the_wheel_is_pinned():
     assert pins("requirements.lock")["setuptools"].startswith(f"{builder} ")
 
 
-def test_ctrl_c_ends_the_setting_up_at_once(tmp_path: Path):
-    """With a pip that does not come to an end, in a copy of what the script needs."""
-    for name in ("scripts/_setup.py", "pyproject.toml", "requirements.lock"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / name, tmp_path / name)
-    python = tmp_path / ".venv" / "bin" / "python"
+def set_up_with_pip(script: str, directory: Path) -> "subprocess.Popen[bytes]":
+    """The setting up, in a copy of what it needs, with a pip that does what ``script`` says."""
+    for name in ("scripts/_setup.py", "pyproject.toml", "requirements.lock", "requirements-up.lock"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, directory / name)
+    python = directory / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho Collecting everything\nexec sleep 60\n")
+    python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     # Where the tests run in the background, a shell has them, and what they start, ignore Ctrl-C.
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    program += "import _setup; _setup.make_venv = lambda: None; _setup.main()"
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path / "scripts", stderr=subprocess.PIPE) as process:
+    program += "import _setup; _setup.make_venv = lambda: None; _setup.main('all')"
+    return subprocess.Popen([sys.executable, "-c", program], cwd=directory / "scripts", stderr=subprocess.PIPE)
+
+
+def test_without_a_package_index_the_setting_up_says_what_to_do_in_a_sentence(tmp_path: Path):
+    said = "WARNING: Retrying after connection broken by 'NewConnectionError(...)'"
+    with set_up_with_pip(f'echo "{said}"; exit 1', tmp_path) as process:
+        assert process.stderr is not None
+        assert process.wait(20.0) == 1
+        last = process.stderr.read().decode().splitlines()[-1]
+
+    assert last.startswith("[setup] no package index can be reached: ")
+    assert (tmp_path / ".venv.log").read_text() == f"{said}\n"
+
+
+def test_ctrl_c_ends_the_setting_up_at_once(tmp_path: Path):
+    """With a pip that does not come to an end."""
+    script = f"echo $$ > {tmp_path}/pid\necho Collecting everything\nexec sleep 60"
+    with set_up_with_pip(script, tmp_path) as process:
         assert process.stderr is not None
         while b"everything" not in process.stderr.readline():
             assert process.poll() is None

@@ -29,8 +29,9 @@ if missing := [
 from ..replication.errors import RollcallError
 from ..replication.front.networks import networks
 from ..replication.front.server import FILES_KEPT_FREE, Server
+from ..replication.network.dialing import Endpoint
 from ..replication.network.tls import Credentials
-from ..replication.network.transport import Endpoint, Transport
+from ..replication.network.transport import Transport
 from ..replication.raft.engine import Engine, EngineConfig
 from ..replication.registry.changes import Changes
 from . import certs, files, logs

@@ -19,10 +19,10 @@ from pysyncobj import SyncObjConf
 from pysyncobj.node import Node, TCPNode
 from pysyncobj.transport import TCPTransport
 from rollcall.replication.errors import NotDone, Unknown
-from rollcall.replication.network import transport as transport_module
-from rollcall.replication.network import wire
+from rollcall.replication.network import dialing, wire
+from rollcall.replication.network.dialing import Endpoint
 from rollcall.replication.network.tls import Credentials
-from rollcall.replication.network.transport import Endpoint, Transport
+from rollcall.replication.network.transport import Transport
 
 from harness.bare import BareMember
 from harness.fake_net import FakeNet, FakePoller, FakeSocket
@@ -86,22 +86,26 @@ class OurEnds(Ends):
         self.pollers: dict[str, FakePoller] = {}
         self.refused: list[tuple[str, str]] = []
         """Peers that said that they stop, and why."""
+        self.objections: dict[str, str] = {}
+        """What a node finds wrong with every peer, by its name."""
+        self.changes: list[tuple[str, str, str]] = []
+        """Connections that a node made or lost, and to whom."""
         self.transports: dict[str, Transport] = {}
         self.credentials: dict[str, Credentials] = {}
         """What a node proves itself with, by its name; the others speak plain TCP."""
-        replace(transport_module, "socket", self.net)
+        replace(dialing, "socket", self.net)
         self._hello = self.greeting_of("b")
 
-    def start(self, *names: str) -> None:
+    def start(self, *names: str, **options: Any) -> None:
         for name in names:
-            transport, poller = self.make(name), FakePoller(self.net)
+            transport, poller = self.make(name, **options), FakePoller(self.net)
             transport.attach(
                 poller,
                 wake=lambda: None,
                 on_message=lambda node, message, heard=self.heard[name]: heard.append(message.term),
-                on_connected=lambda node: None,
-                on_disconnected=lambda node: None,
-                on_greeted=lambda node, hello: "",
+                on_connected=lambda node, name=name: self.changes.append((name, "made", node.id)),
+                on_disconnected=lambda node, name=name: self.changes.append((name, "lost", node.id)),
+                on_greeted=lambda node, hello, name=name: self.objections.get(name, ""),
                 on_refused=lambda node, reason: self.refused.append((node.id, reason)),
             )
             self.transports[name], self.pollers[name] = transport, poller
@@ -109,11 +113,13 @@ class OurEnds(Ends):
     def make(self, name: str, **options: Any) -> Transport:
         others = {other: Endpoint("127.0.0.1", port) for other, port in PORTS.items() if other != name}
         usual = {
+            "peers": others,
             "cluster": "test",
             "listen": Endpoint("127.0.0.1", PORTS[name]),
             "credentials": self.credentials.get(name),
+            "clock": self.clock,
         }
-        return Transport(name, others, **{**usual, **options})
+        return Transport(name, **{**usual, **options})
 
     def round(self) -> None:
         for name, transport in self.transports.items():
@@ -137,7 +143,7 @@ class OurEnds(Ends):
         """What a process called ``name`` says first."""
         transport = self.make(name, listen=Endpoint("127.0.0.1", 1), **options)
         transport.close()
-        return transport._hello
+        return transport._handshake.hello
 
     def say(self, connection: FakeSocket, number: int) -> None:
         connection.send(wire.encode(wire.RequestVoteResponse(number)))

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from rollcall.node import certs
 from rollcall.replication.commands import Register
+from rollcall.replication.network.dialing import Endpoint
 from rollcall.replication.network.tls import Credentials
-from rollcall.replication.network.transport import Endpoint, Transport
+from rollcall.replication.network.transport import Transport
 from rollcall.replication.raft.engine import Engine, EngineConfig
 from rollcall.replication.records import Registration
 

@@ -22,7 +22,6 @@ from pysyncobj.poller import Poller
 from rollcall.replication.commands import FORMAT, Command, Envelope, Register, decode, encode
 from rollcall.replication.errors import Invalid, NotDone, Unknown
 from rollcall.replication.log import Handler, PeerStatus, Proposal
-from rollcall.replication.network import transport as transport_module
 from rollcall.replication.network import wire
 from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.raft.engine import Engine, EngineConfig
@@ -61,10 +60,9 @@ class Clock:
         return self.now
 
     def install(self, replace: Callable[[Any, str, Any], None]) -> "Clock":
-        """Becomes the clock of the engine, the transport and the library (``monkeypatch.setattr``)."""
+        """Becomes the clock of the engine and the library (``monkeypatch.setattr``)."""
         shown = SimpleNamespace(monotonic=self, time_ns=self.time_ns)
         replace(engine_module, "time", shown)
-        replace(transport_module, "time", shown)
         replace(pysyncobj.syncobj, "monotonicTime", self)
         return self
 

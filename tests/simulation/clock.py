@@ -13,7 +13,6 @@ from rollcall.node.checks import checker
 from rollcall.node.leader import duties
 from rollcall.node.leader.check_clocks import Condition
 from rollcall.replication.commands import Condemned, Result
-from rollcall.replication.network import transport
 from rollcall.replication.raft import engine
 from rollcall.replication.records import Event, Instance, Key
 
@@ -66,7 +65,7 @@ class Clock:
     def install(self) -> None:
         """Becomes the clock of everything that a node runs, for good: the process plays one schedule."""
         shown = SimpleNamespace(monotonic=self, time_ns=self.time_ns, time=lambda: self.time_ns() / 1e9)
-        parts: tuple[Any, ...] = (engine, transport, duties, checker)
+        parts: tuple[Any, ...] = (engine, duties, checker)
         for part in parts:
             part.time = shown
         pysyncobj.syncobj.monotonicTime = self  # pyright: ignore[reportAttributeAccessIssue]

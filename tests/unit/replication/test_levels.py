@@ -25,7 +25,7 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import Fatal, NotDone
 from rollcall.replication.network import wire
-from rollcall.replication.network.transport import RETRY_S
+from rollcall.replication.network.dialing import RETRY_S
 from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.storage.journal import REGULAR
 
@@ -229,7 +229,7 @@ def test_both_ends_of_a_connection_learn_why_one_of_them_is_refused(
     ends = ours.ends()
     ends.start("a", "b")
     sentence = "it understands too little: start it with the release that the others run"
-    ends.transports["a"]._on_greeted = lambda node, hello: sentence
+    ends.objections["a"] = sentence
 
     ends.tick(1.0)
 
@@ -246,7 +246,7 @@ def test_a_peer_that_is_refused_dials_no_more_often_than_one_that_is_not_there(
     caplog.set_level(logging.INFO)
     ends = ours.ends()
     ends.start("a", "b")
-    ends.transports["a"]._on_greeted = lambda node, hello: "it understands too little"
+    ends.objections["a"] = "it understands too little"
 
     for _ in range(250):
         ends.clock.now += 0.02

@@ -15,14 +15,17 @@ import pytest
 from harness.certified import credentials_of
 from harness.ends import PORTS, OurEnds
 from harness.fake_net import FakeSocket
+from harness.raft import Clock
 from harness.waiting import wait_for
 from pysyncobj.node import Node
 from rollcall.node import certs
 from rollcall.replication.errors import NotDone, Overloaded, Unknown
-from rollcall.replication.network import transport as transport_module
-from rollcall.replication.network import wire
+from rollcall.replication.network import connection as connection_module
+from rollcall.replication.network import handshake, requests, wire
+from rollcall.replication.network.dialing import Endpoint
+from rollcall.replication.network.handshake import CONNECTIONS_MAX, HANDSHAKE_S
+from rollcall.replication.network.links import SILENCE_S
 from rollcall.replication.network.tls import Channel
-from rollcall.replication.network.transport import CONNECTIONS_MAX, HANDSHAKE_S, SILENCE_S, Endpoint
 
 
 @pytest.fixture
@@ -177,20 +180,20 @@ def test_a_stranger_that_does_not_greet_is_closed_and_heard_by_nobody(ends, data
 
 
 def test_a_node_that_answers_at_the_address_of_another_is_refused_by_who_dialed_it(ends, caplog):
-    ends.start("b")
+    peers = {"a": Endpoint("127.0.0.1", PORTS["a"]), "c": Endpoint("127.0.0.1", 1003)}
+    ends.start("b", peers=peers)
     listener = ends.net.socket()
     listener.bind(("127.0.0.1", PORTS["a"]))
     listener.listen(1)
     ends.tick(0.3)
     accepted, _ = listener.accept()
 
-    ends.transports["b"]._peers["c"] = ends.transports["b"]._peers["a"]
-    accepted.send(wire.encode(msgspec.structs.replace(ends.greeting_of("a"), node="c")))
+    hello = ends.greeting_of("b", peers=peers)
+    accepted.send(wire.encode(msgspec.structs.replace(hello, node="c", incarnation=1)))
     ends.round()
     ends.round()
 
     assert refused(caplog) == ["refused 'a' at 127.0.0.1: 'c' answers at the address of 'a': check members"]
-    del ends.transports["b"]._peers["c"]
     listener.close()
 
 
@@ -226,19 +229,16 @@ def test_idle_strangers_do_not_keep_a_peer_out(ends):
     ends.tick(1.0)
 
     assert ends.connected()
-    assert len(ends.transports["a"]._connections) <= CONNECTIONS_MAX
+    assert len(ends.transports["a"]._links._connections) <= CONNECTIONS_MAX
 
 
-def test_settings_that_differ_are_named_on_both_sides(ends):
-    ends.start("a")
-    ends.transports["a"]._hello = msgspec.structs.replace(
-        ends.transports["a"]._hello, agreement={"ttl": "30", "same": "1"}
-    )
+def test_settings_that_differ_are_named_on_both_sides(ends, caplog):
+    ends.start("a", agreement={"ttl": "30", "same": "1"})
     ends._hello = msgspec.structs.replace(ends.greeting_of("b"), agreement={"ttl": "60", "same": "1", "other": "x"})
 
     ends.dial_as_b()
 
-    assert ends.transports["a"].disagreements == {"b": "ttl is 60 there and 30 here"}
+    assert "b runs with other settings: ttl is 60 there and 30 here" in caplog.messages
 
 
 def test_when_there_are_too_many_strangers_those_go_first_that_cannot_be_a_peer(ends):
@@ -283,7 +283,7 @@ def test_what_many_strangers_say_at_once_is_heard_over_many_ticks(ends, monkeypa
         stranger.send(b"\x10")
     now = ends.clock.now
 
-    def hurrying() -> float:
+    def hurrying(clock: Clock) -> float:
         nonlocal now
         now += 0.0005
         return now
@@ -291,7 +291,7 @@ def test_what_many_strangers_say_at_once_is_heard_over_many_ticks(ends, monkeypa
     def unheard() -> int:
         return sum(bool(stranger.other.inbox) for stranger in strangers)
 
-    monkeypatch.setattr(transport_module.time, "monotonic", hurrying)
+    monkeypatch.setattr(Clock, "__call__", hurrying)
     ends.round()
 
     assert 40 <= unheard() < 50
@@ -301,7 +301,7 @@ def test_what_many_strangers_say_at_once_is_heard_over_many_ticks(ends, monkeypa
 
 
 def test_who_was_dialed_is_heard_however_much_strangers_say(ends, monkeypatch):
-    monkeypatch.setattr(transport_module, "STRANGERS_S", 0.0)
+    monkeypatch.setattr(handshake, "STRANGERS_S", 0.0)
     ends.start("b")
     listener = ends.net.socket()
     listener.bind(("127.0.0.1", PORTS["a"]))
@@ -583,7 +583,7 @@ def test_with_certificates_idle_strangers_do_not_keep_a_peer_out(secured):
     secured.tick(1.0)
 
     assert secured.connected()
-    assert len(secured.transports["a"]._connections) <= CONNECTIONS_MAX
+    assert len(secured.transports["a"]._links._connections) <= CONNECTIONS_MAX
 
 
 def test_a_handshake_that_stops_halfway_is_closed(secured):
@@ -646,15 +646,25 @@ def test_a_socket_that_breaks_while_it_is_accepted_costs_nothing(ends, monkeypat
     assert ends.connected()
 
 
+def test_a_caller_that_is_gone_before_it_is_greeted_leaves_nothing_in_the_poller(ends):
+    ends.start("a")
+    (listener,) = ends.pollers["a"]._subscribed
+
+    ends.net.dial(PORTS["a"]).close()
+    ends.round()
+
+    assert list(ends.pollers["a"]._subscribed) == [listener]
+    assert ends.transports["a"]._links._connections == {}
+
+
 def test_a_connection_on_which_nobody_talks_is_kept(ends):
     ends.start("a", "b")
     ends.tick(1.0)
-    lost = []
-    ends.transports["a"]._on_disconnected = lost.append
+    made = list(ends.changes)
 
     ends.tick(60.0)
 
-    assert lost == []
+    assert ends.changes == made
     assert ends.connected()
 
 
@@ -671,14 +681,14 @@ def test_a_silent_peer_is_let_go(ends):
 def test_a_lost_connection_is_made_again_and_both_ends_learn_of_it(ends):
     ends.start("a", "b")
     ends.tick(1.0)
-    seen = []
-    ends.transports["a"]._on_disconnected = lambda node: seen.append(("lost", node.id))
-    ends.transports["a"]._on_connected = lambda node: seen.append(("made", node.id))
+    ends.changes.clear()
 
     ends.transports["b"].drop(Node("a"), "has to go, says the test")
     ends.tick(1.0)
 
-    assert seen == [("lost", "b"), ("made", "b")]
+    assert sorted(ends.changes, key=lambda change: change[0]) == [
+        ("a", "lost", "b"), ("a", "made", "b"), ("b", "lost", "a"), ("b", "made", "a"),
+    ]  # fmt: skip
     assert ends.connected()
 
 
@@ -698,7 +708,7 @@ def test_what_a_slow_peer_does_not_read_is_counted_and_arrives_in_order(ends):
 
 
 def test_a_peer_that_reads_nothing_is_cut_off(ends, monkeypatch):
-    monkeypatch.setattr(transport_module, "BACKLOG_BYTES_MAX", 1000)
+    monkeypatch.setattr(connection_module, "BACKLOG_BYTES_MAX", 1000)
     ends.start("a", "b")
     ends.tick(1.0)
     ends.net.window = 0
@@ -744,8 +754,8 @@ def test_host_names_are_looked_up_outside_of_the_tick(ends, monkeypatch):
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
     ends.net.getaddrinfo = getaddrinfo
-    ends.start("a", "b")
-    ends.transports["b"]._peers["a"].endpoint = Endpoint("a.example", PORTS["a"])
+    ends.start("a")
+    ends.start("b", peers={"a": Endpoint("a.example", PORTS["a"])})
 
     until = time.monotonic() + 5
     while not ends.connected():
@@ -847,7 +857,7 @@ def test_what_was_called_not_done_is_not_sent_afterwards(ends):
             asking.join(0.3)
             return found
 
-    transport._pending = Slow()
+    transport._requests._pending = Slow()
     asking = Asking(lambda: transport.request("b", "echo", b"?", ends.clock.now + 0.05))
     wait_for(lambda: transport._posted, "the request", every_s=0.001)
     ends.tick(0.2)
@@ -862,12 +872,12 @@ def test_an_answer_counts_only_on_the_connection_that_was_asked(ends):
     asking = ask(ends, "a", "b", wait_s=3600)
     ends.round()
     (request,) = [message for message in arrived(first) if isinstance(message, wire.Request)]
-    ends.transports["a"]._pending[request.id].connection = object()
+    ends.transports["a"]._requests._pending[request.id].connection = object()
 
     first.send(wire.encode(wire.Answer(request.id, b"of another", "")))
     ends.round()
 
-    assert not ends.transports["a"]._pending[request.id].done.is_set()
+    assert not ends.transports["a"]._requests._pending[request.id].done.is_set()
     ends.transports["a"].close()
     assert asking.result() == (None, Unknown)
 
@@ -889,7 +899,7 @@ def test_a_handler_that_fails_does_not_stop_the_node(ends, caplog):
 
 
 def test_requests_under_way_are_bounded(ends, monkeypatch):
-    monkeypatch.setattr(transport_module, "REQUESTS_MAX", 2)
+    monkeypatch.setattr(requests, "REQUESTS_MAX", 2)
     ends.start("a", "b")
     ends.tick(1.0)
     ends.transports["b"].serve("echo", lambda peer, payload, reply: None)

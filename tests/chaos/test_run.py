@@ -98,6 +98,7 @@ def test_no_fault_breaks_a_promise(runs, tmp_path, minutes: float):
     assert {"passing", "critical"} <= {stood.health for stood in book.stood}, run.said
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_it_in_good_order_with_the_verdict_so_far(runs, tmp_path):
     run = Run(tmp_path, "--minutes", "10", "--faults", "kill,stop", "--seed", "3", "--rate", "60")
     runs.append(run)
@@ -117,6 +118,7 @@ def test_an_interrupt_ends_it_in_good_order_with_the_verdict_so_far(runs, tmp_pa
     assert time.monotonic() - began < 120.0
 
 
+@pytest.mark.slow
 def test_a_broken_promise_is_an_exit_code_and_evidence_that_is_kept(runs, tmp_path):
     """A cluster on disks that lie about syncs loses what it acknowledged, and the run must say so."""
     run = Run(tmp_path, "--minutes", "0.3", "--faults", "power-all", "--seed", "5", "--forgetful")

@@ -61,7 +61,8 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def start_cluster(bench: Path, pytestconfig: pytest.Config) -> Iterator[StartCluster]:
-    """Starts a cluster (``start_cluster(5, lease_ttl_s=3)``) that ends with the module."""
+    """Starts a cluster (``start_cluster(5, lease_ttl_s=3)``) that ends with the test which started it, or with the
+    module if a fixture of the module did."""
     started = pytestconfig.stash[_clusters]
 
     def start(nodes: int = 3, **settings: object) -> Cluster:
@@ -73,14 +74,28 @@ def start_cluster(bench: Path, pytestconfig: pytest.Config) -> Iterator[StartClu
     try:
         yield start
     finally:
-        errors: list[AssertionError] = []
-        while started:
-            try:
-                started.pop().close()
-            except AssertionError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        _close(started, 0)
+
+
+@pytest.fixture(autouse=True)
+def _ends_with_its_test(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Idle nodes take the time of others' tests. What the module's fixtures start is there before this."""
+    started = pytestconfig.stash[_clusters]
+    kept = len(started)
+    yield
+    _close(started, kept)
+
+
+def _close(started: list[Cluster], kept: int) -> None:
+    """Ends the clusters behind the first ``kept``, all of them; raises what the first of them found."""
+    errors: list[AssertionError] = []
+    while len(started) > kept:
+        try:
+            started.pop().close()
+        except AssertionError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 @pytest.fixture(scope="module")

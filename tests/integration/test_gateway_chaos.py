@@ -35,7 +35,7 @@ INSTANCES = 6
 WELL_MIN = 2
 """So many are always left alone: with nobody there nothing can be promised."""
 
-CHAOS_S = 25.0
+CHAOS_S = 15.0
 CALM_S = 2.0
 """Before the first deed."""
 KINDS = {"killed", "asked to end", "stopped"}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 from harness.cluster import Cluster, StartCluster
-from harness.waiting import wait_for
+from harness.waiting import WAIT_S, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -70,7 +70,7 @@ class Running:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(15)
+            self.process.wait(WAIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_s4_5_it_is_registered_when_its_check_first_passes_and_taken_out_before_
     made[0].process.send_signal(signal.SIGTERM)
     wait_for(lambda: not instances(three), lambda: str(instances(three)))
     gone_at = time.monotonic()
-    assert made[0].process.wait(10) == 7, "the program's own exit code"
+    assert made[0].process.wait(WAIT_S) == 7, "the program's own exit code"
     assert float(made[0].marked()["ended"]) > gone_at - 0.1
 
 
@@ -126,7 +126,7 @@ def test_signals_and_exit_codes_are_passed_through(three, made, tmp_path):
     quits = tmp_path / "quits"
     quits.mkdir()
     made.append(Running(three, quits, exits=5))
-    assert made[1].process.wait(10) == 5
+    assert made[1].process.wait(WAIT_S) == 5
     assert not instances(three)
 
 
@@ -136,7 +136,7 @@ def test_a_program_that_dies_is_taken_out_at_once(three, made, tmp_path):
     children = Path(f"/proc/{made[0].process.pid}/task/{made[0].process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
 
-    assert made[0].process.wait(10) == 128 + signal.SIGKILL
+    assert made[0].process.wait(WAIT_S) == 128 + signal.SIGKILL
     assert not instances(three)
 
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_is_said_before_anything_is_started(three):
     command = [sys.executable, "-m", "rollcall.cluster.commands.cli", "--nodes", ",".join(three.urls), "sidecar"]
 
     def said(*options: str) -> str:
-        ended = subprocess.run([*command, *options], capture_output=True, text=True, timeout=20, check=False)
+        ended = subprocess.run([*command, *options], capture_output=True, text=True, timeout=WAIT_S, check=False)
         assert ended.returncode in (1, 2), ended
         return ended.stderr
 
@@ -183,7 +183,7 @@ def test_it_does_not_say_that_it_is_registered_before_it_is(tmp_path):
             said += line
     finally:
         running.terminate()
-        said += running.communicate(timeout=15)[1]
+        said += running.communicate(timeout=WAIT_S)[1]
 
     assert "is registered" not in said
 
@@ -223,7 +223,7 @@ def test_a_program_that_reads_the_terminal_gets_it_and_ends_at_sigterm():
         wait_for(lambda: heard(b"got hello"), lambda: str(said))
 
         running.send_signal(signal.SIGTERM)
-        assert running.wait(9.0) == 128 + signal.SIGTERM
+        assert running.wait(WAIT_S) == 128 + signal.SIGTERM
     finally:
         running.kill()
         running.wait()
@@ -239,7 +239,7 @@ def test_a_program_that_is_stopped_ends_at_sigterm_as_well(tmp_path):
     try:
         wait_for(lambda: pid.exists() and _state(pid) == "T", "the program to be stopped")
         running.send_signal(signal.SIGTERM)
-        assert running.wait(9.0) == 128 + signal.SIGTERM
+        assert running.wait(WAIT_S) == 128 + signal.SIGTERM
     finally:
         running.kill()
         running.wait()

@@ -18,6 +18,9 @@ from rollcall.cluster.local.local import free_port
 
 pytestmark = pytest.mark.integration
 
+START_S = 60.0
+"""In which four programs start, and load what they need, beside all else that runs."""
+
 USERS = """
     import sys
     import requests
@@ -141,12 +144,22 @@ def services(three: Cluster, tmp_path: Path) -> Iterator[dict[str, list[subproce
             process.wait()
 
 
+def known(cluster: Cluster) -> dict[str, set[str]]:
+    """What the registry has of them."""
+    return {name: cluster.ids(0, name) for name in ("users", "orders")}
+
+
 def test_two_services_call_each_other_while_nodes_and_instances_die(
     three: Cluster, services: dict[str, list[subprocess.Popen[bytes]]], measured: Measured
 ):
     with Discovery(three.urls) as discovery:
         for name in services:
-            wait_for(lambda name=name: len(discovery.pool(name).endpoints) == 2, f"two instances of {name}")
+            wait_for(
+                lambda name=name: len(discovery.pool(name).endpoints) == 2,
+                lambda: f"two of each: {known(three)}",
+                START_S,
+            )
+            assert [process.poll() for process in services[name]] == [None, None]
         with Callers(discovery) as callers:
             callers.wait_for_more(100)
             leader = three.wait_for_leader()

@@ -252,6 +252,7 @@ def test_a_release_is_replaced_by_this_one_node_by_node_under_load(
         understood_each_other(cluster)
 
 
+@pytest.mark.slow
 def test_nodes_of_both_releases_elect_each_other_and_read_what_the_other_wrote(
     bench: Path, previous: Release, present: Release
 ) -> None:
@@ -315,6 +316,7 @@ def overrides(cluster: Mixed) -> list[str | None]:
     return [cluster.get(i, instance_path("pinned", "p1")).json["status_override"] for i in cluster.running()]
 
 
+@pytest.mark.slow
 def test_what_the_next_release_brings_waits_for_the_last_node_and_there_is_no_way_back(
     bench: Path, present: Release, newer: Release, measured: Measured
 ) -> None:

@@ -79,6 +79,7 @@ for result in play_many(plans, make_node=partial(EngineNode, make_engine=Forgetf
 """Plays an engine that votes and acknowledges before its log is on disk, until a promise is broken."""
 
 
+@pytest.mark.slow
 def test_an_engine_that_acknowledges_too_early_is_found_out() -> None:
     played = python(FORGETFUL)
 

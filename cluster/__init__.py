@@ -11,12 +11,41 @@ Or, with httpx (the extra ``httpx``)::
     async with httpx.AsyncClient(transport=AsyncServiceTransport(discovery)) as client:
         await client.get("service://users/42")
 
-``Client`` has every call by itself: register, renew, list, watch, who leads.
+``Client`` has every call by itself: register, renew, list, watch, who leads. What goes wrong is a ``RollcallError``:
+``NotDone`` certainly did not happen and may be sent again, ``Unknown`` perhaps did.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from ..replication.records import Instance
+from ..replication.checks import Check, CheckState
+from ..replication.errors import (
+    AlreadyRegistered,
+    Conflict,
+    Damaged,
+    DiskUnavailable,
+    Draining,
+    Fatal,
+    Forbidden,
+    Gone,
+    Invalid,
+    KeyReused,
+    NoLeader,
+    NotCaughtUp,
+    NotDone,
+    NotFound,
+    NotLeader,
+    Overloaded,
+    Overwritten,
+    RollcallError,
+    StaleDirtyTimestamp,
+    Superseded,
+    TooLarge,
+    TooSoon,
+    Unknown,
+    WrongDirectory,
+)
+from ..replication.policies import PolicyChange, PolicyRecord
+from ..replication.records import Event, Instance, Key, Registration, RegistrationFields
 from .adapter import ServiceAdapter, ServiceSession
 from .balancer import (
     Balancer,
@@ -29,8 +58,20 @@ from .balancer import (
     Weighted,
     ZoneFirst,
 )
-from .client import Changes, Client, ClusterView, Listing, MemberView, OverrideView, Renewal, ServiceSummary, Snapshot
+from .client import (
+    Changes,
+    CheckView,
+    Client,
+    ClusterView,
+    Listing,
+    MemberView,
+    OverrideView,
+    Renewal,
+    ServiceSummary,
+    Snapshot,
+)
 from .discovery import AsyncDiscovery, Discovery
+from .http import Session
 from .lease import Lease, lifespan, wsgi
 from .members import DEFAULT_NODES, Members
 from .pool import Caution, NoInstances, Policy, Pool
@@ -41,34 +82,68 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_NODES",
+    "AlreadyRegistered",
     "AsyncDiscovery",
     "Balancer",
     "Caution",
     "Changes",
+    "Check",
+    "CheckState",
+    "CheckView",
     "Client",
     "ClusterView",
+    "Conflict",
     "ConsistentHash",
+    "Damaged",
     "Discovery",
+    "DiskUnavailable",
+    "Draining",
     "Endpoint",
+    "Event",
+    "Fatal",
+    "Forbidden",
+    "Gone",
     "Instance",
+    "Invalid",
+    "Key",
+    "KeyReused",
     "Lease",
     "LeastConnections",
     "Listing",
     "MemberView",
     "Members",
     "NoInstances",
+    "NoLeader",
+    "NotCaughtUp",
+    "NotDone",
+    "NotFound",
+    "NotLeader",
+    "Overloaded",
     "OverrideView",
+    "Overwritten",
     "PeakEwma",
     "Policy",
+    "PolicyChange",
+    "PolicyRecord",
     "Pool",
     "Random",
+    "Registration",
+    "RegistrationFields",
     "Renewal",
+    "RollcallError",
     "RoundRobin",
     "ServiceAdapter",
     "ServiceSession",
     "ServiceSummary",
+    "Session",
     "Snapshot",
+    "StaleDirtyTimestamp",
+    "Superseded",
+    "TooLarge",
+    "TooSoon",
+    "Unknown",
     "Weighted",
+    "WrongDirectory",
     "ZoneFirst",
     "lifespan",
     "wsgi",

@@ -30,7 +30,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, Unpack
 from urllib.parse import quote
 
 import msgspec
@@ -61,6 +61,7 @@ from ..replication.records import (
     Instance,
     Key,
     Registration,
+    RegistrationFields,
     Status,
     build,
     check_names,
@@ -314,7 +315,7 @@ class Client:
         if_absent: bool = False,
         timeout_s: float | None = None,
         idempotency_key: str = "",
-        **more: Any,
+        **more: Unpack[RegistrationFields],
     ) -> Instance:
         """Registers an instance, or replaces it; ``more`` takes any other field of ``Registration``.
 
@@ -325,7 +326,7 @@ class Client:
         registration: ``deregister`` takes it. ``idempotency_key``: for who may have to find out later
         whether this was done (``registered_by``).
         """
-        fields = {"address": address, "port": port, **more}
+        fields: dict[str, Any] = {"address": address, "port": port, **more}
         if ttl_s != "default":
             fields["ttl_s"] = ttl_s
         named = {"service": service, "id": id or f"{service}-{address}:{port}", "env": env or self.env}

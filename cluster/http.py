@@ -27,30 +27,16 @@ from urllib3 import exceptions as lower
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ..replication.errors import (
-    AlreadyRegistered,
+    BY_CODE,
     Conflict,
-    Damaged,
-    DiskUnavailable,
-    Draining,
-    Fatal,
-    Forbidden,
     Gone,
     Invalid,
     KeyReused,
-    NoLeader,
-    NotCaughtUp,
     NotDone,
     NotFound,
-    NotLeader,
-    Overloaded,
-    Overwritten,
     RollcallError,
-    StaleDirtyTimestamp,
-    Superseded,
     TooLarge,
-    TooSoon,
     Unknown,
-    WrongDirectory,
 )
 from . import forks
 
@@ -234,37 +220,6 @@ def _first_cause(error: BaseException) -> str:
 
 
 # Errors that the node answered
-
-BY_CODE: dict[str, type[RollcallError]] = {
-    kind.code(): kind
-    for kind in (
-        RollcallError,
-        Invalid,
-        Forbidden,
-        NotFound,
-        Conflict,
-        AlreadyRegistered,
-        StaleDirtyTimestamp,
-        Superseded,
-        Gone,
-        TooLarge,
-        KeyReused,
-        NotDone,
-        NoLeader,
-        NotLeader,
-        Overwritten,
-        Overloaded,
-        TooSoon,
-        Draining,
-        DiskUnavailable,
-        NotCaughtUp,
-        Unknown,
-        Fatal,
-        Damaged,
-        WrongDirectory,
-    )
-}
-"""Every error of ours by the code that travels in its problem document; a test counts them."""
 
 BY_STATUS: dict[int, type[RollcallError]] = {
     404: NotFound,

@@ -30,13 +30,13 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from ..replication.errors import Gone, Invalid, NotFound, Overloaded, RollcallError, Superseded, Unknown
-from ..replication.records import DEFAULT_ENV, Registration, build
+from ..replication.records import DEFAULT_ENV, Registration, RegistrationFields, build
 from . import forks
 from .client import Client, Renewal, Word
 from .http import Interrupted, Interruptible
@@ -106,7 +106,7 @@ class Lease:
         at_sigterm: bool = False,
         start_s: float = START_S,
         client: Client | None = None,
-        **more: Any,
+        **more: Unpack[RegistrationFields],
     ) -> None:
         urls = nodes_from(nodes)
         address = address or _address_towards(urls)

@@ -14,20 +14,24 @@ import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
+from ..replication.errors import RollcallError
 from ..replication.policies import Policy
 from ..replication.records import Instance
 from .balancer import Balancer, Endpoint, Pick
 
 
-class NoInstances(LookupError):
+class NoInstances(RollcallError, LookupError):
     """There is nobody to call. ``service`` has no instance, or none that was not tried already."""
 
+    status: ClassVar[int] = 503
+    title: ClassVar[str] = "Service not available"
+
     def __init__(self, service: str, why: str = "it has no instance that serves") -> None:
-        super().__init__(f"no instance of {service!r}: {why}")
+        super().__init__(f"no instance of {service!r}: {why}", service=service)
         self.service: str = service
 
 

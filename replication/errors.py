@@ -25,6 +25,12 @@
         ├── Damaged               a file holds what was never written
         └── WrongDirectory        the data directory belongs to somebody else
 
+Two more stand outside, since they are raised in one's own process and never travel: ``NoInstances`` of the SDK
+(``cluster/pool.py``; there is nobody to call), which is a ``LookupError`` too, and ``LocalError`` of ``LocalCluster``
+(``cluster/local``; what the person at the terminal has to change). Other exceptions end where they are answered, and no
+caller meets them: ``TlsError`` (a connection between nodes), ``NotAsked`` (a health check that could not be made),
+``Interrupted`` (a poll that is broken off), ``Malformed`` and ``BadAnswer`` (what the gateway refuses).
+
 The line between ``NotDone`` and ``Unknown`` is the one that matters: a caller
 may repeat the first without a thought and must think before repeating the
 second. Every error of a write is one of the two.
@@ -223,7 +229,8 @@ def _tree(base: type[RollcallError]) -> dict[str, type[RollcallError]]:
     return found
 
 
-_BY_CODE = _tree(RollcallError)
+BY_CODE: dict[str, type[RollcallError]] = _tree(RollcallError)
+"""Every error that travels, by the code that names it in a problem document and between nodes."""
 
 _BEFORE: dict[type[RollcallError], type[RollcallError]] = {
     Forbidden: Invalid,
@@ -250,7 +257,7 @@ def from_wire(data: dict[str, Any]) -> RollcallError:
 
     So does a ``Fatal`` one: it is the peer that must stop, and not this process.
     """
-    kind = _BY_CODE.get(str(data.get("kind"))) or _BY_CODE.get(str(data.get("code")), Unknown)
+    kind = BY_CODE.get(str(data.get("kind"))) or BY_CODE.get(str(data.get("code")), Unknown)
     if issubclass(kind, Fatal):
         kind = Unknown
     facts = data.get("facts")

@@ -8,8 +8,8 @@ building a ``Registration``.
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -84,6 +84,23 @@ class Registration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def key(self) -> Key:
         return Key(self.env, self.service, self.id)
+
+
+class RegistrationFields(TypedDict, total=False):
+    """The fields of a ``Registration`` beside name, place and lease, as a caller may write them: for editors and type
+    checkers. Their limits are those of ``Registration``, which is built of them."""
+
+    hostname: str
+    addrs: Sequence[str]
+    version: str
+    region: str
+    zone: str
+    tags: Sequence[str]
+    meta: Mapping[str, str]
+    weight: int
+    status: Status
+    dirty_timestamp: int | None
+    checks: Sequence[Check | Mapping[str, Any]]
 
 
 class Instance(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -28,7 +28,6 @@ from rich.text import Text
 from rollcall.cluster import Client
 from rollcall.cluster.http import exchange
 from rollcall.cluster.local.local import LocalCluster, free_port
-from rollcall.cluster.local.processes import LocalError
 from rollcall.replication.errors import RollcallError
 
 SERVICES = ("cart", "user", "payment")
@@ -361,7 +360,7 @@ def main() -> None:
                 demo.live = stack.enter_context(Live(console=console, refresh_per_second=8))
             held = demo.run()
             demo.draw()
-    except (LocalError, RollcallError, OSError) as error:
+    except (RollcallError, OSError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print("interrupted")

@@ -12,11 +12,13 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from ...replication.errors import RollcallError
+
 STOP_S = 4.5
 """How long nodes may take to drain before they are killed: the whole stop takes less than 5 s."""
 
 
-class LocalError(Exception):
+class LocalError(RollcallError):
     """Something that the person at the terminal has to know or to change. Holds whole sentences."""
 
 

@@ -78,8 +78,8 @@ def all_errors() -> list[type[RollcallError]]:
 
 
 def test_the_table_of_errors_is_complete():
-    assert set(http.BY_CODE.values()) == set(all_errors())
-    assert len(http.BY_CODE) == len(all_errors())
+    assert set(errors.BY_CODE.values()) == set(all_errors())
+    assert len(errors.BY_CODE) == len(all_errors())
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)

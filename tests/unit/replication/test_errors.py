@@ -19,12 +19,7 @@ from rollcall.replication.errors import (
     to_wire,
 )
 
-
-def _all_kinds(base: type[RollcallError] = RollcallError) -> list[type[RollcallError]]:
-    return [base, *(kind for child in base.__subclasses__() for kind in _all_kinds(child))]
-
-
-ALL_KINDS = sorted(set(_all_kinds()), key=lambda kind: kind.__name__)
+ALL_KINDS = sorted(errors.BY_CODE.values(), key=lambda kind: kind.__name__)
 KNOWN_BEFORE = {
     *(
         "RollcallError",

@@ -17,6 +17,7 @@ Or, with httpx (the extra ``httpx``)::
 
 from typing import TYPE_CHECKING, Any
 
+from ..replication.api import CheckView, ClusterView, Listing, MemberView, OverrideView, Renewal, ServiceSummary
 from ..replication.checks import Check, CheckState
 from ..replication.errors import (
     AlreadyRegistered,
@@ -58,23 +59,13 @@ from .balancer import (
     Weighted,
     ZoneFirst,
 )
-from .client import (
-    Changes,
-    CheckView,
-    Client,
-    ClusterView,
-    Listing,
-    MemberView,
-    OverrideView,
-    Renewal,
-    ServiceSummary,
-    Snapshot,
-)
+from .client import Client
 from .discovery import AsyncDiscovery, Discovery
 from .http import Session
 from .lease import Lease, lifespan, wsgi
 from .members import DEFAULT_NODES, Members
 from .pool import Caution, NoInstances, Policy, Pool
+from .watching import Changes, Snapshot
 
 if TYPE_CHECKING:
     from .transports import AsyncServiceTransport as AsyncServiceTransport

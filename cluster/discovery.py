@@ -30,16 +30,18 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..replication.api import Listing
 from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, RollcallError, Unknown
 from ..replication.records import DEFAULT_ENV, Event, Instance
 from . import forks
 from .balancer import Balancer, Endpoint, RoundRobin
-from .client import Changes, Client, Listing
+from .client import Client
 from .following import ABSENT_MAX, Known, idle, note_uses, surplus, whole_env
 from .http import Interrupted, Interruptible
 from .members import DEFAULT_NODES, nodes_from
 from .names import service_name
 from .pool import CAUTION, Caution, NoInstances, Policy, Pool
+from .watching import Changes
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3 import exceptions as lower
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from ..replication.api import HISTORY, INDEX, REQUEST_ID
 from ..replication.errors import (
     BY_CODE,
     Conflict,
@@ -45,7 +46,6 @@ ANSWER_BYTES_MAX = 256 * 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 _HISTORY = re.compile(r"[0-9a-f]{16}")
 
-REQUEST_ID = "X-Request-Id"
 _OURS = "sdk-"
 """Begins the ids that are made here. One that begins otherwise was put in their place by a proxy, and tells nothing."""
 
@@ -60,13 +60,13 @@ class Answer(Struct, frozen=True):
     @property
     def index(self) -> int:
         """``X-Rollcall-Index``: of the write, or of the copy that was read; 0 if absent."""
-        text = self.headers.get("X-Rollcall-Index", "")
+        text = self.headers.get(INDEX, "")
         return int(text) if text.isdecimal() else 0
 
     @property
     def history(self) -> str:
         """``X-Rollcall-History``: the name of the history that ``index`` is of; empty if absent."""
-        return history_of(self.headers.get("X-Rollcall-History"))
+        return history_of(self.headers.get(HISTORY))
 
 
 def history_of(told: object) -> str:

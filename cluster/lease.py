@@ -35,10 +35,11 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from ..replication.api import Renewal, Word
 from ..replication.errors import Gone, Invalid, NotFound, Overloaded, RollcallError, Superseded, Unknown
 from ..replication.records import DEFAULT_ENV, Registration, RegistrationFields, build
 from . import forks
-from .client import Client, Renewal, Word
+from .client import Client
 from .http import Interrupted, Interruptible
 from .members import DEFAULT_NODES, nodes_from
 from .sharing import Share

@@ -26,6 +26,7 @@ if missing := [
 ]:
     sys.exit(f"rollcall-node needs {', '.join(missing)}: pip install 'rollcall-registry[node]'")
 
+from ..replication.api import MemberView
 from ..replication.errors import RollcallError
 from ..replication.front.networks import networks
 from ..replication.front.server import FILES_KEPT_FREE, Server
@@ -46,7 +47,6 @@ from .leader.duties import Duties, DutySettings
 from .metrics import Metrics
 from .service import Service, ServiceSettings
 from .settings import Settings, load
-from .values import Member
 
 if TYPE_CHECKING:
     from .dns.server import Server as DnsServer
@@ -142,7 +142,7 @@ class Node:
                 write_timeout_s=settings.write_timeout_s,
                 lease_ttl_s_min=settings.lease_ttl_s_min,
                 members=tuple(
-                    Member(id=member.id, http=member.http, raft=member.raft, role="unknown", reachable=False)
+                    MemberView(id=member.id, http=member.http, raft=member.raft, role="unknown", reachable=False)
                     for member in settings.members
                 ),
             ),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from ..replication.api import CheckView, MemberView
 from ..replication.checks import State
 from ..replication.commands import (
     KEEP_LEVEL,
@@ -67,7 +68,7 @@ from .leader.duties import Duties
 from .leader.eviction import ProtectionView
 from .masking import is_masked, restored
 from .position import Position, reach
-from .values import CheckShown, LeaseView, Member, Renewal, Renewed
+from .values import LeaseView, Renewal, Renewed
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class ServiceSettings(Struct, frozen=True, kw_only=True):
     cluster_id: str
     write_timeout_s: float = 5.0
     lease_ttl_s_min: float = 2.0
-    members: tuple[Member, ...] = ()
+    members: tuple[MemberView, ...] = ()
     """All nodes, this one included; ``role`` and ``reachable`` are filled in when asked."""
 
 
@@ -291,15 +292,15 @@ class Service:
             except NotDone as error:
                 self._again(error, deadline)
 
-    def checks(self, instance: Instance) -> list[CheckShown]:
+    def checks(self, instance: Instance) -> list[CheckView]:
         """How an instance's checks stand, and what the node that asks was answered last."""
         node, views = self._checker.views_of_owner(instance) if self._checker is not None else ("", {})
         notes = {} if all(check.asks for check in instance.checks) else self._notes(instance.key)
-        shown: list[CheckShown] = []
+        shown: list[CheckView] = []
         for check, state in zip(instance.checks, instance.check_states, strict=True):
             view = views.get(check.name)
             shown.append(
-                CheckShown(
+                CheckView(
                     name=check.name,
                     kind=check.kind,
                     state=state.state,
@@ -482,11 +483,11 @@ class Service:
     def status(self) -> LogStatus:
         return self._log.status()
 
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[MemberView, ...]:
         status = self._log.status()
         reachable = {peer.id for peer in status.peers if peer.reachable} | {self.node_id}
         return tuple(
-            Member(
+            MemberView(
                 id=member.id,
                 http=member.http,
                 raft=member.raft,

@@ -4,7 +4,6 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ..replication.log import Role
 from ..replication.records import Key
 
 Answer = Literal["ok", "unknown", "ahead", "behind"]
@@ -36,28 +35,3 @@ class LeaseView(Struct, frozen=True, gc=False):
     ttl_s: float | None
     renewed_ms_ago: int | None
     overdue: bool
-
-
-class CheckShown(Struct, frozen=True, kw_only=True):
-    """One check of an instance, for people. ``since`` is the index that made it stand so; ``node``
-    asks it, and said the rest: what it was answered last, how long that took, and when (ns). Empty and None
-    where that node does not say."""
-
-    name: str
-    kind: str
-    state: str
-    since: int
-    node: str = ""
-    output: str = ""
-    latency_ms: float | None = None
-    asked_at: int | None = None
-
-
-class Member(Struct, frozen=True, kw_only=True):
-    """One node of the cluster: its id, its public URL, its address among the nodes."""
-
-    id: str
-    http: str
-    raft: str
-    role: Role | Literal["unknown"]
-    reachable: bool

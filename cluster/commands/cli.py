@@ -15,8 +15,8 @@ from rich.text import Text
 
 from ...replication.policies import Policy, policy_of
 from ...replication.records import Event, Instance, Status
-from ..client import Snapshot
 from ..lease import check_from
+from ..watching import Snapshot
 from . import serving
 from .terminal import (
     Context,

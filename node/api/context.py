@@ -17,6 +17,7 @@ import msgspec
 from flask import Response, g, request
 from msgspec import Struct
 
+from ...replication.api import COMPLETE, HISTORY, INDEX, REQUEST_ID
 from ...replication.commands import REQUEST_ID_MAX, Submittable
 from ...replication.errors import Invalid, NoLeader
 from ...replication.front.networks import client_of, within
@@ -171,20 +172,20 @@ class Context:
             contact_s = service.status().leader_contact_s
             standing = self._standing = _Standing(now, contact_s, service.complete())
         headers = [
-            ("X-Rollcall-Index", str(index)),
+            (INDEX, str(index)),
             ("X-Rollcall-Node", service.node_id),
             ("X-Rollcall-Cluster", service.cluster_id),
         ]
         if service.registry.history:
-            headers.append(("X-Rollcall-History", service.registry.history))
+            headers.append((HISTORY, service.registry.history))
         if standing.leader_contact_s is not None:
             contact_s = standing.leader_contact_s + now - standing.read_at
             headers.append(("X-Rollcall-Leader-Contact-Ms", str(int(contact_s * 1000))))
         if listed and standing.complete:
-            headers.append(("X-Rollcall-Complete", "true"))
+            headers.append((COMPLETE, "true"))
         if stale:
             headers.append(("X-Rollcall-Stale", "true"))
-        headers.append(("X-Request-Id", request_id))
+        headers.append((REQUEST_ID, request_id))
         return headers
 
 

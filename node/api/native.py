@@ -10,7 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, g, request
+from msgspec import structs
 
+from ...replication.api import ClusterView, RenewalBody
 from ...replication.commands import Deregister, Register, SetStatus
 from ...replication.errors import Invalid, NotFound, StaleDirtyTimestamp
 from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, build
@@ -215,24 +217,24 @@ class Native:
         status, protection = self._service.status(), self._service.protection()
         g.index = status.applied_index
         return json_answer(
-            {
-                "node": status.node,
-                "cluster": self._service.cluster_id,
-                "role": status.role,
-                "leader": status.leader,
-                "term": status.term,
-                "history": self._service.registry.history,
-                "applied_index": status.applied_index,
-                "commit_index": status.commit_index,
-                "level": status.level,
-                "standing": status.standing,
-                "members": self._service.members(),
-                "protection": protection,
-                "disk_error": status.disk_error,
-                "snapshot_error": status.snapshot_error,
-                "clock_error": status.clock_error,
-                "clock_ahead_s": status.clock_ahead_s,
-            }
+            ClusterView(
+                node=status.node,
+                cluster=self._service.cluster_id,
+                role=status.role,
+                leader=status.leader,
+                term=status.term,
+                history=self._service.registry.history,
+                applied_index=status.applied_index,
+                commit_index=status.commit_index,
+                level=status.level,
+                standing=status.standing,
+                members=self._service.members(),
+                protection=structs.asdict(protection),
+                disk_error=status.disk_error,
+                snapshot_error=status.snapshot_error,
+                clock_error=status.clock_error,
+                clock_ahead_s=status.clock_ahead_s,
+            )
         )
 
     def digest(self) -> Response:
@@ -299,12 +301,12 @@ def changed(context: Context, key: Key, outcome: Outcome) -> dict[str, Any]:
     return record(found) if found is not None else {"env": key.env, "service": key.service, "id": key.id}
 
 
-def renewed(context: Context, key: Key, environ: Environ | None = None) -> dict[str, Any]:
+def renewed(context: Context, key: Key, environ: Environ | None = None) -> RenewalBody:
     """The body that answers a heartbeat."""
     answer = context.renew([Renewal(key)], environ)[0]
     if answer.status != "ok":
         raise _unknown(key)
-    return {"ttl_s": answer.ttl_s, "next_heartbeat_ms": answer.next_heartbeat_ms}
+    return RenewalBody(ttl_s=answer.ttl_s, next_heartbeat_ms=answer.next_heartbeat_ms)
 
 
 def _key(service: str, id: str) -> Key:

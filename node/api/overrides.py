@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from flask import Blueprint, Response, g
 from msgspec import Meta, Struct
 
+from ...replication.api import OverrideView
 from ...replication.commands import FOR_S_MAX, SetStatus, check_new
 from ...replication.errors import Invalid
 from ...replication.records import Key, Override, Status, Text
@@ -95,20 +96,20 @@ def _place(key: Key) -> Place:
     return key.env, key.service, key.id
 
 
-def shown(override: Override, registry: Registry) -> dict[str, Any]:
-    """One override. Times are nanoseconds; ``registered`` says whether its instance is there now."""
+def shown(override: Override, registry: Registry) -> OverrideView:
+    """One override; ``registered`` says whether its instance is there now."""
     key = override.key
-    return {
-        "env": key.env,
-        "service": key.service,
-        "id": key.id,
-        "status": override.status,
-        "reason": override.reason,
-        "until": override.until,
-        "set_at": override.set_at,
-        "registered": registry.instance(key) is not None,
-        "index": override.modify_index,
-    }
+    return OverrideView(
+        env=key.env,
+        service=key.service,
+        id=key.id,
+        status=override.status,
+        reason=override.reason,
+        until=override.until,
+        set_at=override.set_at,
+        registered=registry.instance(key) is not None,
+        index=override.modify_index,
+    )
 
 
 def without_a_record(key: Key, registry: Registry) -> dict[str, Any]:

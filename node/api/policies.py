@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from flask import Blueprint, Response, g, request
 
+from ...replication.api import policy_shown
 from ...replication.commands import SetPolicy, check_new
 from ...replication.errors import NotFound
 from ...replication.policies import Policy, PolicyRecord, policy_of
@@ -47,7 +48,7 @@ class Policies:
         g.index = self._registry.applied_index
         begin = asked.after or ("",)
         found = (
-            ((record.name,), encode_json(shown(record)))
+            ((record.name,), encode_json(policy_shown(record)))
             for record in self._registry.policies
             if (record.name,) > begin and service in (None, record.policy.service)
         )
@@ -74,7 +75,7 @@ class Policies:
     def one(self, name: str) -> Response:
         self._freshen(Query.of_request())
         g.index = self._registry.applied_index
-        return json_answer(shown(self._record(name)))
+        return json_answer(policy_shown(self._record(name)))
 
     def put(self, name: str) -> Response:
         Query.of_request().done()
@@ -85,7 +86,7 @@ class Policies:
         command = SetPolicy(name, policy, words.author or _caller(), words.reason)
         check_new(command)
         self._context.submit(command)
-        return json_answer({**shown(self._record(name)), **_warned(warnings(self._registry, name, policy))})
+        return json_answer({**policy_shown(self._record(name)), **_warned(warnings(self._registry, name, policy))})
 
     def delete(self, name: str) -> Response:
         query = Query.of_request()
@@ -114,13 +115,6 @@ class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     author: Annotated[str, msgspec.Meta(max_length=256)] = ""
     reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
-
-
-def shown(record: PolicyRecord) -> dict[str, Any]:
-    """A policy and who put it in force, on one level."""
-    policy = {field: getattr(record.policy, field) for field in Policy.__struct_fields__}
-    facts = {field: getattr(record, field) for field in PolicyRecord.__struct_fields__ if field != "policy"}
-    return {**facts, **policy}
 
 
 def warnings(registry: Registry, name: str, policy: Policy) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ...replication.api import ServiceSummary
 from ...replication.errors import Invalid, TooLarge
 from ...replication.front.pieces import PIECE_BYTES, Pieces
 from ...replication.records import META_KEYS_MAX, TAGS_MAX, Event, Health, Instance, Status
@@ -378,24 +379,24 @@ def _begin(env: str | None, after: Place) -> Place:
     return max(after, () if env is None else (env,))
 
 
-def summary(view: ServiceView) -> dict[str, Any]:
+def summary(view: ServiceView) -> ServiceSummary:
     """One service in sums: instances by health, those that get traffic, their tags (``more_tags``: not all)."""
     health = dict.fromkeys(HEALTHS, 0)
     for instance in view.instances:
         health[instance.health] += 1
     tags, more = _tags(view.instances)
-    return {
-        "name": view.name,
-        "env": view.env,
-        "instances": len(view.instances),
-        "serving": sum(instance.serving for instance in view.instances),
-        "health": health,
-        "tags": tags,
-        **({"more_tags": True} if more else {}),
-    }
+    return ServiceSummary(
+        name=view.name,
+        env=view.env,
+        instances=len(view.instances),
+        serving=sum(instance.serving for instance in view.instances),
+        health=health,
+        tags=tags,
+        more_tags=more,
+    )
 
 
-def _tags(instances: Iterable[Instance]) -> tuple[list[str], bool]:
+def _tags(instances: Iterable[Instance]) -> tuple[tuple[str, ...], bool]:
     """The first tags of all, in order; and whether there are more."""
     found: set[str] = set()
     more = False
@@ -408,7 +409,7 @@ def _tags(instances: Iterable[Instance]) -> tuple[list[str], bool]:
     shown = tags[:TAGS_SHOWN_MAX]
     while len(encode_json(shown)) > TAGS_SHOWN_BYTES_MAX:
         shown.pop()
-    return shown, more or len(shown) < len(tags)
+    return tuple(shown), more or len(shown) < len(tags)
 
 
 def env_shown(env: str | None) -> str:

@@ -23,13 +23,14 @@ import msgspec
 from flask import Blueprint, Response, g
 from msgspec import Meta, Struct
 
+from ...replication.api import MemberView
 from ...replication.commands import Deregister, Register
 from ...replication.errors import Conflict, Invalid, KeyReused, NotFound, TooLarge
 from ...replication.front.pieces import Pieces
 from ...replication.places import Place, address_fault, first_of
 from ...replication.records import Instance, Key, Registration, TimeNs, build, invalid_from
 from ...replication.registry.registry import ServiceView
-from ..values import Member, Renewal
+from ..values import Renewal
 from .body import parsed, read
 from .context import Context, json_answer
 from .large import LARGE_MIN, array, joined, pieces_answer, work_of, work_of_service
@@ -334,7 +335,7 @@ def _name(sent: str) -> str:
     return _NAMES.get(bare, bare)
 
 
-def _node(member: Member, env: str) -> dict[str, Any]:
+def _node(member: MemberView, env: str) -> dict[str, Any]:
     """A member as an instance. The cluster keeps no timestamps of its members."""
     times = ("reg_timestamp", "up_timestamp", "renew_timestamp", "dirty_timestamp", "latest_timestamp")
     return {

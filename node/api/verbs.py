@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from ...replication.api import CheckView, MemberView
 from ...replication.checks import State
 from ...replication.commands import Submittable
 from ...replication.front.networks import LOOPBACK, Network
@@ -18,7 +19,7 @@ from ...replication.registry.registry import Outcome, Registry
 from ..budget import Budget
 from ..leader.eviction import ProtectionView
 from ..position import Position
-from ..values import CheckShown, LeaseView, Member, Renewal, Renewed
+from ..values import LeaseView, Renewal, Renewed
 
 
 class ApiSettings(Struct, frozen=True, kw_only=True):
@@ -65,7 +66,7 @@ class Verbs(Protocol):
         """Takes a service's own word on a check of its own."""
         ...
 
-    def checks(self, instance: Instance) -> list[CheckShown]:
+    def checks(self, instance: Instance) -> list[CheckView]:
         """How an instance's checks stand, and what the node that asks was answered last."""
         ...
 
@@ -88,7 +89,7 @@ class Verbs(Protocol):
 
     def lease(self, key: Key) -> LeaseView | None: ...
     def status(self) -> LogStatus: ...
-    def members(self) -> tuple[Member, ...]: ...
+    def members(self) -> tuple[MemberView, ...]: ...
     def protection(self) -> ProtectionView: ...
     def complete(self) -> bool:
         """Whether this node has caught up, so that what it does not hold is not there."""

@@ -11,7 +11,7 @@ import pytest
 from harness.api import Api, FakeService, InProcess, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.cluster.client import Client, Snapshot
+from rollcall.cluster import Client, Snapshot
 from rollcall.node.api import ApiSettings, create_app, pages, rendering, watch
 from rollcall.node.api.fast import Fast
 from rollcall.replication.commands import Batch, Begin, Deregister, Register, SetPolicy, SetStatus

@@ -15,7 +15,8 @@ from rollcall.node.api.fast import Fast
 from rollcall.node.budget import KINDS, Budget
 from rollcall.node.leader.eviction import ProtectionView
 from rollcall.node.position import Position, reach
-from rollcall.node.values import LeaseView, Member, Renewal, Renewed
+from rollcall.node.values import LeaseView, Renewal, Renewed
+from rollcall.replication.api import MemberView
 from rollcall.replication.commands import Submittable
 from rollcall.replication.errors import Draining, NoLeader, Overloaded
 from rollcall.replication.log import LocalLog, LogStatus
@@ -114,10 +115,10 @@ class FakeService:
             clock_ahead_s=self.clock_ahead_s,
         )
 
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[MemberView, ...]:
         return (
-            Member(id="n1", http="http://127.0.0.1:8500", raft="127.0.0.1:9500", role="leader", reachable=True),
-            Member(id="n2", http="http://127.0.0.1:8501", raft="127.0.0.1:9501", role="follower", reachable=False),
+            MemberView(id="n1", http="http://127.0.0.1:8500", raft="127.0.0.1:9500", role="leader", reachable=True),
+            MemberView(id="n2", http="http://127.0.0.1:8501", raft="127.0.0.1:9501", role="follower", reachable=False),
         )
 
     def protection(self) -> ProtectionView:

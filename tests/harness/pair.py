@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from rollcall.node.budget import Budget
 from rollcall.node.leader.duties import Duties, DutySettings
 from rollcall.node.service import Service, ServiceSettings
-from rollcall.node.values import Member
+from rollcall.replication.api import MemberView
 from rollcall.replication.commands import Command
 from rollcall.replication.errors import NotDone, NotLeader, RollcallError
 from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
@@ -163,7 +163,7 @@ class Pair:
         self.follower_log = FollowerLog(self.leader_log)
         self.duties = Duties(self.leader_log, DutySettings(sweep_s_max=0.2))
         self.follower_duties = Duties(self.follower_log, DutySettings())
-        shown = tuple(Member(id=id, http="", raft="", role="unknown", reachable=False) for id in members)
+        shown = tuple(MemberView(id=id, http="", raft="", role="unknown", reachable=False) for id in members)
         settings = ServiceSettings(cluster_id="pair", write_timeout_s=write_timeout_s, members=shown)
         self.leader = Service(self.leader_log, self.duties, Budget(64), settings)
         self.follower = Service(self.follower_log, self.follower_duties, Budget(64), settings)

@@ -11,7 +11,7 @@ from harness.gateway import GatewayProcess
 from harness.put_back import copy, lose, put_back
 from harness.served import Served
 from harness.waiting import wait_for
-from rollcall.cluster.client import Client, Snapshot
+from rollcall.cluster import Client, Snapshot
 from rollcall.cluster.discovery import Discovery
 from rollcall.cluster.lease import Lease
 from rollcall.replication.errors import RollcallError
@@ -92,7 +92,7 @@ def test_who_holds_an_index_of_before_is_right_within_seconds(
     begin_anew: Callable[[Cluster, Path], None],
     caplog: pytest.LogCaptureFixture,
 ):
-    caplog.set_level(logging.WARNING, "rollcall.cluster.client")
+    caplog.set_level(logging.WARNING, "rollcall.cluster.own_writes")
     copy(three, tmp_path)
     last = max(three.register(number % 3, "filler", f"f{number % 10}") for number in range(200))
     three.register(0, "shop", "gone", address="10.0.0.9", port=9, ttl_s=None)

@@ -21,7 +21,7 @@ ROOMS = ("replication", "cluster", "node")
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
 MAY_IMPORT = {"replication": set[str](), "cluster": {"replication"}, "node": {"replication"}}
-VOCABULARY = {"errors", "places", "records", "checks", "policies", "commands", "front"}
+VOCABULARY = {"api", "errors", "places", "records", "checks", "policies", "commands", "front"}
 """What ``cluster`` may know of ``replication``: a service that installs the SDK gets no server code paths."""
 
 

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from harness.fakes import FakeSession, problem, response
 from requests import exceptions
-from rollcall.cluster import client as client_module
-from rollcall.cluster.client import Client, Snapshot
+from rollcall.cluster import Client, Snapshot
+from rollcall.cluster import nodes as nodes_module
 from rollcall.replication.errors import (
     AlreadyRegistered,
     Gone,
@@ -38,7 +38,7 @@ def instance(id: str = "cart-1", *, service: str = "cart", index: int = 1) -> di
 @pytest.fixture(autouse=True)
 def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes are asked in the order in which they are named here."""
-    monkeypatch.setattr(client_module.random, "sample", lambda urls, _: list(urls))
+    monkeypatch.setattr(nodes_module.random, "sample", lambda urls, _: list(urls))
 
 
 def client(answers: Callable[[str, str, dict[str, Any]], Any], **options: Any) -> tuple[Client, FakeSession]:
@@ -431,7 +431,7 @@ def test_every_node_is_asked_within_the_time_of_a_call_however_short_it_is(
 ):
     """Nodes that are all behind and wait, or that hang: there is still time for the read that tells."""
     registry = Registry(900)
-    monkeypatch.setattr(client_module.time, "monotonic", lambda: registry.now)
+    monkeypatch.setattr(nodes_module.time, "monotonic", lambda: registry.now)
     sdk, session = client(registry, timeout_s=timeout_s)
     sdk.instances("cart")
     registry.leads, registry.lags, registry.hangs = False, "abc", hangs
@@ -446,7 +446,7 @@ def test_every_node_is_asked_within_the_time_of_a_call_however_short_it_is(
 @pytest.mark.parametrize("hangs", ["a", "ab"])
 def test_nodes_that_hang_leave_time_to_ask_the_next_one(hangs: str, monkeypatch: pytest.MonkeyPatch):
     registry = Registry(900)
-    monkeypatch.setattr(client_module.time, "monotonic", lambda: registry.now)
+    monkeypatch.setattr(nodes_module.time, "monotonic", lambda: registry.now)
     sdk, session = client(registry, timeout_s=2.0)
     registry.hangs = hangs
 

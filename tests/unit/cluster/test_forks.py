@@ -230,7 +230,7 @@ def test_a_client_that_was_used_before_a_fork_gives_each_process_its_own_answers
 
 def test_so_it_does_over_the_connections_of_another_session(node: Node) -> None:
     with Client(node.url) as sdk:
-        other = sdk.over(sdk._session)
+        other = sdk.over(sdk._nodes.session)
         assert under_load(quick(sdk)) == 0
         assert in_child(lambda: wrong(quick(sdk), 5)) == 0
         assert other.instances("cart").service == "cart"
@@ -318,7 +318,7 @@ def test_a_child_holds_no_connection_of_its_parent_open(node: Node) -> None:
     with Client(node.url) as sdk:
         sdk.instances("before")
 
-        kept = os.readlink(f"/proc/self/fd/{pool_of(sdk._session).pool.queue[-1].sock.fileno()}")
+        kept = os.readlink(f"/proc/self/fd/{pool_of(sdk._nodes.session).pool.queue[-1].sock.fileno()}")
 
         def open_here() -> list[str]:
             found: list[str] = []
@@ -334,8 +334,8 @@ def test_a_child_holds_no_connection_of_its_parent_open(node: Node) -> None:
 def test_locks_that_a_thread_of_the_parent_held_do_not_hang_the_child(node: Node) -> None:
     with Client(node.url) as sdk:
         sdk.instances("before")
-        pools: Any = sdk._session.adapters["http://"].poolmanager.pools  # type: ignore[attr-defined]
-        with sdk._lock, pool_of(sdk._session).pool.mutex, pools.lock:
+        pools: Any = sdk._nodes.session.adapters["http://"].poolmanager.pools  # type: ignore[attr-defined]
+        with sdk._nodes._lock, sdk._calls._lock, pool_of(sdk._nodes.session).pool.mutex, pools.lock:
             assert in_child(lambda: [wrong(quick(sdk), 3), sdk.close(), gc.collect()][0]) == 0
 
 

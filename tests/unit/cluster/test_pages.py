@@ -6,7 +6,8 @@ import pytest
 from harness.fakes import FakeSession, problem, response
 from hypothesis import given
 from hypothesis import strategies as st
-from rollcall.cluster.client import LARGE_MAX, Client
+from rollcall.cluster import Client
+from rollcall.cluster.lists import LARGE_MAX
 from rollcall.replication.errors import Invalid, NotDone, TooLarge, Unknown
 from rollcall.replication.front import pages as pages_module
 from rollcall.replication.front.pages import PAGES_MAX, Pages
@@ -149,4 +150,4 @@ def test_lists_remembered_as_large_are_few() -> None:
     for number in range(LARGE_MAX + 100):
         sdk.instances(f"s{number}")
 
-    assert 0 < len(sdk._large) <= LARGE_MAX
+    assert 0 < len(sdk._lists) <= LARGE_MAX

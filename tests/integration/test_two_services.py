@@ -153,13 +153,13 @@ def test_two_services_call_each_other_while_nodes_and_instances_die(
     three: Cluster, services: dict[str, list[subprocess.Popen[bytes]]], measured: Measured
 ):
     with Discovery(three.urls) as discovery:
-        for name in services:
+        for name, processes in services.items():
             wait_for(
                 lambda name=name: len(discovery.pool(name).endpoints) == 2,
                 lambda: f"two of each: {known(three)}",
                 START_S,
             )
-            assert [process.poll() for process in services[name]] == [None, None]
+            assert [process.poll() for process in processes] == [None, None]
         with Callers(discovery) as callers:
             callers.wait_for_more(100)
             leader = three.wait_for_leader()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..replication.errors import Invalid
 from ..replication.network.tls import uri_of
-from .settings_rules import ID_PATTERN
+from .settings.addresses import ID_PATTERN
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -12,7 +12,8 @@ import yaml
 from harness.certified import credentials_of
 from rollcall.cluster.commands import serving
 from rollcall.cluster.members import urls_from
-from rollcall.node.settings import TABLE, load, sample
+from rollcall.node.settings import TABLE, load
+from rollcall.node.settings.__main__ import sample
 
 COMPOSE = Path(__file__).resolve().parents[2] / "compose"
 FILES = {"compose.yaml": 3, "compose-5.yaml": 5}

@@ -13,7 +13,7 @@ from rollcall.node.budget import Budget
 from rollcall.node.dns.answers import UDP_BYTES_MAX
 from rollcall.node.dns.rates import PER_S
 from rollcall.node.settings import Settings
-from rollcall.node.settings_rules import MEMBERS_MAX
+from rollcall.node.settings.rules import MEMBERS_MAX
 from rollcall.replication import checks, commands, policies, records
 from rollcall.replication.front.server import HEADER_BYTES_MAX
 from rollcall.replication.registry import changes, registry

@@ -6,8 +6,9 @@ from typing import Annotated
 import msgspec
 import pytest
 from msgspec import Struct
-from rollcall.node.settings import TABLE, Member, Settings, build, load, markdown, sample
-from rollcall.node.settings_table import Setting, about, table_of
+from rollcall.node.settings import TABLE, Member, Settings, build, load
+from rollcall.node.settings.__main__ import markdown, sample
+from rollcall.node.settings.table import Setting, about, table_of
 from rollcall.replication.errors import Invalid
 
 REPOSITORY = Path(__file__).resolve().parents[3]

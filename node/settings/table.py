@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from ..replication.errors import Invalid
+from ...replication.errors import Invalid
 
 ENV_PREFIX = "ROLLCALL_"
 

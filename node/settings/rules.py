@@ -1,28 +1,21 @@
 """What must hold between the settings of a node, said in the operator's words."""
 
-import ipaddress
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from ..replication.commands import COMMAND_BYTES_MAX
-from ..replication.errors import Invalid
-from ..replication.front.networks import networks
-from .checks.reach import Reach
+from ...replication.commands import COMMAND_BYTES_MAX
+from ...replication.errors import Invalid
+from ...replication.front.networks import networks
+from ..checks.reach import Reach
+from .addresses import ID_PATTERN, check_url, host_and_port, is_loopback, is_name
+from .fields import Settings
 
-if TYPE_CHECKING:
-    from .settings import Settings
-
-ID_PATTERN = r"^[A-Za-z0-9._-]{1,64}\Z"
 MEMBERS_MAX = 7
 DOMAIN_LENGTH_MAX = 100
 """Leaves room below it for the names of services and nodes: a name in DNS has at most 255 bytes."""
-WILDCARDS = frozenset({"", "0.0.0.0", "::"})
-"""Hosts that mean every address of the machine: good to bind to, not to connect to."""
 
 
-def check(settings: "Settings") -> None:
+def check(settings: Settings) -> None:
     """Raises ``Invalid`` for the first thing that does not fit together."""
     _check_addresses(settings)
     _check_members(settings)
@@ -33,40 +26,8 @@ def check(settings: "Settings") -> None:
     _check_relations(settings)
 
 
-def joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def host_and_port(text: str, field: str) -> tuple[str, int]:
-    """``HOST:PORT`` (``[HOST]:PORT`` for IPv6) in two, or ``Invalid`` naming ``field``."""
-    try:
-        parts = urlsplit(f"//{text}")
-        if parts.hostname and parts.port and not parts.path and not parts.username:
-            return parts.hostname, parts.port
-    except ValueError:
-        pass
-    raise Invalid(f"{field}: expected HOST:PORT, got {text!r}", field=field)
-
-
-def _check_url(text: str, field: str) -> None:
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        parts, port = None, None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.path:
-        raise Invalid(f"{field}: expected http://HOST:PORT, got {text!r}", field=field)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _check_addresses(settings: "Settings") -> None:
-    _check_url(settings.http_advertise, "http_advertise")
+def _check_addresses(settings: Settings) -> None:
+    check_url(settings.http_advertise, "http_advertise")
     host_and_port(settings.raft_advertise, "raft_advertise")
     if settings.http_host == settings.raft_host and settings.http_port == settings.raft_port:
         raise Invalid(
@@ -76,14 +37,14 @@ def _check_addresses(settings: "Settings") -> None:
     _check_security(settings)
 
 
-def _check_hosts(settings: "Settings") -> None:
+def _check_hosts(settings: Settings) -> None:
     for host in settings.hosts:
-        if not _is_name(host.removesuffix(".")):
+        if not is_name(host.removesuffix(".")):
             message = f"hosts: expected names such as registry.example.com, without a port, got {host[:100]!r}"
             raise Invalid(message, field="hosts")
 
 
-def _check_security(settings: "Settings") -> None:
+def _check_security(settings: Settings) -> None:
     files = ("tls_cert", "tls_key", "tls_ca")
     missing = [name for name in files if not getattr(settings, name)]
     for name in files:
@@ -95,7 +56,7 @@ def _check_security(settings: "Settings") -> None:
         raise Invalid(f"{', '.join(missing)} missing: TLS needs all of {', '.join(files)}", field=missing[0])
     if not missing and settings.insecure:
         raise Invalid("insecure = true allows plain TCP, and tls_cert is set: remove one of them", field="insecure")
-    if missing and not settings.insecure and not _is_loopback(settings.raft_host):
+    if missing and not settings.insecure and not is_loopback(settings.raft_host):
         raise Invalid(
             f"raft_host ({settings.raft_host}) is not a loopback address, and without TLS whoever reaches that port "
             "can change the registry: set tls_cert, tls_key and tls_ca (rollcall-node certs makes them), or, on a "
@@ -104,7 +65,7 @@ def _check_security(settings: "Settings") -> None:
         )
 
 
-def _check_members(settings: "Settings") -> None:
+def _check_members(settings: Settings) -> None:
     members = settings.members
     for member in members:
         if not re.match(ID_PATTERN, member.id):
@@ -113,7 +74,7 @@ def _check_members(settings: "Settings") -> None:
                 field="members",
             )
         host_and_port(member.raft, f"members: {member.id}")
-        _check_url(member.http, f"members: {member.id}")
+        check_url(member.http, f"members: {member.id}")
     for what in ("id", "raft", "http"):
         values = [getattr(member, what) for member in members]
         twice = next((value for value in values if values.count(value) > 1), None)
@@ -143,13 +104,13 @@ def _check_members(settings: "Settings") -> None:
             )
 
 
-def _check_dns(settings: "Settings") -> None:
+def _check_dns(settings: Settings) -> None:
     for name in ("http", "raft"):
         host, port = getattr(settings, f"{name}_host"), getattr(settings, f"{name}_port")
         if settings.dns_host == host and settings.dns_port == port:
             raise Invalid(f"dns_port and {name}_port are both {port} on {host}: give each its own", field="dns_port")
     domain = settings.dns_domain.removesuffix(".")
-    if not _is_name(domain) or len(domain) > DOMAIN_LENGTH_MAX:
+    if not is_name(domain) or len(domain) > DOMAIN_LENGTH_MAX:
         raise Invalid(
             f"dns_domain: expected a domain of at most {DOMAIN_LENGTH_MAX} characters, like rollcall or "
             f"registry.example.com, got {settings.dns_domain!r}",
@@ -159,7 +120,7 @@ def _check_dns(settings: "Settings") -> None:
         raise Invalid(
             f"dns_env: expected 1 to 128 of letters, digits, '.', '_', '-', got {settings.dns_env!r}", field="dns_env"
         )
-    nameless = next((member.id for member in settings.members if not _is_name(member.id)), None)
+    nameless = next((member.id for member in settings.members if not is_name(member.id)), None)
     if settings.dns_port and nameless is not None:
         raise Invalid(
             f"members: {nameless!r} cannot be part of a name in DNS (parts between dots have 1 to 63 characters): "
@@ -168,12 +129,7 @@ def _check_dns(settings: "Settings") -> None:
         )
 
 
-def _is_name(text: str) -> bool:
-    """Whether DNS can carry ``text`` as (part of) a name."""
-    return all(re.fullmatch(r"[A-Za-z0-9_-]{1,63}", label) for label in text.split("."))
-
-
-def _check_relations(settings: "Settings") -> None:
+def _check_relations(settings: Settings) -> None:
     s = settings
     if not s.election_timeout_s_min > 3 * s.heartbeat_period_s:
         raise Invalid(

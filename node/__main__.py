@@ -119,6 +119,7 @@ class Node:
         )
         self.duties: Duties = Duties(
             self.engine,
+            transport,
             DutySettings(
                 protection_threshold=settings.protection_threshold,
                 sweep_s_max=settings.evict_sweep_s_max,
@@ -128,13 +129,14 @@ class Node:
         )
         places = files.checks_max()
         reach = Reach.of(settings.checks_networks, scripts=settings.checks_scripts)
-        self.checker: Checker = Checker(self.engine, Prober(reach, places=places))
+        self.checker: Checker = Checker(self.engine, transport, Prober(reach, places=places))
         self.metrics.watch_checks(lambda: len(self.checker))
         about = "Answers to this node's health checks, by what was found."
         self.metrics.watch_counts("rollcall_checks_answers", about, "state", self.checker.answers.copy)
         self._desk: Worker = Worker("desk")
         self.service: Service = Service(
             self.engine,
+            transport,
             self.duties,
             Budget(settings.threads - settings.threads_reserved),
             ServiceSettings(

@@ -23,7 +23,8 @@ from ..replication.checks import State
 from ..replication.commands import REQUEST_ID_MAX, from_peer, to_peer
 from ..replication.errors import Invalid, NotDone, Overloaded, RollcallError, Unknown, from_wire
 from ..replication.errors import to_peer as error_to_peer
-from ..replication.log import Handler, Log, Proposal, Reply
+from ..replication.log import Handler, Log, Peers, Reply
+from ..replication.proposal import Pending, Proposal
 from ..replication.records import UNREADABLE, Key
 from ..replication.registry.registry import Outcome
 from .aside import Aside, at_once
@@ -232,9 +233,10 @@ class Desk:
     def __init__(
         self,
         log: Log,
+        peers: Peers,
         *,
         propose: Callable[[Any, str], Proposal],
-        barrier: Callable[[], Proposal],
+        barrier: Callable[[], Pending[int] | Proposal],
         renew: Callable[[Sequence[Renewal], str], Sequence[Renewed | None]],
         report: Callable[[Key, str, State, str], Proposal | None],
         notes: Callable[[Key], dict[str, str]],
@@ -245,16 +247,16 @@ class Desk:
         def submit(peer: str, payload: bytes, reply: Reply) -> None:
             asked = _submission.decode(payload)
             command = from_peer(asked.command, level=log.registry.level)
-            propose(command, asked.request_id).on_done(lambda proposal: reply(_settled(proposal)))
+            _reply_with(propose(command, asked.request_id), reply)
 
         def read(peer: str, payload: bytes, reply: Reply) -> None:
-            barrier().on_done(lambda proposal: reply(_settled(proposal)))
+            _reply_with(barrier(), reply)
 
         def renewals(peer: str, payload: bytes, reply: Reply) -> None:
             reply(_encode(Answered(renewed=tuple(renew(_asked.decode(payload).renewals, peer)))))
 
         def hand_over(peer: str, payload: bytes, reply: Reply) -> None:
-            log.hand_over(payload.decode("utf-8", "replace")).on_done(lambda proposal: reply(_settled(proposal)))
+            _reply_with(log.hand_over(payload.decode("utf-8", "replace")), reply)
 
         def say(peer: str, payload: bytes, reply: Reply) -> None:
             asked = _said.decode(payload)
@@ -262,23 +264,31 @@ class Desk:
             if proposal is None:
                 reply(_encode(Answered(outcome=Outcome(log.registry.applied_index, ("none",)))))
             else:
-                proposal.on_done(lambda proposal: reply(_settled(proposal)))
+                _reply_with(proposal, reply)
 
-        log.serve(SUBMIT, _aside(aside, _guarded(submit), over=HEAVY_BYTES))
-        log.serve(SAY, _aside(aside, _guarded(say)))
-        log.serve(
+        peers.serve(SUBMIT, _aside(aside, _guarded(submit), over=HEAVY_BYTES))
+        peers.serve(SAY, _aside(aside, _guarded(say)))
+        peers.serve(
             NOTES, _aside(aside, _guarded(lambda peer, payload, reply: reply(_encode(notes(_key.decode(payload))))))
         )
-        log.serve(BARRIER, _guarded(read))
-        log.serve(RENEW, _aside(aside, _guarded(renewals)))
-        log.serve(HAND_OVER, _guarded(hand_over))
-        log.serve(BEQUEATH, _aside(aside, _guarded(lambda peer, payload, reply: reply(take_over(payload)))))
-        log.serve(PROTECTION, lambda peer, payload, reply: reply(protection()))
+        peers.serve(BARRIER, _guarded(read))
+        peers.serve(RENEW, _aside(aside, _guarded(renewals)))
+        peers.serve(HAND_OVER, _guarded(hand_over))
+        peers.serve(BEQUEATH, _aside(aside, _guarded(lambda peer, payload, reply: reply(take_over(payload)))))
+        peers.serve(PROTECTION, lambda peer, payload, reply: reply(protection()))
 
 
-def _settled(proposal: Proposal) -> bytes:
-    error = error_to_peer(proposal.error) if proposal.error is not None else None
-    return _encode(Answered(outcome=proposal.outcome, error=error))
+def _reply_with(asked: Proposal | Pending[int], reply: Reply) -> None:
+    """Replies once it is settled. An index alone travels as the outcome of a write would."""
+
+    def settled(_: object) -> None:
+        error, outcome = asked.error, asked.outcome
+        if error is not None:
+            reply(_encode(Answered(error=error_to_peer(error))))
+        else:
+            reply(_encode(Answered(outcome=Outcome(outcome, ()) if isinstance(outcome, int) else outcome)))
+
+    asked.add_done_callback(settled)
 
 
 def _aside(aside: Aside, handler: Handler, *, over: int = -1) -> Handler:

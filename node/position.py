@@ -70,7 +70,7 @@ def reach(
         if leader_at is not None and (position.index > leader_at or (not ours and applied >= leader_at)):
             raise _gone(position, history, leader_at)
         now = time.monotonic()
-        seen = log.wait_leadership(None, 0.0)
+        seen = log.leadership
         if leader_at is None:
             leader_at = leader_index(max(deadline, now + ASK_S))
             if leader_at is not None:

@@ -39,7 +39,8 @@ from ..replication.errors import (
     Superseded,
     Unknown,
 )
-from ..replication.log import Log, LogStatus, Proposal, Role
+from ..replication.log import Log, LogStatus, Peers, Role
+from ..replication.proposal import Pending, Proposal
 from ..replication.records import Instance, Key, Registration
 from ..replication.registry.changes import Changes
 from ..replication.registry.registry import Outcome, Registry, superseded
@@ -105,6 +106,7 @@ class Service:
     def __init__(
         self,
         log: Log,
+        peers: Peers,
         duties: Duties,
         budget: Budget,
         settings: ServiceSettings,
@@ -113,6 +115,7 @@ class Service:
     ) -> None:
         self._checker: Checker | None = checker
         self._log: Log = log
+        self._peers: Peers = peers
         self._duties: Duties = duties
         self._settings: ServiceSettings = settings
         self._heard: Heard = Heard()
@@ -128,6 +131,7 @@ class Service:
         )
         Desk(
             log,
+            peers,
             propose=self._propose,
             barrier=self._read_index,
             renew=self._renew_for_peer,
@@ -159,12 +163,12 @@ class Service:
                 )
         deadline = time.monotonic() + self._settings.write_timeout_s
         while True:
-            seen = self._log.wait_leadership(None, 0.0)
+            seen = self._log.leadership
             try:
                 if seen.leader is None:
                     raise NoLeader("there is no leader; an election takes about a second while a quorum is up")
                 if seen.leader == self.node_id:
-                    return self._propose(command, request_id).result(deadline)
+                    return self._propose(command, request_id).result_by(deadline)
                 return self._submit_to(seen.leader, command, request_id, deadline)
             except Overloaded:
                 raise
@@ -180,10 +184,10 @@ class Service:
         now = time.monotonic()
         if now + ASK_AGAIN_S >= deadline:
             raise error
-        self._log.wait_leadership(self._log.wait_leadership(None, 0.0), min(deadline, now + ASK_AGAIN_S * 5))
+        self._log.wait_leadership(self._log.leadership, min(deadline, now + ASK_AGAIN_S * 5))
 
     def _submit_to(self, leader: str, command: Submittable, request_id: str, deadline: float) -> Outcome:
-        answered = read_answer(self._log.request(leader, SUBMIT, submission(command, request_id), deadline))
+        answered = read_answer(self._peers.request(leader, SUBMIT, submission(command, request_id), deadline))
         if answered.outcome is None:
             raise Unknown(f"{leader} answered without an outcome")
         # The client may read here next. If this node lags, the write is done all the same.
@@ -277,16 +281,16 @@ class Service:
             raise Draining(f"{self.node_id} is shutting down: use another node")
         deadline = time.monotonic() + self._settings.write_timeout_s
         while True:
-            leader = self._log.wait_leadership(None, 0.0).leader
+            leader = self._log.leadership.leader
             try:
                 if leader is None:
                     raise NoLeader("there is no leader; an election takes about a second while a quorum is up")
                 if leader != self.node_id:
                     return self._report_to(leader, said(key, check, state, note), deadline)
                 proposal = self._duties.report(key, check, state, note)
-                return (
-                    Outcome(self.registry.applied_index, ("none",)) if proposal is None else proposal.result(deadline)
-                )
+                if proposal is None:
+                    return Outcome(self.registry.applied_index, ("none",))
+                return proposal.result_by(deadline)
             except Overloaded:
                 raise
             except NotDone as error:
@@ -315,17 +319,17 @@ class Service:
 
     def _notes(self, key: Key) -> dict[str, str]:
         """Of the leader; nothing where it does not say within a second."""
-        leader = self._log.wait_leadership(None, 0.0).leader
+        leader = self._log.leadership.leader
         if leader is None or leader == self.node_id:
             return self._duties.notes(key)
         try:
-            return read_notes(self._log.request(leader, NOTES, notes_asked(key), time.monotonic() + NOTES_S))
+            return read_notes(self._peers.request(leader, NOTES, notes_asked(key), time.monotonic() + NOTES_S))
         except RollcallError as error:
             logger.debug("%s does not say what was said of %s: %s", leader, key.id, error)
             return {}
 
     def _report_to(self, leader: str, payload: bytes, deadline: float) -> Outcome:
-        answered = read_answer(self._log.request(leader, SAY, payload, deadline))
+        answered = read_answer(self._peers.request(leader, SAY, payload, deadline))
         if answered.outcome is None:
             raise Unknown(f"{leader} answered without an outcome")
         self._log.wait_applied(answered.outcome.index, deadline)
@@ -342,15 +346,15 @@ class Service:
         if to and to not in members:
             raise Invalid(f"to: Expected a member ({', '.join(members)}), got {to[:40]!r}", field="to")
         deadline = time.monotonic() + self._settings.write_timeout_s
-        before = self._log.wait_leadership(None, 0.0)
+        before = self._log.leadership
         if before.leader is None:
             raise NoLeader("there is no leader that could hand over")
         if before.leader == to:
             return to
         if before.leader == self.node_id:
-            self._log.hand_over(to).result(deadline)
+            self._log.hand_over(to).result_by(deadline)
         else:
-            read_answer(self._log.request(before.leader, HAND_OVER, to.encode(), deadline))
+            read_answer(self._peers.request(before.leader, HAND_OVER, to.encode(), deadline))
         seen = before
         while time.monotonic() < deadline:
             seen = self._log.wait_leadership(seen, deadline)
@@ -398,7 +402,7 @@ class Service:
         if leader == self.node_id:
             answers: Sequence[Renewed | None] = self._duties.renew(flat, leader)
         else:
-            answers = read_answer(self._log.request(leader, RENEW, renewals_asked(flat), deadline)).renewed
+            answers = read_answer(self._peers.request(leader, RENEW, renewals_asked(flat), deadline)).renewed
             done = (
                 renewal.key for renewal, answer in zip(flat, answers, strict=False) if answer and answer.status == "ok"
             )
@@ -441,21 +445,23 @@ class Service:
     def _barrier_round(self, asked: list[None], deadline: float) -> Sequence[int]:
         leader = self._leader()
         if leader == self.node_id:
-            outcome = self._read_index().result(deadline)
+            read = self._read_index().result_by(deadline)
+            index = read if isinstance(read, int) else read.index
         else:
-            outcome = read_answer(self._log.request(leader, BARRIER, b"", deadline)).outcome
-        if outcome is None:
-            raise Unknown("the barrier was settled without an outcome")
-        return [outcome.index] * len(asked)
+            outcome = read_answer(self._peers.request(leader, BARRIER, b"", deadline)).outcome
+            if outcome is None:
+                raise Unknown("the barrier was settled without an outcome")
+            index = outcome.index
+        return [index] * len(asked)
 
-    def _read_index(self) -> Proposal:
+    def _read_index(self) -> Pending[int] | Proposal:
         """By asking a quorum; through the log as long as a member runs a release that cannot be asked."""
         if self.registry.level < READ_INDEX_LEVEL:
             return self._propose_checked(Barrier())
         return self._log.read_index()
 
     def _leader(self) -> str:
-        leader = self._log.wait_leadership(None, 0.0).leader
+        leader = self._log.leadership.leader
         if leader is None:
             raise NoLeader("there is no leader")
         return leader

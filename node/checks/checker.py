@@ -30,7 +30,8 @@ from msgspec import Struct
 from ...replication.checks import Check, State, others_by_turn, owner_of
 from ...replication.commands import KEEP_LEVEL, Report, Result
 from ...replication.errors import NotLeader, RollcallError
-from ...replication.log import Log, Proposal, Reply
+from ...replication.log import Log, Peers, Reply
+from ...replication.proposal import Proposal
 from ...replication.records import Event, Instance, Key
 from .names import NotAsked
 from .probes import Found, Whom
@@ -147,8 +148,9 @@ class _Asked:
 class Checker:
     """Asks, from ``start`` to ``stop``. Made once by ``__main__``."""
 
-    def __init__(self, log: Log, asker: Asker, *, chance: random.Random | None = None) -> None:
+    def __init__(self, log: Log, peers: Peers, asker: Asker, *, chance: random.Random | None = None) -> None:
         self._log: Log = log
+        self._peers: Peers = peers
         self._asker: Asker = asker
         self._chance: random.Random = chance or random.Random()
         self._asked: dict[Key, dict[str, _Asked]] = {}
@@ -169,10 +171,10 @@ class Checker:
         self._turns: Shares = Shares(OPINIONS_MAX)
         self._thread = threading.Thread(target=self._run, name="checks", daemon=True)
         log.listen(self._applied)
-        log.serve(REPORT, self._take_report)
-        log.serve(SECOND, self._take_question)
-        log.serve(SECOND_OF, self._take_question_of)
-        log.serve(VIEWS, self._take_look)
+        peers.serve(REPORT, self._take_report)
+        peers.serve(SECOND, self._take_question)
+        peers.serve(SECOND_OF, self._take_question_of)
+        peers.serve(VIEWS, self._take_look)
 
     def start(self) -> None:
         self._thread.start()
@@ -198,7 +200,7 @@ class Checker:
             return owner, self.views(instance.key)
         try:
             payload = msgspec.msgpack.encode(instance.key)
-            answer = self._log.request(owner, VIEWS, payload, time.monotonic() + VIEWS_S)
+            answer = self._peers.request(owner, VIEWS, payload, time.monotonic() + VIEWS_S)
             return owner, _views.decode(answer)
         except (RollcallError, msgspec.DecodeError) as error:
             logger.debug("%s does not say what it found: %s", owner, error)
@@ -461,7 +463,7 @@ class Checker:
         if not self._wanted:
             return
         results = tuple(list(self._wanted.values())[:RESULTS_MAX])
-        leader = self._log.wait_leadership(None, 0.0).leader
+        leader = self._log.leadership.leader
         if leader is None:
             return
         payload = msgspec.msgpack.encode(_Reported(self._log.registry.assignment.epoch, results))
@@ -469,7 +471,7 @@ class Checker:
             if leader == self._log.node_id:
                 proposal = self._propose(self._log.node_id, payload)
                 await asyncio.get_running_loop().run_in_executor(
-                    self._reports, proposal.result, time.monotonic() + REPORT_S
+                    self._reports, proposal.result_by, time.monotonic() + REPORT_S
                 )
             else:
                 await self._hop(self._reports, leader, REPORT, payload, REPORT_S)
@@ -479,14 +481,14 @@ class Checker:
     async def _hop(self, pool: ThreadPoolExecutor, node: str, kind: str, payload: bytes, within_s: float) -> bytes:
         def hop() -> bytes:
             # Time runs from here: before, it waited for a thread, and the peer has not begun.
-            return self._log.request(node, kind, payload, time.monotonic() + within_s)
+            return self._peers.request(node, kind, payload, time.monotonic() + within_s)
 
         return await asyncio.get_running_loop().run_in_executor(pool, hop)
 
     def _take_report(self, peer: str, payload: bytes, reply: Reply) -> None:
         """On the leader, on the log's thread."""
         try:
-            self._propose(peer, payload).on_done(lambda proposal: reply(b""))
+            self._propose(peer, payload).add_done_callback(lambda _: reply(b""))
         except (RollcallError, msgspec.DecodeError) as error:
             logger.debug("a report of %s was not taken: %s", peer, error)
             reply(b"")

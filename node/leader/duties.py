@@ -36,7 +36,8 @@ from ...replication.commands import (
     Result,
 )
 from ...replication.errors import NotDone, NotFound, NotLeader, RollcallError
-from ...replication.log import Leadership, Log, LogStatus, Proposal
+from ...replication.log import Leadership, Log, LogStatus, Peers
+from ...replication.proposal import Proposal
 from ...replication.records import Event, Key, Override
 from ..forward import BEQUEATH, PROTECTION, read_answer
 from ..values import LeaseView, Renewal, Renewed
@@ -143,9 +144,15 @@ class Duties:
     """
 
     def __init__(
-        self, log: Log, settings: DutySettings, *, evicted: Callable[[int], None] = lambda count: None
+        self,
+        log: Log,
+        peers: Peers,
+        settings: DutySettings,
+        *,
+        evicted: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._log: Log = log
+        self._peers: Peers = peers
         self._settings: DutySettings = settings
         self._evicted: Callable[[int], None] = evicted
         self._tenure: _Tenure | None = None
@@ -224,7 +231,7 @@ class Duties:
             if tenure.condition is not None:
                 tenure.condition.heard(key, check, time.monotonic(), note)
             reported = tenure.proposed.get("silent")
-            if (key, check) in tenure.silenced and (reported is None or not reported.settled):
+            if (key, check) in tenure.silenced and (reported is None or not reported.done()):
                 raise NotDone(f"that {key.id} was silent is being noted: say it again")
         # Looked up now: what was reported before is applied by now.
         instance = self._log.registry.instance(key)
@@ -299,15 +306,16 @@ class Duties:
     # -- the thread ----------------------------------------------------------------
 
     def _run(self) -> None:
-        leadership: Leadership | None = None
+        leadership = self._log.leadership
         while not self._stop.is_set():
             try:
-                leadership = self._log.wait_leadership(leadership, time.monotonic() + LOOK_S)
                 self.step(leadership)
+                leadership = self._log.wait_leadership(leadership, time.monotonic() + LOOK_S)
             except Exception:
                 logger.exception("the leader's duties failed; trying again")
                 self._tenure = None
                 self._stop.wait(1.0)
+                leadership = self._log.leadership
         self._tenure = None
 
     def step(self, leadership: Leadership) -> None:
@@ -330,7 +338,7 @@ class Duties:
 
     def _ask(self, leader: str) -> None:
         try:
-            answer = self._log.request(leader, PROTECTION, b"", time.monotonic() + VIEW_S)
+            answer = self._peers.request(leader, PROTECTION, b"", time.monotonic() + VIEW_S)
             self._view = msgspec.msgpack.decode(answer, type=ProtectionView)
         except (RollcallError, msgspec.DecodeError, UnicodeDecodeError) as error:
             logger.debug("could not ask %s whether evictions are held: %s", leader, error)
@@ -365,7 +373,7 @@ class Duties:
     def _tell(self, leader: str, data: bytes, deadline: float) -> bool:
         """Says it once. Whether to say it again: not where the leader may have heard it, or may yet."""
         try:
-            answer = self._log.request(leader, BEQUEATH, data, deadline)
+            answer = self._peers.request(leader, BEQUEATH, data, deadline)
             if answer not in (SETTLED, LATER):
                 read_answer(answer)
         except RollcallError as error:
@@ -502,7 +510,7 @@ class Duties:
 
     def _may_propose(self, tenure: _Tenure, kind: str) -> bool:
         before = tenure.proposed.get(kind)
-        return before is None or before.settled
+        return before is None or before.done()
 
     # -- evictions -----------------------------------------------------------------
 
@@ -546,7 +554,7 @@ class Duties:
             self._evict(tenure, leases, judged)
 
     def _evict(self, tenure: _Tenure, leases: Leases, judged: tuple[Judgement, ...]) -> None:
-        def settled(proposal: Proposal) -> None:
+        def settled(_: object) -> None:
             removed = proposal.outcome.kinds.count("evicted") if proposal.outcome is not None else 0
             if removed:
                 self._evicted(removed)
@@ -563,7 +571,8 @@ class Duties:
                 judgement.key.id,
                 judgement.reg_index,
             )
-        self._log.propose(Evict(judged, tenure.term), time_ns=time.time_ns()).on_done(settled)
+        proposal = self._log.propose(Evict(judged, tenure.term), time_ns=time.time_ns())
+        proposal.add_done_callback(settled)
 
     def _evicted_or_not(self, leases: Leases, judged: tuple[Judgement, ...]) -> None:
         leases.unmark_evicting(judged)

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 from pysyncobj.node import Node
@@ -61,12 +62,13 @@ from ..errors import (
     TooSoon,
     Unknown,
 )
-from ..log import Handler, Leadership, Listener, LogStatus, Proposal, Role
+from ..log import Leadership, Listener, LogStatus, Role
 from ..network import wire
 from ..network.transport import Transport
+from ..proposal import Pending, Proposal
 from ..records import Event
 from ..registry.changes import Changes
-from ..registry.registry import Outcome, Registry, State
+from ..registry.registry import Registry, State
 from ..storage.disk import CHOICES, DirectoryLock, Disk, is_full
 from ..storage.journal import NO_OP, REGULAR, Cut, Entry, Journal
 from ..storage.peers import Peers
@@ -176,10 +178,10 @@ class _Follower:
 class _ReadRound:
     """Reads that wait for a quorum to say that this leader still leads (dissertation 6.4)."""
 
-    def __init__(self, number: int, index: int, reads: list[Proposal], node_id: str) -> None:
+    def __init__(self, number: int, index: int, reads: list[Pending[int]], node_id: str) -> None:
         self.number: int = number
         self.index: int = index
-        self.reads: list[Proposal] = reads
+        self.reads: list[Pending[int]] = reads
         self.said_yes: set[str] = {node_id}
 
 
@@ -220,7 +222,7 @@ class Engine:
         self._own: dict[str, Proposal] = {}
         self._begin_anew: bool = config.restored
         """The history needs another id than it has, and no leader since this start has given it one."""
-        self._reads: deque[Proposal] = deque()
+        self._reads: deque[Pending[int]] = deque()
         self._round: _ReadRound | None = None
         self._rounds: int = 0
         self._noted: dict[int, str] = {}
@@ -394,8 +396,9 @@ class Engine:
         os.close(self._pipe_read)
         os.close(self._pipe_write)
 
-    def _abandoned(self) -> list[Proposal]:
-        left = [*self._proposals, *(proposal for _, proposal in self._waiting.values()), *self._reads]
+    def _abandoned(self) -> list[Pending[Any]]:
+        left: list[Pending[Any]] = [*self._proposals, *self._reads]
+        left += [proposal for _, proposal in self._waiting.values()]
         if self._round is not None:
             left += self._round.reads
         self._proposals.clear()
@@ -528,8 +531,8 @@ class Engine:
             self.wake()
         return proposal
 
-    def read_index(self) -> Proposal:
-        read = Proposal(b"")
+    def read_index(self) -> Pending[int]:
+        read: Pending[int] = Pending()
         if self.raft.role != LEADER:
             read.resolve(None, NotLeader(f"{self.node_id} does not lead"))
         elif len(self._reads) >= READS_MAX:
@@ -556,31 +559,29 @@ class Engine:
             heapq.heapify(self._applied_waiters)
         return self.raft.applied >= index
 
-    def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
-        return self._wire.request(peer, kind, payload, deadline)
-
-    def serve(self, kind: str, handler: Handler) -> None:
-        self._wire.serve(kind, handler)
-
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
-    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
+    @property
+    def leadership(self) -> Leadership:
+        return self._leadership
+
+    def wait_leadership(self, seen: Leadership, deadline: float) -> Leadership:
         with self._leadership_changed:
             self._leadership_changed.wait_for(
                 lambda: self._leadership != seen or self._stopping, max(0.0, deadline - time.monotonic())
             )
             return self._leadership
 
-    def hand_over(self, to: str = "") -> Proposal:
+    def hand_over(self, to: str = "") -> Pending[int]:
         return self._hand_over(lambda: self._begin_wanted_transfer(to))
 
-    def _hand_over(self, begin_transfer: Callable[[], NotDone | None]) -> Proposal:
-        begun = Proposal(b"")
+    def _hand_over(self, begin_transfer: Callable[[], NotDone | None]) -> Pending[int]:
+        begun: Pending[int] = Pending()
 
         def begin() -> None:
             error = begin_transfer()
-            begun.resolve(Outcome(self.raft.applied, ()) if error is None else None, error)
+            begun.resolve(self.raft.applied if error is None else None, error)
 
         self._wire.post(begin)
         return begun
@@ -590,7 +591,7 @@ class Engine:
         False if nobody took over by ``deadline``."""
         begun = self._hand_over(self._begin_transfer)
         while self.raft.role == LEADER and time.monotonic() < deadline:
-            if begun.settled and self._transfer is None:
+            if begun.done() and self._transfer is None:
                 break  # nobody is able, or who was chosen did not take over
             time.sleep(0.005)
         return self.raft.role != LEADER
@@ -1121,7 +1122,7 @@ class Engine:
             self._fail_reads()
         if not self._reads or self._round is not None or not self._serving:
             return
-        reads = [read for read in (self._reads.popleft() for _ in range(len(self._reads))) if not read.settled]
+        reads = [read for read in (self._reads.popleft() for _ in range(len(self._reads))) if not read.done()]
         if not reads:
             return
         self._rounds += 1
@@ -1140,7 +1141,7 @@ class Engine:
         if finished is not None and self.raft.is_quorum(len(finished.said_yes)):
             self._round = None
             for read in finished.reads:
-                read.resolve(Outcome(finished.index, ()))
+                read.resolve(finished.index)
 
     def _on_read_probe(self, node: Node, message: wire.ReadProbe) -> None:
         if message.term < self.raft.term:
@@ -1193,7 +1194,7 @@ class Engine:
 
     def _propose_once(self, what: str, command: Command) -> None:
         under_way = self._own.get(what)
-        if under_way is None or under_way.settled:
+        if under_way is None or under_way.done():
             # Not by this node's wall clock: a time that the log has reached moves nothing.
             self._own[what] = self._propose(command, self.registry.last_time_ns, "", "")
 

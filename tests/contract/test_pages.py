@@ -34,7 +34,7 @@ LISTS = {
 
 
 def apply(service: FakeService, command: Any) -> None:
-    service.log.propose(command, time_ns=time.time_ns()).result(time.monotonic() + 5)
+    service.log.propose(command, time_ns=time.time_ns()).result_by(time.monotonic() + 5)
 
 
 def register(service: FakeService, id: str, *, of: str = "orders", env: str = "default", **fields: Any) -> None:

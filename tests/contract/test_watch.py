@@ -23,7 +23,7 @@ HISTORY, OTHER = "0" * 16, "a" * 16
 
 def begin_anew(service: FakeService) -> None:
     """As if the registry had been put back from a copy."""
-    service.log.propose(Begin(OTHER), time_ns=0).result(time.monotonic() + 5)
+    service.log.propose(Begin(OTHER), time_ns=0).result_by(time.monotonic() + 5)
 
 
 def _later(api: Api, path: str) -> Callable[[], TestResponse]:

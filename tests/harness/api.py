@@ -19,7 +19,8 @@ from rollcall.node.values import LeaseView, Renewal, Renewed
 from rollcall.replication.api import MemberView
 from rollcall.replication.commands import Submittable
 from rollcall.replication.errors import Draining, NoLeader, Overloaded
-from rollcall.replication.log import LocalLog, LogStatus
+from rollcall.replication.local_log import LocalLog
+from rollcall.replication.log import LogStatus
 from rollcall.replication.records import Key
 from rollcall.replication.registry.changes import Changes
 from rollcall.replication.registry.registry import Outcome, Registry
@@ -59,7 +60,7 @@ class FakeService:
         if self.submit_error is not None:
             raise self.submit_error
         proposal = self.log.propose(command, time_ns=time.time_ns(), request_id=request_id)
-        return proposal.result(time.monotonic() + 5)
+        return proposal.result_by(time.monotonic() + 5)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed]:
         self.renewals.extend(renewals)

@@ -12,7 +12,9 @@ from rollcall.node.checks.reach import Reach
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import KEEP_LEVEL, Assign, Deregister, Register, Report
 from rollcall.replication.errors import NotDone
-from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
+from rollcall.replication.local_log import LocalLog
+from rollcall.replication.log import Handler, Leadership, LogStatus
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.records import Instance, Key, Registration
 from rollcall.replication.registry.state import State
 
@@ -45,7 +47,8 @@ class NodeLog(LocalLog):
             commit_index=0, applied_index=0, leader_contact_s=0.0, serving_term=leads, caught_up=True, peers=(),
         )  # fmt: skip
 
-    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
+    @property
+    def leadership(self) -> Leadership:
         return Leadership(1, None if self.cut_off else self.leader.node_id, self.leader is self)
 
     def propose(self, command: Any, *, time_ns: int, request_id: str = "") -> Proposal:
@@ -109,7 +112,7 @@ class Checkers:
                 return Answers(answer)
             return Prober(Reach(), names=Names(resolve), places=places)
 
-        self.checkers: list[Checker] = [Checker(log, asker()) for log in self.logs]
+        self.checkers: list[Checker] = [Checker(log, log, asker()) for log in self.logs]
         self.assign(*(log.node_id for log in self.logs))
         for checker in self.checkers:
             checker.start()

@@ -65,7 +65,7 @@ def follow(
 def write(engine: Engine, service: str, number: int) -> None:
     """One registration, acknowledged."""
     registration = Registration(service=service, id=f"i{number}", address="10.0.0.1", port=8080, ttl_s=30)
-    engine.propose(Register(registration), time_ns=time.time_ns()).result(time.monotonic() + 10)
+    engine.propose(Register(registration), time_ns=time.time_ns()).result_by(time.monotonic() + 10)
 
 
 def one_at_a_time(engine: Engine, seconds: float) -> float:

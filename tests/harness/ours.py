@@ -9,7 +9,6 @@ from typing import Any
 
 from rollcall.replication.commands import FORMAT, Envelope, Raise, level_of
 from rollcall.replication.errors import Damaged, Fatal
-from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.registry.registry import Applied, Registry
@@ -136,14 +135,15 @@ class EngineMember(Member):
     def propose(self, value: str, *, raising: bool = False) -> Answer:
         answer = Answer()
 
-        def note(proposal: Proposal) -> None:
+        def note(_: object) -> None:
             answer.done = True
             answer.succeeded = proposal.error is None
             self.trace.append("answer")
             if raising:
                 raise ValueError("a callback that raises")
 
-        self.engine.propose(command(value), time_ns=1).on_done(note)
+        proposal = self.engine.propose(command(value), time_ns=1)
+        proposal.add_done_callback(note)
         self.tick()
         return answer
 

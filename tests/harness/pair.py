@@ -14,11 +14,12 @@ from rollcall.node.service import Service, ServiceSettings
 from rollcall.replication.api import MemberView
 from rollcall.replication.commands import Command
 from rollcall.replication.errors import NotDone, NotLeader, RollcallError
-from rollcall.replication.log import Handler, Leadership, LocalLog, LogStatus, Proposal
-from rollcall.replication.registry.registry import Outcome
+from rollcall.replication.local_log import LocalLog, NoPeers
+from rollcall.replication.log import Handler, Leadership, LogStatus
+from rollcall.replication.proposal import Pending, Proposal
 
 
-class LeaderLog(LocalLog):
+class LeaderLog(NoPeers, LocalLog):
     """A log of one node whose leadership can be taken away and given back."""
 
     def __init__(self) -> None:
@@ -63,28 +64,32 @@ class LeaderLog(LocalLog):
             clock_error=self.clock_error,
         )
 
-    def hand_over(self, to: str = "") -> Proposal:
-        begun = Proposal(b"")
+    def hand_over(self, to: str = "") -> Pending[int]:
+        begun: Pending[int] = Pending()
         if not self.leads:
             begun.resolve(None, NotLeader("leader does not lead"))
         elif to == "dead":
             begun.resolve(None, NotDone("dead cannot take over now"))
         else:
-            begun.resolve(Outcome(self.registry.applied_index, ()))
+            begun.resolve(self.registry.applied_index)
             if to != "slow":
                 self.leads, self.leader = False, to or "follower"
                 self.on_hand_over(self.leader)
         return begun
 
-    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
-        return _wait_leadership(lambda: Leadership(self.term, self.leader, self.leads), seen, deadline)
+    @property
+    def leadership(self) -> Leadership:
+        return Leadership(self.term, self.leader, self.leads)
+
+    def wait_leadership(self, seen: Leadership, deadline: float) -> Leadership:
+        return _wait_leadership(self, seen, deadline)
 
 
-def _wait_leadership(now: Callable[[], Leadership], seen: Leadership | None, deadline: float) -> Leadership:
+def _wait_leadership(log: LocalLog, seen: Leadership, deadline: float) -> Leadership:
     # Never for long, so that a caller with a faster clock of its own comes round as well.
     until = min(deadline, time.monotonic() + 0.01)
     while True:
-        leadership = now()
+        leadership = log.leadership
         if leadership != seen or time.monotonic() >= until:
             return leadership
         time.sleep(0.001)
@@ -104,7 +109,7 @@ class FastClock:
     time_ns = staticmethod(time.time_ns)
 
 
-class FollowerLog(LocalLog):
+class FollowerLog(NoPeers, LocalLog):
     """A log that follows ``leader``: the same registry, and requests by calling its handlers."""
 
     def __init__(self, leader: LeaderLog) -> None:
@@ -134,8 +139,12 @@ class FollowerLog(LocalLog):
     def propose(self, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
         raise AssertionError("a follower proposes nothing")
 
-    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
-        return _wait_leadership(lambda: Leadership(1, self.leader, False), seen, deadline)
+    @property
+    def leadership(self) -> Leadership:
+        return Leadership(1, self.leader, False)
+
+    def wait_leadership(self, seen: Leadership, deadline: float) -> Leadership:
+        return _wait_leadership(self, seen, deadline)
 
     def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
         self.asked.append(kind)
@@ -161,12 +170,12 @@ class Pair:
     def __init__(self, *, write_timeout_s: float = 1.0, members: Iterable[str] = ()) -> None:
         self.leader_log = LeaderLog()
         self.follower_log = FollowerLog(self.leader_log)
-        self.duties = Duties(self.leader_log, DutySettings(sweep_s_max=0.2))
-        self.follower_duties = Duties(self.follower_log, DutySettings())
+        self.duties = Duties(self.leader_log, self.leader_log, DutySettings(sweep_s_max=0.2))
+        self.follower_duties = Duties(self.follower_log, self.follower_log, DutySettings())
         shown = tuple(MemberView(id=id, http="", raft="", role="unknown", reachable=False) for id in members)
         settings = ServiceSettings(cluster_id="pair", write_timeout_s=write_timeout_s, members=shown)
-        self.leader = Service(self.leader_log, self.duties, Budget(64), settings)
-        self.follower = Service(self.follower_log, self.follower_duties, Budget(64), settings)
+        self.leader = Service(self.leader_log, self.leader_log, self.duties, Budget(64), settings)
+        self.follower = Service(self.follower_log, self.follower_log, self.follower_duties, Budget(64), settings)
         self.duties.start()
 
     def close(self) -> None:

@@ -21,8 +21,9 @@ from pysyncobj.node import Node
 from pysyncobj.poller import Poller
 from rollcall.replication.commands import FORMAT, Command, Envelope, Register, decode, encode
 from rollcall.replication.errors import Invalid, NotDone, Unknown
-from rollcall.replication.log import Handler, PeerStatus, Proposal
+from rollcall.replication.log import Handler, PeerStatus
 from rollcall.replication.network import wire
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.raft.engine import Engine, EngineConfig
 from rollcall.replication.raft.library import LEADER
@@ -626,5 +627,5 @@ class Cluster:
         return {instance.id for instance in service.instances} if service else set()
 
 
-def is_done(proposal: Proposal) -> bool:
-    return proposal._done.is_set()
+def is_done(proposal: Future[Any]) -> bool:
+    return proposal.done()

@@ -17,7 +17,7 @@ from rollcall.node.checks.probes import Found, Whom
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import Report, Result
 from rollcall.replication.errors import Unknown
-from rollcall.replication.log import Proposal
+from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.raft.engine import Engine
 
 from simulation.network import NEVER
@@ -60,8 +60,8 @@ class _Loop(asyncio.BaseEventLoop):
         """Runs it at once, as far as where a thread would wait."""
         future = self.create_future()
         proposal = getattr(func, "__self__", None)
-        if isinstance(proposal, Proposal):
-            proposal.on_done(lambda done: _settle(future, done.outcome, done.error))
+        if isinstance(proposal, Pending):
+            proposal.add_done_callback(lambda _: _settle(future, proposal.outcome, proposal.error))
             self.call_at(args[0], proposal.give_up, "the report was not settled before its deadline")
             return future
         try:
@@ -93,12 +93,10 @@ class _Waits(BaseException):
 
 
 class _Log:
-    """The node's log as its checker sees it: a request does not wait, and reports are noted."""
+    """The node's log as its checker sees it: reports are noted."""
 
-    def __init__(self, engine: Engine, transport: MemoryTransport, loop: _Loop, reported: Reported) -> None:
+    def __init__(self, engine: Engine, reported: Reported) -> None:
         self._engine: Engine = engine
-        self._transport: MemoryTransport = transport
-        self._loop: _Loop = loop
         self._reported: Reported = reported
 
     def __getattr__(self, name: str) -> Any:
@@ -108,6 +106,16 @@ class _Log:
         if command.node == self._engine.node_id:
             self._reported(command.epoch, command.results)
         return self._engine.propose(command, time_ns=time_ns)
+
+
+class _Peers:
+    """The other nodes as its checker asks them: a request does not wait, and reports are noted."""
+
+    def __init__(self, transport: MemoryTransport, loop: _Loop, reported: Reported) -> None:
+        self._transport: MemoryTransport = transport
+        self._loop: _Loop = loop
+        self._reported: Reported = reported
+        self.serve = transport.serve
 
     def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
         if kind == REPORT:
@@ -180,8 +188,10 @@ class Asking:
         chance: random.Random,
     ) -> None:
         self._loop: _Loop = _Loop(clock)
-        log: Any = _Log(engine, transport, self._loop, reported)
-        self.checker: Checker = Checker(log, _Asker(answer, chance), chance=chance)
+        log: Any = _Log(engine, reported)
+        self.checker: Checker = Checker(
+            log, _Peers(transport, self._loop, reported), _Asker(answer, chance), chance=chance
+        )
         self._main: asyncio.Task[None] = self._loop.create_task(self.checker._main())
 
     @property

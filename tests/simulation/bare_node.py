@@ -22,7 +22,7 @@ from pysyncobj.transport import Transport as LibraryTransport
 from rollcall.node.values import Renewal
 from rollcall.replication.commands import Barrier, Command, Envelope, Submittable, decode, encode, level_of
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
-from rollcall.replication.log import Proposal
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.records import Health, Key
 from rollcall.replication.registry.changes import Changes
 from rollcall.replication.registry.registry import Applied, Registry
@@ -271,7 +271,7 @@ class BareNode:
         proposal.take()
         self._place.proposed(self.name, proposal, command)
         self._proposals.append(proposal)
-        proposal.on_done(lambda done: settled(done.outcome, done.error) if self._alive else None)
+        proposal.add_done_callback(lambda _: settled(proposal.outcome, proposal.error) if self._alive else None)
         self.object.put(proposal.data, callback=lambda applied, reason: self._answered(proposal, applied, reason))
         return lambda: proposal.give_up("the library did not answer in time")
 

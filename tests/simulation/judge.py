@@ -26,7 +26,7 @@ from rollcall.replication.commands import (
     decode,
 )
 from rollcall.replication.errors import NotDone
-from rollcall.replication.log import Proposal
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft.clocks import ANSWER_S, LIMIT_S
 from rollcall.replication.records import Event, Instance
 from rollcall.replication.registry.changes import Page
@@ -421,7 +421,7 @@ class Judge:
         for data, proposed in self.proposed_by_data.items():
             proposal = proposed.proposal
             self.counts["proposals"] += 1
-            if not proposal.settled and data in stamps:
+            if not proposal.done() and data in stamps:
                 raise Violation("one answer", f"a write that {proposed.node} took at {proposed.at:.3f} has no answer")
             if proposal.outcome is not None:
                 self.counts["results void"] += proposal.outcome.kinds.count("void")

@@ -35,8 +35,9 @@ from rollcall.node.values import Renewal, Renewed
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import LEVEL, Barrier, Command, Result, Submittable
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
-from rollcall.replication.log import Leadership, Proposal
+from rollcall.replication.log import Leadership
 from rollcall.replication.network import wire
+from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.raft.engine import Engine, EngineConfig
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.records import Event, Key
@@ -273,9 +274,10 @@ class EngineNode:
         self.engine.propose = noted
         self.engine.listen(lambda index, events: place.applied(self, index, events))
         self._told: dict[tuple[str, bytes], bytes | NotDone | Unknown | None] = {}
-        self.engine.request = self._tell
+        self.transport.request = self._tell
         self.duties: Duties = Duties(
             self.engine,
+            self.transport,
             DutySettings(
                 protection_threshold=plan.protection_threshold,
                 contact_s_max=plan.election_s_min,
@@ -283,6 +285,7 @@ class EngineNode:
         )
         Desk(
             self.engine,
+            self.transport,
             propose=self._propose,
             barrier=self._read_index,
             renew=self.duties.renew,
@@ -401,13 +404,13 @@ class EngineNode:
     # -- asked by clients: what ``Service`` does, without waiting --------------------
 
     def submit(self, command: Submittable, request_id: str, settled: Settled) -> Callable[[], None]:
-        leader = self.engine._leadership.leader
+        leader = self.engine.leadership.leader
         if leader is None:
             settled(None, NoLeader("there is no leader"))
             return _nothing
         if leader == self.name:
             proposal = self._propose(command, request_id)
-            proposal.on_done(lambda done: self._settle(settled, done.outcome, done.error))
+            proposal.add_done_callback(lambda _: self._settle(settled, proposal.outcome, proposal.error))
             return lambda: proposal.give_up("the write was not settled before its deadline")
         return self._hop(leader, SUBMIT, submission(command, request_id), settled)
 
@@ -448,32 +451,32 @@ class EngineNode:
     def _propose(self, command: Command, request_id: str = "") -> Proposal:
         return self.engine.propose(command, time_ns=self._place.clock.time_ns(), request_id=request_id)
 
-    def _read_index(self) -> Proposal:
+    def _read_index(self) -> Pending[int] | Proposal:
         if self.registry.level < READ_INDEX_LEVEL:
             return self._propose(Barrier())
         return self.engine.read_index()
 
     def read(self, settled: Settled) -> Callable[[], None]:
-        leader = self.engine._leadership.leader
+        leader = self.engine.leadership.leader
         if leader is None:
             settled(None, NoLeader("there is no leader"))
             return _nothing
         if leader != self.name:
             return self._hop(leader, BARRIER, b"", settled)
-        proposal = self._read_index()
+        read = self._read_index()
 
-        def done(read: Proposal) -> None:
-            outcome = read.outcome
-            if outcome is None:
+        def done(_: object) -> None:
+            if read.outcome is None:
                 self._settle(settled, None, read.error)
-            else:
-                self._when_applied(outcome.index, lambda: self._settle(settled, outcome, None))
+                return
+            outcome = Outcome(read.outcome, ()) if isinstance(read.outcome, int) else read.outcome
+            self._when_applied(outcome.index, lambda: self._settle(settled, outcome, None))
 
-        proposal.on_done(done)
-        return lambda: proposal.give_up("the read was not settled before its deadline")
+        read.add_done_callback(done)
+        return lambda: read.give_up("the read was not settled before its deadline")
 
     def renew(self, renewal: Renewal, renewed: RenewedBy) -> Callable[[], None]:
-        leader = self.engine._leadership.leader
+        leader = self.engine.leadership.leader
         if leader is None:
             renewed(None, NoLeader("there is no leader"))
             return _nothing
@@ -531,7 +534,7 @@ class EngineNode:
         return answer
 
     def say(self, key: Key, check: str, state: State, settled: Settled) -> Callable[[], None]:
-        leader = self.engine._leadership.leader
+        leader = self.engine.leadership.leader
         if leader is None:
             settled(None, NoLeader("there is no leader"))
             return _nothing
@@ -545,7 +548,7 @@ class EngineNode:
         if proposal is None:
             settled(Outcome(self.registry.applied_index, ("none",)), None)
             return _nothing
-        proposal.on_done(lambda done: self._settle(settled, done.outcome, done.error))
+        proposal.add_done_callback(lambda _: self._settle(settled, proposal.outcome, proposal.error))
         return lambda: proposal.give_up("the word was not settled before its deadline")
 
     # -- what happens to it ----------------------------------------------------------

@@ -23,11 +23,11 @@ from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
 from rollcall.node.checks import checker
 from rollcall.node.leader import check_clocks, duties, leases
-from rollcall.replication import log
 from rollcall.replication.checks import DEREGISTER_S_MIN, Check, CheckState, State
 from rollcall.replication.commands import Command, Condemn, Envelope, Report, encode, level_of
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
 from rollcall.replication.network import wire
+from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.raft import engine, snapshot_transfer
 from rollcall.replication.records import SERVING_HEALTH, Event
 from rollcall.replication.registry import registry
@@ -445,16 +445,16 @@ def _comes_late(kind: type[Any], shortest_s: float) -> Callable[[], None]:
             make_node(self, place, *arguments, **options)
             holders[id(self.engine)] = self
 
-        def proposing(self: engine.Engine, command: Command, *, time_ns: int, request_id: str = "") -> log.Proposal:
+        def proposing(self: engine.Engine, command: Command, *, time_ns: int, request_id: str = "") -> Proposal:
             if not isinstance(command, kind):
                 return propose(self, command, time_ns=time_ns, request_id=request_id)
             holder = holders[id(self)]
-            waiting = log.Proposal(encode(Envelope(level_of(command), time_ns, command, request_id)))
+            waiting = Proposal(encode(Envelope(level_of(command), time_ns, command, request_id)))
             waiting.take()
 
             def proposed() -> None:
                 late = propose(self, command, time_ns=time_ns, request_id=request_id)
-                late.on_done(lambda done: waiting.resolve(done.outcome, done.error))
+                late.add_done_callback(lambda _: waiting.resolve(late.outcome, late.error))
 
             def go_on() -> None:
                 if holder._alive:
@@ -821,7 +821,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D21",
         "A write that nothing becomes of is answered at its deadline",
-        (_put(log.Proposal, "give_up", _nothing),),
+        (_put(Pending, "give_up", _nothing),),
     ),
     Rule(
         "sync errors",

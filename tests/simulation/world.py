@@ -36,7 +36,7 @@ from rollcall.node.leader.eviction import Pace
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import CHECKS_LEVEL
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal
-from rollcall.replication.log import Proposal
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft import compaction as saving_module
 from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.raft import snapshot_transfer as install_module

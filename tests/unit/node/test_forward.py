@@ -25,7 +25,9 @@ from rollcall.node.forward import (
 from rollcall.node.values import Renewal, Renewed
 from rollcall.replication.commands import KEEP_LEVEL, LEVEL, Batch, Deregister
 from rollcall.replication.errors import Invalid, NotDone, Overloaded, RollcallError, TooLarge, TooSoon, Unknown
-from rollcall.replication.log import Handler, LocalLog, Proposal
+from rollcall.replication.local_log import LocalLog, NoPeers
+from rollcall.replication.log import Handler
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.records import Key
 from rollcall.replication.registry.registry import Outcome, State
 
@@ -217,11 +219,12 @@ class Bench:
         self.full = False
         self.done: list[str] = []
         self.answers: list[bytes] = []
-        log = LocalLog()
-        log.serve = self.handlers.__setitem__
+        log, peers = LocalLog(), NoPeers()
+        peers.serve = self.handlers.__setitem__
         log.registry.replace(State.empty(level=level, history="0" * 16))
         Desk(
             log,
+            peers,
             propose=self._propose,
             barrier=log.read_index,
             renew=self._renew,

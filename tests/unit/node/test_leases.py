@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 from rollcall.node.leader.leases import Grant, Leases
 from rollcall.replication.commands import Deregister, Evict, Judgement, Register
-from rollcall.replication.log import LocalLog
+from rollcall.replication.local_log import LocalLog
 from rollcall.replication.records import Event, EventKind, Instance, Key, Registration
 
 
@@ -593,7 +593,7 @@ class Race:
         dirty_timestamp = self.random.choice((None, None, 1, 2**62, 2**62 + 1))
         name = self.some_key()
         registration = Registration(service="web", id=name.id, ttl_s=self.TTL_S, dirty_timestamp=dirty_timestamp)
-        outcome = self.log.propose(Register(registration), time_ns=0).result(time.monotonic() + 10)
+        outcome = self.log.propose(Register(registration), time_ns=0).result_by(time.monotonic() + 10)
         if outcome.kinds == ("kept",):
             # No event says so. Whoever registered may tell the table; if not, the
             # table judges a registration that is no more, and learns of it then.
@@ -620,7 +620,7 @@ class Race:
     def evict(self) -> None:
         if self.judged:
             term, judged = self.judged.pop(0)
-            outcome = self.log.propose(Evict(judged, term), time_ns=0).result(time.monotonic() + 10)
+            outcome = self.log.propose(Evict(judged, term), time_ns=0).result_by(time.monotonic() + 10)
             self.leases.unmark_evicting(judged)
             for judgement, kind in zip(judged, outcome.kinds, strict=True):
                 stored = self.log.registry.instance(judgement.key)

@@ -9,7 +9,8 @@ from harness.waiting import wait_for
 from rollcall.node.position import Position, reach
 from rollcall.replication.commands import Begin, Command, Register
 from rollcall.replication.errors import Gone, NotCaughtUp
-from rollcall.replication.log import Leadership, LocalLog
+from rollcall.replication.local_log import LocalLog
+from rollcall.replication.log import Leadership
 from rollcall.replication.records import Registration
 from rollcall.replication.registry.registry import Registry
 
@@ -39,10 +40,14 @@ class Copy(LocalLog):
         self.asked += 1
         return self.leader
 
-    def wait_leadership(self, seen: Leadership | None, deadline: float) -> Leadership:
-        if seen is not None and seen.leader is None:
-            self.moved.wait(max(0.0, deadline - time.monotonic()))
+    @property
+    def leadership(self) -> Leadership:
         return Leadership(1, None if self.leader is None else "leader", False)
+
+    def wait_leadership(self, seen: Leadership, deadline: float) -> Leadership:
+        if seen.leader is None:
+            self.moved.wait(max(0.0, deadline - time.monotonic()))
+        return self.leadership
 
     def reach(self, position: Position, wait_s: float = 0.0, given_up: Callable[[], bool] = lambda: False) -> None:
         reach(position, self, self.leader_index, time.monotonic() + wait_s, given_up)

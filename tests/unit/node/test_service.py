@@ -30,7 +30,7 @@ from rollcall.replication.errors import (
     Superseded,
     Unknown,
 )
-from rollcall.replication.log import Proposal
+from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.records import Key, Registration
 
 CART = Key("default", "cart", "c1")
@@ -365,10 +365,10 @@ def test_a_linearizable_read_passes_a_barrier_through_the_log_where_a_member_kno
 def test_from_the_second_level_on_a_linearizable_read_writes_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Proposal] = []
+    asked: list[Pending[int]] = []
     read_index = pair.leader_log.read_index
 
-    def counted() -> Proposal:
+    def counted() -> Pending[int]:
         asked.append(read_index())
         return asked[-1]
 
@@ -389,8 +389,8 @@ def test_from_the_second_level_on_a_linearizable_read_writes_nothing(
 def test_a_read_whose_leader_is_deposed_meanwhile_is_not_linearizable(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deposed() -> Proposal:
-        read = Proposal(b"")
+    def deposed() -> Pending[int]:
+        read: Pending[int] = Pending()
         read.resolve(None, NotLeader("leader does not lead any more"))
         return read
 

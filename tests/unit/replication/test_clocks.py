@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pysyncobj.node import Node
 from rollcall.replication.commands import LEVEL
 from rollcall.replication.errors import NotDone
-from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft.clocks import ANSWER_S, LIMIT_S, Clocks
 from rollcall.replication.raft.engine import OTHERS_FIRST
 from rollcall.replication.raft.library import LEADER
@@ -217,7 +217,7 @@ def stamped(cluster: Cluster, name: str, value: str) -> Proposal:
 
 def written(cluster: Cluster, name: str, value: str) -> None:
     proposal = stamped(cluster, name, value)
-    cluster.until(lambda: proposal.settled, f"an answer about {value}")
+    cluster.until(proposal.done, f"an answer about {value}")
     assert proposal.error is None, proposal.error
 
 

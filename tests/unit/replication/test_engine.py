@@ -30,8 +30,8 @@ from rollcall.replication.errors import (
     TooLarge,
     Unknown,
 )
-from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.raft import snapshot_transfer as install_module
 from rollcall.replication.raft.library import LEADER, REVIEWED, check_library
@@ -1277,11 +1277,11 @@ def test_the_thread_of_the_loop_ends_with_the_node(tmp_path, clock):
     engine = cluster["n1"]
     engine.start()
     clock.now += 2.0
-    seen = engine.wait_leadership(None, clock.now + 10)
+    seen = engine.leadership
     wait_for(lambda: engine.status().serving_term, "a leader of one", every_s=0.001)
 
     proposal = engine.propose(command("x"), time_ns=1)
-    assert proposal.result(time.monotonic() + 10).kinds == ("created",)
+    assert proposal.result_by(time.monotonic() + 10).kinds == ("created",)
     engine.close()
 
     assert not engine._thread.is_alive()
@@ -1440,7 +1440,7 @@ def test_who_cannot_hand_over_or_take_over_says_why(cluster):
     gone, other = (name for name in cluster.names if name != leader)
     cluster.kill(gone)
     refused = [cluster[leader].hand_over(gone), cluster[leader].hand_over("nobody"), cluster[other].hand_over()]
-    cluster.until(lambda: all(asked.settled for asked in refused), "answers")
+    cluster.until(lambda: all(asked.done() for asked in refused), "answers")
 
     assert [type(asked.error) for asked in refused] == [NotDone, NotDone, NotLeader]
     assert refused[0].error.message.startswith(f"{gone} cannot take over now")

@@ -38,7 +38,7 @@ def cluster(tmp_path, clock: Clock):
 
 def ask(cluster: Cluster, leader: str):
     begun = cluster[leader].hand_over()
-    cluster.until(lambda: begun.settled, "an answer")
+    cluster.until(begun.done, "an answer")
     return begun
 
 

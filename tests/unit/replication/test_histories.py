@@ -9,7 +9,7 @@ import pytest
 from harness.raft import Clock, Cluster, command
 from rollcall.replication.commands import KEEP_LEVEL, Begin
 from rollcall.replication.errors import Gone
-from rollcall.replication.log import LocalLog
+from rollcall.replication.local_log import LocalLog
 from rollcall.replication.registry.changes import EVERYTHING, Changes, Page
 from rollcall.replication.registry.state import State
 

@@ -10,8 +10,8 @@ from harness.raft import Clock, Cluster, command, is_done, unstamped
 from harness.seeds import seeds
 from harness.sides import OurSide
 from rollcall.replication.errors import NotDone, NotLeader, Overloaded
-from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
+from rollcall.replication.proposal import Pending, Proposal
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def cluster(tmp_path: Path, clock: Clock) -> Iterator[Cluster]:
         cluster.kill(name)
 
 
-def read(member: EngineMember) -> Proposal:
+def read(member: EngineMember) -> Pending[int]:
     """A read that the node has taken up."""
     asked = member.engine.read_index()
     member.tick()
@@ -65,11 +65,11 @@ def probes(member: EngineMember) -> list[wire.ReadProbe]:
     return member.sent(wire.ReadProbe)
 
 
-def index_of(read: Proposal) -> int:
+def index_of(read: Pending[int]) -> int:
     assert is_done(read), "the read is not answered"
     assert read.error is None, read.error
     assert read.outcome is not None
-    return read.outcome.index
+    return read.outcome
 
 
 # -- a round
@@ -289,7 +289,7 @@ def test_the_reads_of_a_deposed_leader_are_certainly_not_answered(member: Engine
 def test_a_read_asked_for_in_the_moment_in_which_leadership_is_lost_is_answered(member: EngineMember) -> None:
     """Another thread looked at the role just before, and queues its read just after."""
     member.append("b", member.term + 1, (1, 0))
-    late = Proposal(b"")
+    late: Pending[int] = Pending()
     member.engine._reads.append(late)
 
     member.tick()
@@ -396,7 +396,7 @@ def test_no_read_is_older_than_a_write_that_was_answered_before_it(tmp_path: Pat
     cluster.wait_for_leader()
     newest = 0
     writes: list[Proposal] = []
-    reads: list[tuple[Proposal, int]] = []
+    reads: list[tuple[Pending[int], int]] = []
     answered = 0
     for step in range(700):
         newest = max([newest, *(write.outcome.index for write in writes if write.outcome is not None)])
@@ -411,7 +411,7 @@ def test_no_read_is_older_than_a_write_that_was_answered_before_it(tmp_path: Pat
         for asked, floor in [each for each in reads if is_done(each[0])]:
             if asked.outcome is not None:
                 answered += 1
-                assert asked.outcome.index >= floor, f"seed {seed}, step {step}"
+                assert asked.outcome >= floor, f"seed {seed}, step {step}"
         reads = [each for each in reads if not is_done(each[0])]
     assert answered > 40, answered
     for name in list(cluster.benches):

@@ -16,8 +16,8 @@ from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
 from rollcall.replication.commands import LEVEL, Envelope, Readmit, decode, encode, level_of
 from rollcall.replication.errors import Damaged, Fatal, WrongDirectory
-from rollcall.replication.log import Proposal
 from rollcall.replication.network import wire
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.storage.disk import Disk

@@ -39,6 +39,7 @@ from ..replication.errors import (
     Superseded,
     Unknown,
 )
+from ..replication.levels import READ_INDEX_LEVEL
 from ..replication.log import Log, LogStatus, Peers, Role
 from ..replication.proposal import Pending, Proposal
 from ..replication.records import Instance, Key, Registration
@@ -80,9 +81,6 @@ LEADER_SEEN_S = 10.0
 """A node that has not heard a leader for so long should get no requests."""
 
 ASK_AGAIN_S = 0.02
-
-READ_INDEX_LEVEL = 2
-"""Feature level from which the leader can ask its peers instead of writing to the log."""
 
 NOTES_S = 1.0
 

@@ -8,21 +8,20 @@ MessagePack with a version, written once here for log, wire and tests.
 ``Report``, ``Condemn`` and ``Lift`` are internal: a node proposes them itself when it
 leads, and takes none of them from the wire (``from_peer``).
 
-What later releases added has a feature level, and is proposed only once the
-replicated state has been raised to it (``Raise``), which a leader does when it
-has met every member and all understand it. So nodes of two releases can work
-side by side while they are replaced one by one.
+``feature_level`` is the level of the release that understands a command: it is proposed
+only once the replicated state has been raised to it (``Raise``, ``levels.py``).
 """
 
 import contextlib
 import hashlib
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from .checks import State
 from .errors import Fatal, TooLarge
+from .levels import CHECKS_LEVEL, COMPARE_LEVEL, FORMAT, KEEP_LEVEL, LEVEL
 from .policies import Policy, check_policy
 from .records import (
     UNREADABLE,
@@ -37,21 +36,6 @@ from .records import (
     check_registration,
     invalid_from,
 )
-
-FORMAT = 1
-"""Format of the commands that every release knows."""
-
-LEVEL = 4
-"""The highest feature level that this build understands. Level 2: ``Raise``,
-``Compare``, ``Readmit``; pre-votes and read probes between nodes. Level 3:
-health checks (registrations with ``checks``, ``Assign``, ``Report``, ``Condemn``),
-routing policies (``SetPolicy``). Level 4: the id of the registry's history
-(``Begin``), operators' overrides that outlive registrations (``Lift``),
-removals that name a registration, what an ``Idempotency-Key`` was used for, state
-files of format 2."""
-
-CHECKS_LEVEL = 3
-KEEP_LEVEL = 4
 
 COMMAND_BYTES_MAX = 2 * 1024 * 1024
 """An encoded command; the append batch (4 MiB) and the frame (8 MiB) hold it."""
@@ -75,6 +59,10 @@ class Register(Struct, frozen=True, tag="register", gc=False):
     registration: Registration
     if_absent: bool = False
 
+    @property
+    def feature_level(self) -> int:
+        return CHECKS_LEVEL if self.registration.checks else FORMAT
+
 
 class Deregister(Struct, frozen=True, tag="deregister", omit_defaults=True, gc=False):
     """Remove an instance; ``NotFound`` if there is none.
@@ -85,6 +73,10 @@ class Deregister(Struct, frozen=True, tag="deregister", omit_defaults=True, gc=F
 
     key: Key
     reg_index: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+    @property
+    def feature_level(self) -> int:
+        return KEEP_LEVEL if self.reg_index else FORMAT
 
 
 class SetStatus(Struct, frozen=True, tag="status", omit_defaults=True, gc=False):
@@ -107,9 +99,16 @@ class SetStatus(Struct, frozen=True, tag="status", omit_defaults=True, gc=False)
     def key(self) -> Key:
         return Key(self.env, self.service, self.id)
 
+    @property
+    def feature_level(self) -> int:
+        plain = self.for_s is None and self.until is None and not self.unregistered
+        return FORMAT if plain else KEEP_LEVEL
+
 
 class SetPolicy(Struct, frozen=True, tag="policy", gc=False):
     """Put a routing policy in force under a name, or remove it (``policy`` None; ``NotFound`` if there is none)."""
+
+    feature_level: ClassVar[int] = CHECKS_LEVEL
 
     name: Name
     policy: Policy | None
@@ -124,6 +123,10 @@ class Batch(Struct, frozen=True, tag="batch", gc=False):
     """Operations that all happen at one index, or none of them."""
 
     operations: Annotated[tuple[Operation, ...], Meta(min_length=1, max_length=OPERATIONS_MAX)]
+
+    @property
+    def feature_level(self) -> int:
+        return max(operation.feature_level for operation in self.operations)
 
 
 class Judgement(Struct, frozen=True, array_like=True, gc=False):
@@ -140,6 +143,8 @@ class Evict(Struct, frozen=True, tag="evict", gc=False):
     term, the whole command is void (a leader deposed meanwhile must not evict).
     """
 
+    feature_level: ClassVar[int] = FORMAT
+
     judged: tuple[Judgement, ...]
     term: int
 
@@ -147,15 +152,21 @@ class Evict(Struct, frozen=True, tag="evict", gc=False):
 class Barrier(Struct, frozen=True, tag="barrier", gc=False):
     """Changes nothing; its index proves that the leader led when asked."""
 
+    feature_level: ClassVar[int] = FORMAT
+
 
 class Raise(Struct, frozen=True, tag="raise", gc=False):
     """From here on ``level`` may be used: every member understands it. Never goes down."""
+
+    feature_level: ClassVar[int] = COMPARE_LEVEL
 
     level: Annotated[int, Meta(ge=1, le=2**31)]
 
 
 class Begin(Struct, frozen=True, tag="begin", gc=False):
     """From here on the registry's history is called ``history``: it was born, or put back from a copy."""
+
+    feature_level: ClassVar[int] = KEEP_LEVEL
 
     history: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
@@ -166,6 +177,8 @@ class Compare(Struct, frozen=True, tag="compare", gc=False):
     Each node notes its own digest at this entry, for the next comparison.
     """
 
+    feature_level: ClassVar[int] = COMPARE_LEVEL
+
     index: int
     digest: str
 
@@ -173,12 +186,16 @@ class Compare(Struct, frozen=True, tag="compare", gc=False):
 class Readmit(Struct, frozen=True, tag="readmit", gc=False):
     """The member ``node`` lost its disk and has a new one, ``disk``; it may vote from here on (``standing.py``)."""
 
+    feature_level: ClassVar[int] = COMPARE_LEVEL
+
     node: str
     disk: str
 
 
 class Assign(Struct, frozen=True, tag="assign", gc=False):
     """From here on ``nodes`` share the checks (``checks.owner_of``). Void at an entry of another term."""
+
+    feature_level: ClassVar[int] = CHECKS_LEVEL
 
     nodes: tuple[str, ...]
     term: int
@@ -199,6 +216,8 @@ class Report(Struct, frozen=True, tag="report", gc=False):
     ``node`` empty: what the leader of ``term`` says of checks that nobody asks (``ttl_s``).
     """
 
+    feature_level: ClassVar[int] = CHECKS_LEVEL
+
     node: str
     epoch: int
     results: tuple[Result, ...]
@@ -217,6 +236,8 @@ class Condemned(Struct, frozen=True, array_like=True, gc=False):
 class Condemn(Struct, frozen=True, tag="condemn", gc=False):
     """Remove those of ``judged`` for which that is still so. Void at an entry of another term."""
 
+    feature_level: ClassVar[int] = CHECKS_LEVEL
+
     judged: tuple[Condemned, ...]
     term: int
 
@@ -230,6 +251,8 @@ class Expired(Struct, frozen=True, array_like=True, gc=False):
 
 class Lift(Struct, frozen=True, tag="lift", gc=False):
     """Remove those of ``expired`` that were not set anew since. Void at an entry of another term."""
+
+    feature_level: ClassVar[int] = KEEP_LEVEL
 
     expired: tuple[Expired, ...]
     term: int
@@ -287,24 +310,7 @@ _commands = msgspec.msgpack.Decoder(Command)
 
 def level_of(command: Command) -> int:
     """The feature level that understands ``command``."""
-    match command:
-        case Register():
-            return CHECKS_LEVEL if command.registration.checks else FORMAT
-        case Batch():
-            return max(map(level_of, command.operations))
-        case Begin() | Lift():
-            return KEEP_LEVEL
-        case Deregister():
-            return KEEP_LEVEL if command.reg_index else FORMAT
-        case SetStatus():
-            plain = command.for_s is None and command.until is None and not command.unregistered
-            return FORMAT if plain else KEEP_LEVEL
-        case Assign() | Report() | Condemn() | SetPolicy():
-            return CHECKS_LEVEL
-        case Raise() | Compare() | Readmit():
-            return 2
-        case _:
-            return FORMAT
+    return command.feature_level
 
 
 def adds(command: Command) -> bool:

@@ -27,8 +27,8 @@ from werkzeug.wsgi import wrap_file
 
 from ...replication.errors import Overloaded
 from ...replication.front.pieces import PIECE_BYTES, Pieces, Reader
+from ...replication.registry.digest import size_of
 from ...replication.registry.registry import Registry
-from ...replication.registry.state import size_of
 from .pages import encode_json
 
 LARGE_MIN = 500

@@ -16,7 +16,7 @@ from ...replication.commands import FOR_S_MAX, SetStatus, check_new
 from ...replication.errors import Invalid
 from ...replication.records import Key, Override, Status, Text
 from ...replication.registry.registry import Registry
-from ...replication.registry.state import ordered
+from ...replication.registry.services import ordered
 from .context import Context, Freshness
 from .large import pieces_answer
 from .pages import Paging, Place, encode_json, list_body

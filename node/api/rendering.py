@@ -22,7 +22,7 @@ from ...replication.errors import Invalid, TooLarge
 from ...replication.front.pieces import PIECE_BYTES, Pieces
 from ...replication.records import META_KEYS_MAX, TAGS_MAX, Event, Health, Instance, Status
 from ...replication.registry.registry import Registry, ServiceView
-from ...replication.registry.state import ServiceName, ordered
+from ...replication.registry.services import ServiceName, ordered
 from ..masking import masked
 from ..values import LeaseView
 from .large import COUNTED_BYTES, LARGE_MIN, work_of_service

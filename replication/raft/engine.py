@@ -62,6 +62,7 @@ from ..errors import (
     TooSoon,
     Unknown,
 )
+from ..levels import PRE_VOTE_LEVEL
 from ..log import Leadership, Listener, LogStatus, Role
 from ..network import wire
 from ..network.transport import Transport
@@ -116,8 +117,6 @@ READS_MAX = 20_000
 COMPARE_ENTRIES = 10_000
 COMPARE_S = 60.0
 """The replicas' digests are compared after so many entries or so long, if anything changed (H10)."""
-PRE_VOTE_LEVEL = 2
-"""Feature level from which nodes ask before they stand for election, and probe before they read."""
 SAME_FAILURES_MAX = 3
 _STOP_ALL = (
     "Stop all nodes before anything is overwritten; docs/operations.md (an older copy of a directory) says how to go on"
@@ -666,7 +665,7 @@ class Engine:
                         f"contradicts the log beside it: they do not belong together. {CHOICES}"
                     )
                 journal.reset((NO_OP, header.index, header.term))
-            self._check_level(state.level)
+            self._check_level(state.facts.level)
             self.registry.replace(state)
             self._saved = header
             applied = header.index
@@ -1715,7 +1714,7 @@ class Engine:
         except DiskUnavailable as error:
             self._disk_failed(error)
             return
-        self._check_level(state.level)
+        self._check_level(state.facts.level)
         former = self.registry.replace(state)
         self._noted.clear()
         self._saved = header

@@ -1,94 +1,39 @@
-"""What the registry holds at one index, how it is read, and how a snapshot of it is written.
+"""What the registry holds at one index besides how it is read and changed, and how a snapshot of it is written.
 
-One thread changes it and any number of threads read, without a lock. That works because
+The state is the services with their instances (``services.py``), the requests that are remembered
+(``requests.py``), and the ``Facts``: all else that the nodes agree on, in one frozen value.
 
-- records are values, replaced whole;
-- the reads of a dict used here (``get``, ``copy``, ``tuple(d.values())``) are
-  single steps in CPython: no other thread runs in the middle of one;
-- a service is changed between two counts of its ``version`` (odd: under way),
-  so that a reader can tell that it saw half of a change, and look again.
-
-A snapshot shares its services with the registry, so taking one costs next to
-nothing: ``Registry.root`` begins a new era, and a service of an older era is
-copied before it is changed.
+A new fact takes a field of ``Facts``, with the default that it had before there was such a fact. A value is written
+into the header of a snapshot and counted in the digest by that. A table of records (a tuple, or a dict by the records'
+``key``) takes a line at the end of ``_Chunk`` as well: its records travel in chunks, and each counts by itself.
 """
 
 import contextlib
 import hashlib
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from heapq import merge
-from itertools import islice
-from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Struct
 
 from ..checks import Assignment
-from ..errors import Damaged, Fatal
+from ..errors import Damaged
+from ..levels import FORMAT_2_LEVEL
 from ..policies import PolicyChange, PolicyRecord
 from ..records import Instance, Key, Override
+from .digest import Digest, digest_hex, digest_of
+from .requests import Remembered
+from .services import ServiceName, ServiceState, ordered
 
 STATE_FORMAT = 2
 """Version of a snapshot's encoding. A node refuses what is newer than it knows. In format 1 the
 header held all policies; in format 2 every record travels in a chunk. The first is written as long
 as the cluster uses a feature level at which a member may know no other (``format_at``)."""
 
-FORMAT_2_LEVEL = 4
-
 CHUNK_BYTES = 1024 * 1024
 """A chunk of a snapshot, about."""
 
-SORT_MAX = 4_096
-"""Names or records sorted at a time: no other thread runs in the middle of a sort."""
-
-LOOKS_MAX = 10_000
-LOOK_AGAIN_S = 0.0005
-
-ERROR_COST = 1_500
-"""Bytes of a remembered error, its words and facts; these are cut off where they are longer."""
-
-TOTAL_MASK = 2**256 - 1
-"""The digest is a sum of hashes modulo 2**256, so that it can be kept up to date."""
-
-Kind = Literal[
-    "created", "replaced", "kept", "removed", "status", "evicted", "void", "none", "assigned", "checked", "policy"
-]
-"""What an operation did. ``kept``: the stored record is newer than the one sent.
-``void``: an eviction or a check's result that no longer applies. ``none``: nothing
-was to be done."""
-
-ServiceName = tuple[str, str]
-"""Env and service."""
-
-_by_id = attrgetter("id")
 _encode = msgspec.msgpack.Encoder().encode
-
-
-def digest_of(value: object) -> int:
-    """The hash of one record, as a number that can be added and taken away."""
-    return int.from_bytes(hashlib.sha256(_encode(value)).digest(), "big")
-
-
-def size_of(record: object) -> int:
-    """What one record takes, in log and state files; in memory it is about as much."""
-    return len(_encode(record))
-
-
-def level_digest(level: int) -> int:
-    """What a feature level adds to the digest. The first adds nothing: it was there before levels were."""
-    return digest_of(("level", level)) if level > 1 else 0
-
-
-def assignment_digest(assignment: Assignment) -> int:
-    """What the assignment of checks adds to the digest; nothing while there was none."""
-    return digest_of(("assignment", assignment)) if assignment.epoch else 0
-
-
-def history_digest(history: str) -> int:
-    """What the id of the history adds to the digest; nothing while there was none."""
-    return digest_of(("history", history)) if history else 0
 
 
 def format_at(level: int) -> int:
@@ -96,154 +41,21 @@ def format_at(level: int) -> int:
     return STATE_FORMAT if level >= FORMAT_2_LEVEL else 1
 
 
-def digest_hex(total: int, instances: int) -> str:
-    """The published digest of a state whose records' hashes add up to ``total``."""
-    return hashlib.sha256(total.to_bytes(32, "big") + instances.to_bytes(8, "big")).hexdigest()
+class Facts(Struct, frozen=True, kw_only=True):
+    """What the nodes agree on besides instances and requests. Replaced whole when one of them changes."""
 
-
-class ServiceView(Struct, frozen=True, gc=False):
-    """One service at one moment; its instances are sorted by id.
-
-    Two views of a service with the same ``modify_index`` are equal, so what is
-    made of a view can be cached by it. ``latest_timestamp`` (ns) is when the
-    service last changed; it strictly increases, also across its removal.
-    """
-
-    env: str
-    name: str
-    modify_index: int
-    latest_timestamp: int
-    instances: tuple[Instance, ...]
-
-
-class ServiceOutline(NamedTuple):
-    """What is known of a service without looking at its instances, however many they are."""
-
-    modify_index: int = 0
-    latest_timestamp: int = 0
-    instances: int = 0
-
-
-class ServiceState:
-    """The instances of one service, and the last view that was made of them."""
-
-    __slots__ = ("digest", "era", "instances", "latest_timestamp", "modify_index", "name", "version", "view")
-
-    def __init__(self, name: ServiceName, era: object) -> None:
-        self.name = name
-        self.era = era
-        self.instances: dict[str, Instance] = {}
-        self.modify_index: int = 0
-        self.latest_timestamp: int = 0
-        self.digest: int = 0
-        self.version: int = 0
-        self.view: tuple[int, ServiceView] | None = None
-
-    def copy(self, era: object) -> "ServiceState":
-        """The same service for the registry to change, while a snapshot keeps this one."""
-        copy = ServiceState(self.name, era)
-        copy.instances = self.instances.copy()
-        copy.modify_index = self.modify_index
-        copy.latest_timestamp = self.latest_timestamp
-        copy.digest = self.digest
-        copy.version = self.version
-        copy.view = self.view
-        return copy
-
-    def change(self, changed: dict[str, Instance | None], modify_index: int, latest_timestamp: int) -> None:
-        """Takes over ``changed`` (None: removed), all of it at once for every reader."""
-        self.version += 1
-        for id, instance in changed.items():
-            if instance is None:
-                self.instances.pop(id, None)
-            else:
-                self.instances[id] = instance
-        self.modify_index = modify_index
-        self.latest_timestamp = latest_timestamp
-        self.version += 1
-
-    def look(self) -> ServiceView:
-        """The service as it is now. For any thread."""
-        # The applying thread is in the middle of a change for microseconds, and
-        # for a few milliseconds when a batch changes thousands of instances.
-        for _ in range(LOOKS_MAX):
-            version = self.version
-            cached = self.view
-            if cached is not None and cached[0] == version:
-                return cached[1]
-            if version % 2 == 0:
-                instances = tuple(self.instances.values())
-                modify_index, latest_timestamp = self.modify_index, self.latest_timestamp
-                if self.version == version:
-                    env, name = self.name
-                    in_order = tuple(ordered(instances, _by_id))
-                    view = ServiceView(env, name, modify_index, latest_timestamp, in_order)
-                    self.view = (version, view)
-                    return view
-            elif cached is not None and cached[0] == version - 1:
-                # What was true until a change that is not finished is still an answer.
-                return cached[1]
-            time.sleep(LOOK_AGAIN_S)
-        raise Fatal(f"a change of service {self.name} was begun and not finished")
-
-    def outline(self) -> ServiceOutline:
-        """What is known of it now; a later ``look`` shows that state or a newer one. For any thread."""
-        for _ in range(LOOKS_MAX):
-            version = self.version
-            if version % 2 == 0:
-                outline = ServiceOutline(self.modify_index, self.latest_timestamp, len(self.instances))
-                if self.version == version:
-                    return outline
-            time.sleep(LOOK_AGAIN_S)
-        raise Fatal(f"a change of service {self.name} was begun and not finished")
-
-    def head(self) -> tuple[str, str, int, int]:
-        """What a snapshot and the digest hold of the service besides its instances."""
-        return (*self.name, self.modify_index, self.latest_timestamp)
-
-
-class Remembered(Struct, frozen=True, array_like=True, gc=False):
-    """How a request with an ``Idempotency-Key`` ended."""
-
-    request_id: str
-    time_ns: int
-    index: int
-    kinds: tuple[Kind, ...]
-    error: dict[str, Any] | None
-    used_for: bytes = b""
-    """The hash of the command (``commands.sealed``); empty: of a release that made none."""
-
-    @property
-    def cost(self) -> int:
-        """What it takes in memory, about. Like the digest it is the same on every node, so it counts neither
-        an error's words nor whatever else may differ between releases."""
-        return 200 + len(self.request_id) + 10 * len(self.kinds) + (ERROR_COST if self.error else 0)
-
-    def digest(self) -> int:
-        # The error's code without its words: those may differ between versions.
-        code = self.error.get("code") if self.error else None
-        facts = (self.request_id, self.time_ns, self.index, self.kinds, code)
-        return digest_of((*facts, self.used_for) if self.used_for else facts)
-
-
-class _Header(Struct, frozen=True, kw_only=True):
-    """The first chunk of a snapshot: how much follows, and what it must add up to."""
-
-    format: int
-    applied_index: int
-    term: int
-    last_time_ns: int
-    services: int
-    instances: int
-    requests: int
-    seal: bytes
     level: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """The feature level that all members have agreed to use."""
     assignment: Assignment = Assignment()
+    """Who checks."""
     policies: tuple[PolicyRecord, ...] = ()
+    """The routing policies, by name."""
     policy_changes: tuple[PolicyChange, ...] = ()
+    """The last changes of policies, oldest first."""
     history: str = ""
-    others: int = 0
-    """Policies, their changes, and overrides, in chunks of format 2."""
+    """Names this history of the registry: an index of another one means nothing here. Empty: none was agreed on."""
+    overrides: dict[Key, Override] = {}
+    """Operators' overrides, those of ids that are not registered included."""
 
 
 class _Chunk(Struct, frozen=True, array_like=True):
@@ -257,20 +69,81 @@ class _Chunk(Struct, frozen=True, array_like=True):
     overrides: tuple[Override, ...] = ()
 
 
+class _Header(Struct, frozen=True, kw_only=True):
+    """The first chunk of a snapshot: how much follows, and what it must add up to. The facts stand beside that."""
+
+    format: int
+    applied_index: int
+    term: int
+    last_time_ns: int
+    services: int
+    instances: int
+    requests: int
+    seal: bytes
+    others: int = 0
+    """Records of tables in chunks of format 2."""
+
+
+_TABLES = _Chunk.__struct_fields__[3:]
+"""The facts that are tables of records."""
+_TABLES_OF_FORMAT_1 = ("policies", "policy_changes")
+"""They stood in the header, and it still has a place for them."""
+_VALUES = tuple(name for name in Facts.__struct_fields__ if name not in _TABLES)
+_IN_HEADER = tuple(name for name in Facts.__struct_fields__ if name in _VALUES or name in _TABLES_OF_FORMAT_1)
+
+_BEFORE = Facts()
+"""The facts of a registry in which nothing was agreed on yet. They count for nothing: some came with later releases."""
+
 _headers = msgspec.msgpack.Decoder(_Header)
+_facts = msgspec.msgpack.Decoder(Facts)
 _chunks = msgspec.msgpack.Decoder(_Chunk)
+
+
+def replace_facts(digest: Digest, former: Facts, facts: Facts) -> None:
+    """Counts the values among ``facts`` in place of those of ``former``; records of tables are counted one by one."""
+    for name in _VALUES:
+        if getattr(former, name) is not getattr(facts, name):
+            digest.replace(_hash_of_value(name, former), _hash_of_value(name, facts))
+
+
+def _hash_of_value(name: str, facts: Facts) -> int:
+    value = getattr(facts, name)
+    return digest_of((name, value)) if value != getattr(_BEFORE, name) else 0
+
+
+def _hashes(facts: Facts) -> int:
+    """What all of the facts add to the digest."""
+    records = (record for table in _TABLES for record in _records(facts, table))
+    return sum(_hash_of_value(name, facts) for name in _VALUES) + sum(map(digest_of, records))
+
+
+def _records(facts: Facts, table: str) -> Iterable[Struct]:
+    """The records of a table, in the order in which they are written."""
+    held = getattr(facts, table)
+    return (held[key] for key in sorted(held)) if isinstance(held, dict) else held
+
+
+def _with_records(facts: Facts, found: dict[str, list[Any]]) -> Facts:
+    """``facts`` with the records ``found`` for each table."""
+    return msgspec.structs.replace(
+        facts,
+        **{
+            table: {record.key: record for record in records}
+            if isinstance(getattr(_BEFORE, table), dict)
+            else tuple(records)
+            for table, records in found.items()
+        },
+    )
 
 
 class State:
     """The whole state at one index. Never changes; made by ``Registry.root`` or ``from_chunks``.
 
-    It may be encoded in another thread while the registry goes on.
+    It may be encoded in another thread while the registry goes on. A snapshot shares its services with the registry
+    (``services.py``), so taking one costs next to nothing.
     """
 
-    __slots__ = (
-        "applied_index", "assignment", "history", "instances", "last_time_ns", "level", "overrides", "policies",
-        "policy_changes", "requests", "services", "term", "total",
-    )  # fmt: skip
+    __slots__ = ("applied_index", "facts", "instances", "last_time_ns", "requests", "services", "term", "total")
 
     def __init__(
         self,
@@ -282,34 +155,24 @@ class State:
         requests: dict[str, Remembered],
         instances: int,
         total: int,
-        level: int = 1,
-        assignment: Assignment = Assignment(),  # noqa: B008
-        policies: tuple[PolicyRecord, ...] = (),
-        policy_changes: tuple[PolicyChange, ...] = (),
-        history: str = "",
-        overrides: dict[Key, Override] | None = None,
+        facts: Facts,
     ) -> None:
         self.applied_index = applied_index
         self.term = term
         self.last_time_ns = last_time_ns
-        self.instances = instances
         self.services = services
         self.requests = requests
+        self.instances = instances
         self.total = total
-        self.level = level
-        self.assignment = assignment
-        self.policies = policies
-        self.policy_changes = policy_changes
-        self.history = history
-        self.overrides = overrides or {}
+        self.facts = facts
 
     @classmethod
     def empty(cls, *, level: int, history: str) -> "State":
         """A registry that holds nothing yet, of a cluster that uses feature ``level``."""
-        total = (level_digest(level) + history_digest(history)) & TOTAL_MASK
+        facts = Facts(level=level, history=history)
         return cls(
-            applied_index=0, term=0, last_time_ns=0, services={}, requests={}, instances=0, total=total, level=level,
-            history=history,
+            applied_index=0, term=0, last_time_ns=0, services={}, requests={}, instances=0,
+            total=Digest(_hashes(facts)).total, facts=facts,
         )  # fmt: skip
 
     def digest(self) -> tuple[int, str]:
@@ -323,25 +186,8 @@ class State:
         order of their keys, instances of their ids, requests of their age. A
         chunk is at most ``bytes_max`` and one record long.
         """
-        form = format_at(self.level)
-        yield _encode(
-            _Header(
-                format=form,
-                applied_index=self.applied_index,
-                term=self.term,
-                last_time_ns=self.last_time_ns,
-                services=len(self.services),
-                instances=self.instances,
-                requests=len(self.requests),
-                seal=self._seal(),
-                level=self.level,
-                assignment=self.assignment,
-                policies=self.policies if form == 1 else (),
-                policy_changes=self.policy_changes if form == 1 else (),
-                history=self.history,
-                others=0 if form == 1 else len(self.policies) + len(self.policy_changes) + len(self.overrides),
-            )
-        )
+        form = format_at(self.facts.level)
+        yield _encode(self._header(form))
         kinds = 3 if form == 1 else len(_Chunk.__struct_fields__)
         parts: list[list[msgspec.Raw]] = [[] for _ in range(kinds)]
         size = 0
@@ -355,6 +201,25 @@ class State:
         if size:
             yield _encode(parts)
 
+    def _header(self, form: int) -> dict[str, Any]:
+        """The header and the facts that stand in it, in the order in which they always did."""
+        header = _Header(
+            format=form,
+            applied_index=self.applied_index,
+            term=self.term,
+            last_time_ns=self.last_time_ns,
+            services=len(self.services),
+            instances=self.instances,
+            requests=len(self.requests),
+            seal=_seal(self.applied_index, self.term, self.last_time_ns, self.digest()),
+            others=0 if form == 1 else sum(len(getattr(self.facts, table)) for table in _TABLES),
+        )
+        counts = msgspec.structs.asdict(header)
+        others = counts.pop("others")
+        empty = () if form == 1 else _TABLES
+        facts = {name: () if name in empty else getattr(self.facts, name) for name in _IN_HEADER}
+        return {**counts, **facts, "others": others}
+
     def _records(self, kinds: int) -> Iterator[tuple[int, object]]:
         """Every record with its place in a chunk that holds the first ``kinds`` kinds."""
         for name in ordered(self.services):
@@ -364,23 +229,15 @@ class State:
                 yield 1, service.instances[id]
         for remembered in self.requests.values():
             yield 2, remembered
-        if kinds == 3:
-            return
-        for record in self.policies:
-            yield 3, record
-        for change in self.policy_changes:
-            yield 4, change
-        for key in sorted(self.overrides):
-            yield 5, self.overrides[key]
+        for part in range(3, kinds):
+            for record in _records(self.facts, _TABLES[part - 3]):
+                yield part, record
 
     def give_up(self) -> list[list[Any]]:
         """Hands over the records, for whoever frees them bit by bit; nothing is left here."""
         services, self.services = self.services, {}
         requests, self.requests = self.requests, {}
         return [list(requests.values()), *(list(service.instances.values()) for service in services.values())]
-
-    def _seal(self) -> bytes:
-        return _seal(self.applied_index, self.term, self.last_time_ns, self.digest())
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[bytes]) -> "State":
@@ -394,13 +251,12 @@ class State:
 
     @classmethod
     def _read(cls, chunks: Iterator[bytes]) -> "State":
-        header = _header(chunks)
-        sums = _Sums(header)
+        header, facts = _header(chunks)
+        sums = _Sums(header, facts)
         era = object()
         services: dict[ServiceName, ServiceState] = {}
         requests: dict[str, Remembered] = {}
-        policies, policy_changes = [*header.policies], [*header.policy_changes]
-        overrides: dict[Key, Override] = {}
+        records: dict[str, list[Any]] = {table: [*_records(facts, table)] for table in _TABLES}
         for data in chunks:
             chunk = _chunks.decode(data)
             sums.add(chunk)
@@ -413,31 +269,25 @@ class State:
                 services[instance.env, instance.service].instances[instance.id] = instance
             for remembered in chunk.requests:
                 requests[remembered.request_id] = remembered
-            policies += chunk.policies
-            policy_changes += chunk.policy_changes
-            overrides |= {override.key: override for override in chunk.overrides}
+            for table, found in records.items():
+                found += getattr(chunk, table)
         sums.check()
-        state = cls(
+        facts = _with_records(facts, records)
+        held = sum(len(service.instances) for service in services.values())
+        different = (len(services), held, len(requests), sum(len(getattr(facts, table)) for table in _TABLES))
+        counted = (sums.services, sums.instances, sums.requests, sums.others)
+        if different != counted:
+            raise Damaged(f"the snapshot holds {counted} records of its kinds, and only {different} different ones")
+        return cls(
             applied_index=header.applied_index,
             term=header.term,
             last_time_ns=header.last_time_ns,
             services=services,
             requests=requests,
             instances=sums.instances,
-            total=sums.total & TOTAL_MASK,
-            level=header.level,
-            assignment=header.assignment,
-            policies=tuple(policies),
-            policy_changes=tuple(policy_changes),
-            history=header.history,
-            overrides=overrides,
+            total=sums.digest.total,
+            facts=facts,
         )
-        held = sum(len(service.instances) for service in services.values())
-        different = (len(services), held, len(requests), len(policies) + len(policy_changes) + len(overrides))
-        counted = (sums.services, sums.instances, sums.requests, sums.others)
-        if different != counted:
-            raise Damaged(f"the snapshot holds {counted} records of its kinds, and only {different} different ones")
-        return state
 
 
 def verify(chunks: Iterable[bytes]) -> tuple[int, str]:
@@ -445,31 +295,29 @@ def verify(chunks: Iterable[bytes]) -> tuple[int, str]:
     they hold. Raises ``Damaged`` where ``State.from_chunks`` would not read them back."""
     with _readable():
         reading = iter(chunks)
-        header = _header(reading)
-        sums = _Sums(header)
+        header, facts = _header(reading)
+        sums = _Sums(header, facts)
         for data in reading:
             sums.add(_chunks.decode(data))
         sums.check()
-        return header.applied_index, sums.digest
+        return header.applied_index, sums.digest_hex
 
 
 class _Sums:
     """How many records of each kind came, and what their hashes add up to."""
 
-    def __init__(self, header: _Header) -> None:
+    def __init__(self, header: _Header, facts: Facts) -> None:
         self._header = header
         self._names: set[ServiceName] = set()
         self.services: int = 0
         self.instances: int = 0
         self.requests: int = 0
-        self.others: int = len(header.policies) + len(header.policy_changes)
-        self.total: int = level_digest(header.level) + assignment_digest(header.assignment)
-        self.total += history_digest(header.history)
-        self.total += sum(map(digest_of, (*header.policies, *header.policy_changes)))
+        self.others: int = sum(len(getattr(facts, table)) for table in _TABLES)
+        self.digest: Digest = Digest(_hashes(facts))
 
     @property
-    def digest(self) -> str:
-        return digest_hex(self.total & TOTAL_MASK, self.instances)
+    def digest_hex(self) -> str:
+        return digest_hex(self.digest.total, self.instances)
 
     def add(self, chunk: _Chunk) -> None:
         """Takes a chunk in the order in which they were written."""
@@ -477,13 +325,13 @@ class _Sums:
         for instance in chunk.instances:
             if (instance.env, instance.service) not in self._names:
                 raise Damaged(f"the snapshot holds an instance of {instance.service!r} before the service")
-        others = (*chunk.policies, *chunk.policy_changes, *chunk.overrides)
+        others = [record for table in _TABLES for record in getattr(chunk, table)]
         self.services += len(chunk.heads)
         self.instances += len(chunk.instances)
         self.requests += len(chunk.requests)
         self.others += len(others)
-        self.total += sum(map(digest_of, (*chunk.heads, *chunk.instances, *others)))
-        self.total += sum(remembered.digest() for remembered in chunk.requests)
+        self.digest.add(sum(map(digest_of, (*chunk.heads, *chunk.instances, *others))))
+        self.digest.add(sum(remembered.digest() for remembered in chunk.requests))
 
     def check(self) -> None:
         """Raises ``Damaged`` unless all of it came that the header names."""
@@ -496,7 +344,7 @@ class _Sums:
             raise Damaged(
                 f"the snapshot holds {found} services, instances, requests and other records, and should hold {wanted}"
             )
-        facts = (header.applied_index, header.term, header.last_time_ns, (header.applied_index, self.digest))
+        facts = (header.applied_index, header.term, header.last_time_ns, (header.applied_index, self.digest_hex))
         if _seal(*facts) != header.seal:
             raise Damaged("the snapshot's records do not add up to the digest in its header")
 
@@ -509,20 +357,14 @@ def _readable() -> Iterator[None]:
         raise Damaged(f"the snapshot cannot be read: {error}") from error
 
 
-def _header(chunks: Iterator[bytes]) -> _Header:
-    header = _headers.decode(next(chunks, b""))
+def _header(chunks: Iterator[bytes]) -> tuple[_Header, Facts]:
+    """The first chunk: the header, and the facts that stand in it."""
+    data = next(chunks, b"")
+    header, facts = _headers.decode(data), _facts.decode(data)
     if header.format > STATE_FORMAT:
         raise Damaged(f"snapshot format {header.format} is newer than this node's ({STATE_FORMAT}): upgrade it")
-    return header
+    return header, facts
 
 
 def _seal(applied_index: int, term: int, last_time_ns: int, digest: tuple[int, str]) -> bytes:
     return hashlib.sha256(_encode((applied_index, term, last_time_ns, digest))).digest()
-
-
-def ordered(values: Collection[Any], key: Callable[[Any], Any] | None = None) -> Iterable[Any]:
-    """``sorted``, but other threads run in between where there are many. ``values`` must not change meanwhile."""
-    if len(values) <= SORT_MAX:
-        return sorted(values, key=key)
-    left = iter(values)
-    return merge(*(sorted(islice(left, SORT_MAX), key=key) for _ in range(0, len(values), SORT_MAX)), key=key)

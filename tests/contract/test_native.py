@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 from harness.api import Api, Clock, FakeService, fill, problem
+from harness.facts import set_facts
 from harness.waiting import wait_for
 from rollcall.node.api import ApiSettings
 from rollcall.node.api.context import MIN_INDEX_WAIT_S_MAX, Freshness
@@ -560,7 +561,7 @@ class TestFreshness:
         assert {answer().headers["X-Rollcall-History"] for answer in answers} == {"0" * 16}
         assert api.get("/api/v1/cluster").json["history"] == "0" * 16
 
-        service.registry.history = ""
+        set_facts(service.registry, history="")
         assert all("X-Rollcall-History" not in answer().headers for answer in answers)
         assert api.get("/api/v1/cluster").json["history"] == ""
         assert api.get(f"{ORDERS}?history={'a' * 16}").status_code == 200, "what has no name is compared with none"

@@ -20,7 +20,7 @@ from rollcall.replication.front import pages as client_pages
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Event, Instance, Key, Registration
 from rollcall.replication.registry.changes import Interest
-from rollcall.replication.registry.state import ServiceState
+from rollcall.replication.registry.services import ServiceState
 
 ORDERS = "/api/v1/services/orders/instances"
 URL = "http://n1:8500"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from harness.api import Api, FakeService, problem
+from harness.facts import set_facts
 from harness.waiting import wait_for
 from rollcall.node.api import ApiSettings, create_app, watch
 from rollcall.node.api.watch import Stream
@@ -294,7 +295,7 @@ class TestStream:
     def test_a_history_without_a_name_is_not_named(
         self, api: Api, service: FakeService, stream: Callable[..., Reader]
     ) -> None:
-        service.registry.history = ""
+        set_facts(service.registry, history="")
         api.register()
 
         reader = stream("?index=0")

@@ -31,7 +31,7 @@ from typing import Any
 from pysyncobj.poller import POLL_EVENT_TYPE
 from rollcall.node.__main__ import main
 from rollcall.replication.raft import engine
-from rollcall.replication.registry import registry, state
+from rollcall.replication.registry import registry, services
 from rollcall.replication.registry.changes import Changes
 from rollcall.replication.storage import journal, snapshot
 
@@ -48,7 +48,7 @@ STEPS: tuple[tuple[type, str], ...] = (
     (registry.Registry, "apply"),
     (registry.Registry, "root"),
     (registry.Registry, "replace"),
-    (state.ServiceState, "copy"),
+    (services.ServiceState, "copy"),
     (Changes, "reset"),
     (snapshot.Snapshots, "_save"),
     (snapshot.Snapshots, "_install"),

@@ -37,7 +37,9 @@ class Release:
         self.path: Path | None = path
         self.name: str = name
         rooms = REPOSITORY if path is None else path / "rollcall"
-        found = re.search(r"^LEVEL = (\d+)$", (rooms / "replication" / "commands.py").read_text(), re.MULTILINE)
+        sources = (rooms / "replication" / name for name in ("levels.py", "commands.py"))
+        text = "".join(source.read_text() for source in sources if source.exists())
+        found = re.search(r"^LEVEL = (\d+)$", text, re.MULTILINE)
         self.level: int = int(found[1]) if found else 1
         self.has_dns: bool = "dns_port" in (rooms / "node" / "settings.py").read_text()
 
@@ -152,17 +154,12 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Release:
     path = tmp_path_factory.mktemp("newer")
     for room in ROOMS:
         shutil.copytree(REPOSITORY / room, path / "rollcall" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    levels = path / "rollcall" / "replication" / "levels.py"
+    levels.write_text(changed(levels.read_text(), r"^LEVEL = (\d+)$", lambda found: f"LEVEL = {int(found[1]) + 1}"))
     commands = path / "rollcall" / "replication" / "commands.py"
-    text = commands.read_text()
-    text = changed(text, r"^LEVEL = (\d+)$", lambda found: f"LEVEL = {int(found[1]) + 1}")
-    text = changed(
-        text,
-        r"^(Command = \([^)]*\))$",
-        lambda found: f'class Pin(SetStatus, frozen=True, tag="pin", gc=False):\n    pass\n\n\n{found[1]} | Pin',
-    )
-    text = changed(text, r"^def level_of\(", lambda found: "def _level_of(")
+    pin = 'class Pin(SetStatus, frozen=True, tag="pin", gc=False):\n    feature_level: ClassVar[int] = LEVEL'
     commands.write_text(
-        text + "\n\ndef level_of(command):\n    return LEVEL if isinstance(command, Pin) else _level_of(command)\n"
+        changed(commands.read_text(), r"^(Command = \([^)]*\))$", lambda found: f"{pin}\n\n\n{found[1]} | Pin")
     )
     service = path / "rollcall" / "node" / "service.py"
     text = changed(

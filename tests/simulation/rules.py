@@ -24,13 +24,13 @@ from msgspec import structs
 from rollcall.node.checks import checker
 from rollcall.node.leader import check_clocks, duties, leases
 from rollcall.replication.checks import DEREGISTER_S_MIN, Check, CheckState, State
-from rollcall.replication.commands import Command, Condemn, Envelope, Report, encode, level_of
+from rollcall.replication.commands import Command, Condemn, Envelope, Evict, Report, encode, level_of
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
 from rollcall.replication.network import wire
 from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.raft import engine, snapshot_transfer
 from rollcall.replication.records import SERVING_HEALTH, Event
-from rollcall.replication.registry import registry
+from rollcall.replication.registry import registry, requests, transaction
 from rollcall.replication.storage import journal, peers, snapshot, standing
 
 from simulation import faults, health, judge, network, node, workload, world
@@ -581,6 +581,18 @@ def _commit_index_aside() -> None:
     journal.Journal._noted = noted  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _policies_stay_behind() -> None:
+    replace = registry.Registry.replace
+
+    def replacing(self: registry.Registry, state: Any) -> Any:
+        facts = self.facts
+        former = replace(self, state)
+        self.facts = structs.replace(self.facts, policies=facts.policies, policy_changes=facts.policy_changes)
+        return former
+
+    registry.Registry.replace = replacing
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     pass
 
@@ -589,14 +601,14 @@ def _put(owner: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(owner, name, value)
 
 
-def _void_in_another_term(judging: str) -> tuple[str, str]:
-    """The lines of ``apply`` that make a command void in another term, of the command that goes on with ``judging``."""
-    lines = (
-        "            if command.term != term:\n"
-        '                return Outcome(self.index, ("void",) * len(command.judged))\n'
-        f"            return Outcome(self.index, tuple(self.{judging}"
-    )
-    return lines, lines.replace("command.term != term", "False")
+def _never_void(which: Callable[[Any], bool]) -> Callable[[], None]:
+    """No such command is void because of who proposed it, and when."""
+    is_void = transaction.is_void
+
+    def never_void(command: Any, *arguments: Any) -> bool:
+        return not which(command) and is_void(command, *arguments)
+
+    return _put(transaction, "is_void", never_void)
 
 
 RULES: tuple[Rule, ...] = (
@@ -916,18 +928,18 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "idempotency",
         "A request is remembered, so that trying it again does not do it again",
-        (_put(registry.Registry, "_remember", _nothing),),
+        (_put(requests.Requests, "add", _nothing),),
     ),
     Rule(
         "eviction, registration",
         "An eviction is void if the instance was registered again since it was judged",
-        (Edit(registry._Draft, "_evict", (" or instance.reg_index != reg_index", "")),),
+        (Edit(transaction.Transaction, "_evict", (" or instance.reg_index != reg_index", "")),),
         provoke=(_holders_that_come_back_late, _duties_that_lag),
     ),
     Rule(
         "eviction, term",
         "An eviction is void in another term than that of the leader that judged",
-        (Edit(registry._Draft, "run", _void_in_another_term("_evict(j")),),
+        (_never_void(lambda command: isinstance(command, Evict)),),
         provoke=(_duties_that_lag,),
     ),
     Rule(
@@ -1027,18 +1039,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "policies, state file",
         "A state file brings the routing policies along",
-        (
-            Edit(
-                registry.Registry,
-                "replace",
-                ("    self.policies, self.policy_changes = state.policies, state.policy_changes\n", ""),
-            ),
-        ),
+        (_policies_stay_behind,),
     ),
     Rule(
         "report, epoch",
         "A report of checks is void in another epoch than that of the assignment that it was made under",
-        (Edit(registry._Draft, "run", (" else command.epoch == self.assignment.epoch", " else True")),),
+        (_never_void(lambda command: isinstance(command, Report) and bool(command.node)),),
         provoke=(_checks_change_hands, _comes_late(Report, 0.0)),
     ),
     Rule(
@@ -1046,9 +1052,9 @@ RULES: tuple[Rule, ...] = (
         "A node's word on a check counts only if it is the owner",
         (
             Edit(
-                registry._Draft,
+                transaction.Transaction,
                 "_note",
-                ("    if node and owner_of(key.service, key.id, self.assignment.nodes) != node:\n", "    if False:\n"),
+                ("owner_of(key.service, key.id, self.facts.assignment.nodes) != node", "False"),
             ),
         ),
         provoke=(_nodes_ask_what_is_not_theirs,),
@@ -1056,13 +1062,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "report, registration",
         "What was found of an earlier registration is void",
-        (Edit(registry._Draft, "_note", (" or instance.reg_index != result.reg_index", "")),),
+        (Edit(transaction.Transaction, "_note", (" or instance.reg_index != result.reg_index", "")),),
         provoke=(_comes_late(Report, 0.0),),
     ),
     Rule(
         "report, term",
         "What a leader says of a service's own check is void in another term",
-        (Edit(registry._Draft, "run", ("command.term == term if not command.node", "True if not command.node")),),
+        (_never_void(lambda command: isinstance(command, Report) and not command.node),),
         provoke=(_comes_late(Report, 0.0),),
     ),
     Rule(
@@ -1076,7 +1082,7 @@ RULES: tuple[Rule, ...] = (
         "Who is taken out as critical has been so since the entry that was judged",
         (
             Edit(
-                registry._Draft,
+                transaction.Transaction,
                 "_condemn",
                 (
                     'CheckState(judged.check, "critical", judged.since) not in instance.check_states',
@@ -1091,7 +1097,7 @@ RULES: tuple[Rule, ...] = (
         "Who has recovered since it was judged is not taken out",
         (
             Edit(
-                registry._Draft,
+                transaction.Transaction,
                 "_condemn",
                 ('    if CheckState(judged.check, "critical", judged.since) not in', "    if False and"),
             ),
@@ -1101,13 +1107,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "condemned, registration",
         "Who registered again since it was judged as critical is not taken out",
-        (Edit(registry._Draft, "_condemn", (" or instance.reg_index != judged.reg_index", "")),),
+        (Edit(transaction.Transaction, "_condemn", (" or instance.reg_index != judged.reg_index", "")),),
         provoke=(_instances_fall_ill_again_and_again, _comes_late(Condemn, 1.0)),
     ),
     Rule(
         "condemned, term",
         "What a leader judged of critical checks is void in another term",
-        (Edit(registry._Draft, "run", _void_in_another_term("_condemn(judged")),),
+        (_never_void(lambda command: isinstance(command, Condemn)),),
         provoke=(_instances_fall_ill_again_and_again, _leaders_take_turns, _comes_late(Condemn, 2.5)),
     ),
     Rule(

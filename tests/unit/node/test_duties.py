@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from harness.facts import set_facts
 from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
 from rollcall.node.leader import bequest
@@ -247,7 +248,7 @@ def test_an_override_ends_when_its_time_is_up_registered_or_not(pair: Pair) -> N
 def test_no_override_ends_while_a_member_may_not_know_of_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[object] = []
     monkeypatch.setattr(duties_module, "expired", lambda *_: ended.append(1) or ())
-    pair.leader.registry.level = 3
+    set_facts(pair.leader.registry, level=3)
     before = len(ended)
     tenure = pair.duties._tenure
     assert tenure is not None
@@ -487,7 +488,7 @@ def test_nothing_is_left_where_it_might_not_be_the_whole_truth(
         wait_for(lambda: tenure.leases is not None and tenure.leases._deaf_since is not None, "it to be deaf")
         now = tenure.looked_at
     elif why == "older members":
-        pair.leader.registry.level = 3
+        set_facts(pair.leader.registry, level=3)
 
     assert pair.duties._left(tenure, now) is None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness.facts import set_facts
 from harness.pair import Pair
 from harness.waiting import wait_for
 from msgspec.structs import replace
@@ -86,7 +87,7 @@ def test_a_mask_is_no_secret_and_brings_none_to_another_place(pair: Pair, where:
 def test_an_override_with_a_time_waits_until_every_member_understands_it(pair: Pair) -> None:
     """A leader of the release before would take it for one without an end."""
     pair.leader.submit(Register(registration()))
-    pair.leader.registry.level = KEEP_LEVEL - 1
+    set_facts(pair.leader.registry, level=KEEP_LEVEL - 1)
     timed = SetStatus("default", "cart", "c1", "out_of_service", for_s=60.0)
 
     for command in (timed, Batch((timed,))):
@@ -353,7 +354,7 @@ def test_a_lost_renewal_is_said_again(pair: Pair) -> None:
 
 
 def test_a_linearizable_read_passes_a_barrier_through_the_log_where_a_member_knows_nothing_else(pair: Pair) -> None:
-    pair.leader.registry.level = 1
+    set_facts(pair.leader.registry, level=1)
     before = pair.leader.registry.applied_index
 
     assert pair.follower.linearize()
@@ -373,12 +374,12 @@ def test_from_the_second_level_on_a_linearizable_read_writes_nothing(
         return asked[-1]
 
     monkeypatch.setattr(pair.leader_log, "read_index", counted)
-    pair.leader.registry.level = 1
+    set_facts(pair.leader.registry, level=1)
     before = pair.leader.registry.applied_index
     assert pair.leader.linearize()
     assert (len(asked), pair.leader.registry.applied_index) == (0, before + 1)
 
-    pair.leader.registry.level = 2
+    set_facts(pair.leader.registry, level=2)
     assert pair.follower.linearize()
     assert pair.leader.linearize()
 
@@ -395,7 +396,7 @@ def test_a_read_whose_leader_is_deposed_meanwhile_is_not_linearizable(
         return read
 
     monkeypatch.setattr(pair.leader_log, "read_index", deposed)
-    pair.leader.registry.level = 2
+    set_facts(pair.leader.registry, level=2)
 
     assert not pair.follower.linearize()
     assert not pair.leader.linearize()
@@ -520,7 +521,7 @@ def test_a_node_knows_of_the_renewals_that_it_passed_on(pair: Pair) -> None:
 def test_a_removal_that_means_an_older_registration_is_refused_also_while_a_member_is_of_a_release_before(
     pair: Pair, where: str, batched: bool, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair.leader.registry.level = level
+    set_facts(pair.leader.registry, level=level)
     service = getattr(pair, where)
     levels: list[int] = []
     propose = pair.leader_log.propose

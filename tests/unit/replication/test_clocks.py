@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness.facts import set_facts
 from harness.raft import ROUND_S, Clock, Cluster, MemoryTransport, command
 from hypothesis import given
 from hypothesis import strategies as st
@@ -399,14 +400,14 @@ def test_an_older_release_says_nothing_of_its_clock_and_nothing_changes(
     monkeypatch.setattr(MemoryTransport, "ping", silent)
     cluster = make(3)
     for bench in cluster.benches.values():
-        bench.engine.registry.level = LEVEL - 1  # as long as a member is of such a release
+        set_facts(bench.engine.registry, level=LEVEL - 1)  # as long as a member is of such a release
     leader = cluster.wait_for_leader()
     cluster.clock.ahead_s[leader] = YEAR_S
 
     for each in range(5):
         let_pass(cluster, 0.05)
         for bench in cluster.benches.values():
-            bench.engine.registry.level = LEVEL - 1
+            set_facts(bench.engine.registry, level=LEVEL - 1)
         written(cluster, leader, f"a year ahead {each}")
 
     assert cluster.serving() == leader

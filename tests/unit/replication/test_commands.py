@@ -42,6 +42,7 @@ from rollcall.replication.commands import (
     to_peer,
 )
 from rollcall.replication.errors import Fatal, Invalid, TooLarge
+from rollcall.replication.levels import LEVELS
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Key, Registration
 
@@ -88,8 +89,8 @@ def test_every_command_has_the_level_of_the_release_that_brought_it() -> None:
     assert level_of(Register(CHECKED)) == level_of(Batch((REGISTER, Register(CHECKED)))) == 3
     assert b"checks" not in to_peer(REGISTER), "a release without checks refuses a field that it does not know"
     assert levels.keys() == {kind.__name__ for kind in Command.__args__}
-    assert max(levels.values()) <= LEVEL
-    assert FORMAT == 1
+    assert max(levels.values()) == max(LEVELS) == LEVEL
+    assert FORMAT == min(LEVELS) == 1
 
 
 @pytest.mark.parametrize("command", FROM_CLIENTS)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.facts import set_facts
 from harness.members import run
 from harness.ours import EngineMember
 from harness.raft import ROUND_S, Clock, Cluster
@@ -26,7 +27,7 @@ def member(ours: OurSide) -> EngineMember:
 
 
 def raised(member: EngineMember) -> EngineMember:
-    member.engine.registry.level = LEVEL
+    set_facts(member.engine.registry, level=LEVEL)
     return member
 
 

@@ -44,9 +44,10 @@ from rollcall.replication.commands import (
     level_of,
     sealed,
 )
+from rollcall.replication.outcome import Applied, Kind
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Key, Registration
-from rollcall.replication.registry.registry import Applied, Kind, Registry
+from rollcall.replication.registry.registry import Registry
 from rollcall.replication.storage.journal import NO_OP, REGULAR, Journal
 from rollcall.replication.storage.snapshot import Snapshots
 
@@ -330,8 +331,8 @@ def test_the_script_has_every_kind_of_command_and_what_each_can_do() -> None:
     refused = {type(each.applied.error).__name__ for each in played if each.applied.error}
     assert refused == {"AlreadyRegistered", "KeyReused", "NotFound", "Superseded"}
     assert any(outcome and not outcome.instances and outcome.kinds == ("created",) for outcome in outcomes), "a repeat"
-    state = registry.root()
-    assert all((state.policies, state.policy_changes, state.overrides, state.requests, state.history))
+    facts = registry.facts
+    assert all((facts.policies, facts.policy_changes, facts.overrides, facts.history, registry.root().requests))
 
 
 if __name__ == "__main__":

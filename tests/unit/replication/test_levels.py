@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.facts import set_facts
 from harness.members import Refused, run
 from harness.ours import EngineMember, state_file
 from harness.raft import ROUND_S, Clock, Cluster, command, hello_of, is_done
@@ -202,7 +203,7 @@ def test_a_command_above_the_level_is_certainly_not_done(member: EngineMember, c
 def test_a_command_of_the_level_is_taken(member: EngineMember) -> None:
     lead(member)
     # Not the newest: at that a leader compares clocks first, and these peers have none.
-    member.engine.registry.level = OLDER
+    set_facts(member.engine.registry, level=OLDER)
 
     proposal = member.engine.propose(Readmit("b", "d1"), time_ns=1)
     member.tick()
@@ -213,7 +214,7 @@ def test_a_command_of_the_level_is_taken(member: EngineMember) -> None:
 
 
 def test_a_peer_that_understands_less_than_the_cluster_uses_is_refused(member: EngineMember) -> None:
-    member.engine.registry.level = LEVEL
+    set_facts(member.engine.registry, level=LEVEL)
 
     said = member.engine._on_greeted(Node("b"), structs.replace(hello_of("b"), level=OLDER))
 
@@ -376,7 +377,7 @@ class Forgetful(dict[int, str]):
 def manipulate(cluster: Cluster, name: str) -> None:
     """The node's state is not what its log says any more."""
     registry = cluster[name].registry
-    registry._total ^= 1
+    registry._digest.total ^= 1
 
 
 def compared(cluster: Cluster) -> set[int]:

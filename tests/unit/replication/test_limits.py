@@ -42,7 +42,7 @@ from rollcall.replication.records import (
     Registration,
     build,
 )
-from rollcall.replication.registry import registry as registry_module
+from rollcall.replication.registry import requests as requests_module
 from rollcall.replication.registry.registry import Registry
 from rollcall.replication.registry.state import State, verify
 from rollcall.replication.storage import snapshot as snapshot_module
@@ -183,7 +183,7 @@ def test_changes_of_policies_are_limited_in_bytes_from_the_new_level_on() -> Non
 
 
 def test_remembered_requests_are_limited_in_bytes_from_the_new_level_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "REMEMBER_BYTES_MAX", 100_000)
+    monkeypatch.setattr(requests_module, "REMEMBER_BYTES_MAX", 100_000)
 
     def commands() -> Iterator[Given]:
         return full("😀", policies=0, instances=0, errors=300, operations=0)

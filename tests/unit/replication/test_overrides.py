@@ -24,7 +24,7 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import NotFound, TooLarge
 from rollcall.replication.records import Instance, Key, Registration
-from rollcall.replication.registry import registry as registry_module
+from rollcall.replication.registry import transaction as transaction_module
 from rollcall.replication.registry.registry import Applied, Registry
 from rollcall.replication.registry.state import State
 
@@ -148,7 +148,7 @@ def test_overrides_of_before_belong_to_the_ids_from_the_new_level_on() -> None:
 
 
 def test_however_many_there_were_before_the_level_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "OVERRIDES_MAX", 1)
+    monkeypatch.setattr(transaction_module, "OVERRIDES_MAX", 1)
     played = Played(level=3)
     for id in ("a", "b", "c"):
         played.register(id)
@@ -176,13 +176,13 @@ def test_overrides_are_in_state_files_and_in_the_digest() -> None:
     played.done(out(for_s=60))
     played.done(Deregister(KEY))
 
-    assert played.restored().overrides == played.registry.overrides
+    assert played.restored().facts.overrides == played.registry.overrides
     assert played.restored().digest() == played.registry.digest()
     assert played.registry.digest()[1] != before
 
 
 def test_there_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "OVERRIDES_MAX", 2)
+    monkeypatch.setattr(transaction_module, "OVERRIDES_MAX", 2)
     played = Played()
     for id in ("a", "b", "c"):
         played.register(id)

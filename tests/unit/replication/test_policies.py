@@ -7,7 +7,7 @@ from rollcall.replication.commands import Envelope, Register, SetPolicy
 from rollcall.replication.errors import NotFound, TooLarge
 from rollcall.replication.policies import Policy
 from rollcall.replication.records import Registration
-from rollcall.replication.registry import registry as registry_module
+from rollcall.replication.registry import transaction as transaction_module
 from rollcall.replication.registry.registry import Applied, Registry
 from rollcall.replication.registry.state import State
 
@@ -55,8 +55,8 @@ def test_a_policy_that_is_not_there_cannot_be_removed(registry):
 
 
 def test_policies_and_their_changes_are_bounded(registry, monkeypatch):
-    monkeypatch.setattr(registry_module, "POLICIES_MAX", 3)
-    monkeypatch.setattr(registry_module, "AUDITED_MAX", 4)
+    monkeypatch.setattr(transaction_module, "POLICIES_MAX", 3)
+    monkeypatch.setattr(transaction_module, "AUDITED_MAX", 4)
     for number in range(3):
         apply(registry, f"p{number}", CANARY)
     assert isinstance(apply(registry, "p3", CANARY).error, TooLarge)
@@ -68,7 +68,7 @@ def test_policies_and_their_changes_are_bounded(registry, monkeypatch):
 
 
 def test_they_are_in_snapshot_and_digest(registry, monkeypatch):
-    monkeypatch.setattr(registry_module, "AUDITED_MAX", 3)
+    monkeypatch.setattr(transaction_module, "AUDITED_MAX", 3)
     empty = registry.digest()[1]
     for number in range(5):
         apply(registry, f"p{number % 2}", CANARY, f"author {number}")

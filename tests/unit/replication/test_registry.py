@@ -40,8 +40,9 @@ from rollcall.replication.errors import (
     RollcallError,
 )
 from rollcall.replication.records import Event, Instance, Key, Registration
-from rollcall.replication.registry import registry as registry_module
-from rollcall.replication.registry.registry import REMEMBER_NS, Applied, Outcome, Registry, ServiceView, State
+from rollcall.replication.registry import requests as requests_module
+from rollcall.replication.registry.registry import Applied, Outcome, Registry, ServiceView, State
+from rollcall.replication.registry.requests import REMEMBER_NS
 from rollcall.replication.registry.state import STATE_FORMAT
 
 SECOND_NS = 10**9
@@ -416,7 +417,7 @@ def test_a_snapshot_of_a_release_without_levels_is_of_the_first() -> None:
 
     state = State.from_chunks([msgspec.msgpack.encode(old), *rest])
 
-    assert state.level == 1
+    assert state.facts.level == 1
     assert state.digest() == State.from_chunks([header, *rest]).digest()
 
 
@@ -491,7 +492,7 @@ def test_a_repetition_does_not_lengthen_the_memory(registry: Registry) -> None:
 def test_the_oldest_requests_are_forgotten_when_there_are_too_many(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "REMEMBER_MAX", 3)
+    monkeypatch.setattr(requests_module, "REMEMBER_MAX", 3)
     for number in range(5):
         run(registry, register(id=str(number)), request_id=f"r{number}")
 
@@ -501,7 +502,7 @@ def test_the_oldest_requests_are_forgotten_when_there_are_too_many(
 def test_what_is_remembered_of_large_batches_is_bounded_too(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "REMEMBER_OPERATIONS_MAX", 10)
+    monkeypatch.setattr(requests_module, "REMEMBER_OPERATIONS_MAX", 10)
     batch = Batch(tuple(register(id=str(number)) for number in range(4)))
     for number in range(4):
         run(registry, batch, request_id=f"r{number}")
@@ -840,7 +841,7 @@ def test_the_same_log_gives_the_same_results_state_and_bytes_on_every_node(log: 
 def test_a_node_restored_at_any_point_of_a_log_cannot_be_told_from_one_that_was_not(
     monkeypatch: pytest.MonkeyPatch, log: list[Entry], data: st.DataObject
 ) -> None:
-    monkeypatch.setattr(registry_module, "REMEMBER_OPERATIONS_MAX", 4)
+    monkeypatch.setattr(requests_module, "REMEMBER_OPERATIONS_MAX", 4)
     cut = data.draw(st.integers(0, len(log)))
     straight, restored = Registry(), Registry()
     for entry in log[:cut]:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from rollcall.replication.commands import FORMAT, Envelope, Register
 from rollcall.replication.records import Instance, Registration
-from rollcall.replication.registry import state as state_module
+from rollcall.replication.registry import services as services_module
 from rollcall.replication.registry.registry import Registry
-from rollcall.replication.registry.state import ServiceOutline, ServiceState, ServiceView, State
+from rollcall.replication.registry.services import ServiceOutline, ServiceState, ServiceView
+from rollcall.replication.registry.state import Facts, State
 
 
 def instance(id: str, version: str) -> Instance:
@@ -135,10 +136,11 @@ def test_a_large_service_is_written_in_the_order_of_its_ids(monkeypatch: pytest.
         requests={},
         instances=50,
         total=0,
+        facts=Facts(),
     )
     at_once = list(state.chunks(500))
 
-    monkeypatch.setattr(state_module, "SORT_MAX", 7)
+    monkeypatch.setattr(services_module, "SORT_MAX", 7)
 
     assert list(state.chunks(500)) == at_once
     assert len(at_once) > 5
@@ -153,8 +155,8 @@ def test_what_is_sorted_is_sorted_in_slices(monkeypatch: pytest.MonkeyPatch) -> 
         lengths.append(len(made))
         return made
 
-    monkeypatch.setattr(state_module, "SORT_MAX", 7)
-    monkeypatch.setattr(state_module, "sorted", noted, raising=False)
+    monkeypatch.setattr(services_module, "SORT_MAX", 7)
+    monkeypatch.setattr(services_module, "sorted", noted, raising=False)
     registry = Registry()
     for number in range(50):
         id = f"i{number * 37 % 50}"

@@ -5,12 +5,15 @@ import os
 import hypothesis
 import pytest
 from harness.cluster import Measured
+from harness.examples import examples
 from rollcall.cluster.local import local
 
 FIGURE = "measured"
 
 # How long an example takes is decided by what else runs on the machine.
-hypothesis.settings.register_profile("rollcall", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "rollcall", deadline=None, max_examples=examples(), suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("rollcall")
 
 

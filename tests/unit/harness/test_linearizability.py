@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from harness.examples import examples
 from harness.linearizability import ABSENT, INSTANCE, Operation, Verdict, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,7 +183,7 @@ lost = st.sampled_from(KINDS[:-1]).flatmap(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(st.lists(answered | lost, max_size=5))
 def test_it_agrees_with_brute_force_on_what_hypothesis_finds(history: list[Operation]) -> None:
     assert check(history, INSTANCE).legal == brute_force(history)

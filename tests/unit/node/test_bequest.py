@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from harness.examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rollcall.node.leader import bequest, leases
@@ -385,7 +386,7 @@ def played(ttl_s: float, steps: list[tuple[Any, ...]], fault: str = "") -> None:
     world.wait(3 * ttl_s)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.sampled_from([2.0, 4.0, 10.0]), st.one_of(STEPS, STEPS.map(lambda steps: [*A_IS_LATE, *steps])))
 @example(10.0, [*A_IS_LATE, (World.replace, 1), (World.beat, "a", "n0"), (World.notice,), (World.deliver, 0)])
 def test_nobody_is_evicted_before_its_last_acknowledged_heartbeat_and_a_lease(
@@ -418,7 +419,7 @@ def test_the_world_notices_what_must_not_be(fault: str, steps: list[tuple[Any, .
         played(10.0, [*A_IS_LATE, *steps], fault)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(
     st.sampled_from([2.0, 4.0, 90.0]),
     st.lists(st.tuples(st.sampled_from([0.1, 0.5, 2.5, 40.0]), st.sampled_from([0.0, 0.05, 0.5])), min_size=1),

@@ -4,6 +4,7 @@ import random
 import time
 
 import pytest
+from harness.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
@@ -473,7 +474,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(st.lists(steps, max_size=8) | st.lists(steps, min_size=20, max_size=60))
 def test_whatever_happens_the_table_finds_whom_the_plain_rules_find(history: list[tuple[object, ...]]) -> None:
     now, index, forever = 0.0, 0, float("inf")

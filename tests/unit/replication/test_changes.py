@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import pytest
+from harness.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.replication.errors import Fatal, Gone, RollcallError
@@ -401,7 +402,7 @@ def drain(changes: Changes, index: int, interest: Interest) -> Published:
         index = page.examined
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.lists(groups, max_size=6) | st.lists(groups, min_size=10, max_size=30),
     st.integers(1, 20),

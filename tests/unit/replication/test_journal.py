@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from harness.examples import examples
 from harness.raft import entry, value_of
 from harness.sim_disk import PowerCut, SimDisk
 from hypothesis import given, settings
@@ -424,7 +425,7 @@ def test_a_flipped_bit_in_what_was_synced_is_refused_with_file_and_offset(tmp_pa
     journal._destroy()
     content = path.read_bytes()
 
-    @settings(max_examples=150, database=None)
+    @settings(max_examples=examples(150), database=None)
     @given(st.integers(0, end * 8 - 1))
     def check(bit: int) -> None:
         damaged = bytearray(content)
@@ -500,7 +501,7 @@ def test_a_torn_tail_is_cut_and_the_rest_is_kept(tmp_path, disk):
     journal._destroy()
     content, mark = path.read_bytes(), (tmp_path / "journal.synced").read_bytes()
 
-    @settings(max_examples=150, database=None)
+    @settings(max_examples=examples(150), database=None)
     @given(st.integers(synced, end), st.integers(0, end), st.sampled_from(["cut", "zeros", "garbage"]), st.randoms())
     def check(start: int, length: int, kind: str, chance: random.Random) -> None:
         stop = min(end, start + length)

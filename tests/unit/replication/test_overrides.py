@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from harness.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.node.leader.duties import expired
@@ -249,7 +250,7 @@ class Model:
             self.say(id, None, None)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(STEPS)
 def test_whatever_happens_an_operators_word_holds_for_the_id(steps: list[tuple[str, str, int]]) -> None:
     played, model = Played(), Model()

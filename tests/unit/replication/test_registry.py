@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from harness.examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollcall.replication.commands import (
@@ -732,7 +733,7 @@ def test_a_header_that_was_changed_is_damaged(field: str) -> None:
         State.from_chunks([msgspec.msgpack.encode({**header, field: header[field] + 1}), *good[1:]])
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.data())
 def test_a_flipped_byte_is_found_or_made_no_difference(data: st.DataObject) -> None:
     good = _snapshot()

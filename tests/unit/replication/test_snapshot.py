@@ -5,6 +5,7 @@ import random
 
 import msgspec
 import pytest
+from harness.examples import examples
 from harness.raft import HandWorker, command
 from harness.sim_disk import PowerCut, SimDisk
 from hypothesis import given, settings
@@ -135,7 +136,7 @@ def test_any_flipped_bit_is_damage_with_file_and_offset(tmp_path, snapshots):
     path = tmp_path / "snapshot"
     content = path.read_bytes()
 
-    @settings(max_examples=200, database=None)
+    @settings(max_examples=examples(200), database=None)
     @given(st.integers(0, len(content) * 8 - 1))
     def check(bit: int) -> None:
         damaged = bytearray(content)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
+from harness.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -248,7 +249,7 @@ class Life:
                     saved = dict(self.peers)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.randoms(use_true_random=False), st.integers(10, 120))
 def test_a_directory_that_lost_nothing_is_refused_by_nobody(chance: random.Random, steps: int) -> None:
     """``Life.greet`` holds every greeting to that."""
@@ -260,7 +261,7 @@ def test_a_directory_that_lost_nothing_is_refused_by_nobody(chance: random.Rando
     assert len(life.chain.starts) <= STARTS_MAX
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.randoms(use_true_random=False), st.integers(20, 120))
 def test_every_copy_older_than_the_last_start_or_word_that_a_peer_keeps_is_refused(
     chance: random.Random, steps: int

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from harness.examples import examples
 from harness.members import run
 from harness.ours import EngineMember
 from harness.sides import OurSide
@@ -53,7 +54,7 @@ def test_every_message_with_a_term_is_looked_at() -> None:
     assert names >= {"PreVote", "PreVoteResponse", "ReadProbe", "ReadProbeResponse"}
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_message_from_a_term_beyond_reach_changes_nothing(member: EngineMember, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(WITH_TERM))

@@ -6,6 +6,7 @@ import struct
 
 import msgspec
 import pytest
+from harness.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.replication.errors import Invalid
@@ -54,7 +55,7 @@ def read(*pieces: bytes, limit: int = FRAME_BYTES_MAX) -> list[Message]:
     return [message for piece in pieces for message in reader.feed(piece)]
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(MESSAGES, max_size=6), st.lists(st.integers(0, 1500), max_size=20))
 def test_any_chunking_of_the_bytes_gives_the_same_messages(messages, cuts):
     data = b"".join(encode(message) for message in messages)
@@ -71,7 +72,7 @@ def test_every_message_can_come_one_byte_at_a_time():
     assert read(*(data[at : at + 1] for at in range(len(data)))) == messages
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_waited_for_and_nothing_else_happens(garbage):
     try:
@@ -83,7 +84,7 @@ def test_garbage_is_refused_or_waited_for_and_nothing_else_happens(garbage):
         assert msgspec.convert(msgspec.to_builtins(message), Message) == message
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(MESSAGES, st.data())
 def test_a_frame_whose_bytes_were_changed_is_refused_or_a_message(message, data):
     frame = bytearray(encode(message))

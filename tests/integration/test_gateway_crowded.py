@@ -12,7 +12,7 @@ from harness.served import Served
 from harness.waiting import wait_for
 from rollcall.cluster import gateway as gateway_module
 from rollcall.cluster.gateway import Gateway, GatewaySettings
-from rollcall.replication.front import server as server_module
+from rollcall.replication.front.pool import ASIDE_THREADS
 from rollcall.replication.front.server import Server
 
 pytestmark = pytest.mark.integration
@@ -78,7 +78,7 @@ def test_what_only_looks_like_a_page_of_its_own_has_no_thread_of_its_own(made):
     """Else a stranger's streams could take those too."""
     bench = made()
     bench.take_all_threads()
-    for _ in range(2 * server_module.ASIDE_THREADS):
+    for _ in range(2 * ASIDE_THREADS):
         bench.send(b"GET /%2d/odd HTTP/1.1\r\nHost: g\r\nX-Service: raw\r\n\r\n")
 
     assert b'{"status":"alive"}' in exchanged(bench.server.port, HEALTH)

@@ -18,10 +18,11 @@ from harness.waiting import wait_for
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.body import limit_of
 from rollcall.replication.commands import Batch, Register
+from rollcall.replication.front.channel import UNSENT_BYTES_MAX
 from rollcall.replication.front.holding import PATIENCE_S
 from rollcall.replication.front.networks import networks
 from rollcall.replication.front.pieces import Pieces, Reader
-from rollcall.replication.front.server import UNSENT_BYTES_MAX, Server
+from rollcall.replication.front.server import Server
 from rollcall.replication.records import Registration
 
 ORDERS = "/api/v1/services/orders/instances"
@@ -547,8 +548,8 @@ def test_who_has_its_share_of_connections_gets_no_more_when_it_is_crowded(run: C
             line.connect(("127.0.0.1", int(running.server.port)))
             line.sendall(b"GET /healthz HT")
         assert running.ask("GET", "/healthz", timeout=10)[0] == 200
-        wait_for(lambda: running.server._server.connections_of.get("127.0.0.2", 0) <= 50, "room")
-    wait_for(lambda: not running.server._server.connections_of, "all to be counted off")
+        wait_for(lambda: running.server._server.keeper.connections_of.get("127.0.0.2", 0) <= 50, "room")
+    wait_for(lambda: not running.server._server.keeper.connections_of, "all to be counted off")
 
 
 def test_readers_that_take_nothing_share_one_rendering_and_hold_no_thread(run: Callable[..., Running]) -> None:

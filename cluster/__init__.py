@@ -48,6 +48,7 @@ from ..replication.errors import (
 from ..replication.policies import PolicyChange, PolicyRecord
 from ..replication.records import Event, Instance, Key, Registration, RegistrationFields
 from .adapter import ServiceAdapter, ServiceSession
+from .async_discovery import AsyncDiscovery
 from .balancer import (
     Balancer,
     ConsistentHash,
@@ -60,9 +61,10 @@ from .balancer import (
     ZoneFirst,
 )
 from .client import Client
-from .discovery import AsyncDiscovery, Discovery
+from .discovery import Discovery
+from .frameworks import lifespan, wsgi
 from .http import Session
-from .lease import Lease, lifespan, wsgi
+from .lease import Lease
 from .members import DEFAULT_NODES, Members
 from .pool import Caution, NoInstances, Policy, Pool
 from .watching import Changes, Snapshot

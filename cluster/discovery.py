@@ -16,7 +16,6 @@ Of many names (``following``) the whole env is watched, and lists are read again
 time, so that changes are followed meanwhile. A name that nobody asks for is forgotten.
 """
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -25,23 +24,22 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from ..replication.api import Listing
 from ..replication.errors import Gone, Invalid, NotCaughtUp, NotDone, RollcallError, Unknown
-from ..replication.records import DEFAULT_ENV, Event, Instance
+from ..replication.records import DEFAULT_ENV, Instance
 from . import forks
 from .balancer import Balancer, Endpoint, RoundRobin
 from .client import Client
-from .following import ABSENT_MAX, Known, idle, note_uses, surplus, whole_env
-from .http import Interrupted, Interruptible
+from .following import Known
+from .interruptible import Interrupted, Interruptible
+from .kept_file import KeptFile
 from .members import DEFAULT_NODES, nodes_from
 from .names import service_name
 from .pool import CAUTION, Caution, NoInstances, Policy, Pool
-from .watching import Changes
+from .service_lists import ServiceLists
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +71,6 @@ SLICE_S = 0.2
 
 SWEEP_S = 10.0
 """Between two looks at which names nobody asks for."""
-
-
-class _Kept(Struct):
-    """The file. ``at`` is of the wall clock, in seconds."""
-
-    at: float
-    env: str
-    instances: dict[str, tuple[Instance, ...]]
 
 
 class Discovery:
@@ -116,7 +106,7 @@ class Discovery:
             service: tuple(_fallback(env, service, place) for place in places)
             for service, places in (fallback or {}).items()
         }
-        self._keep: Path | None = Path(keep) if keep is not None else None
+        self._file: KeptFile = KeptFile(keep, env)
         self._refresh_s: float = refresh_s
         self._begin()
         forks.begins_anew(self)
@@ -127,11 +117,9 @@ class Discovery:
 
     def _begin(self) -> None:
         """With nothing known: at first, and again in a forked child."""
-        self._known: dict[str, Known] = {}
-        self._whole: bool = False
-        """Whether the whole env is watched."""
-        self._watched_index: int = 0
-        """Up to where changes are in the lists."""
+        self._lists: ServiceLists = ServiceLists(
+            fallback=self._fallback, kept=self._file.load(), keeps=bool(self._file)
+        )
         self._round: list[str] = []
         """What is still to be read again in the round under way; ``_round_failure`` is what went wrong in it."""
         self._round_failure: RollcallError | None = None
@@ -141,7 +129,6 @@ class Discovery:
         self._in_force: tuple[Policy, ...] = self._policies
         self._policies_at: float = 0.0
         self._refresh_at: float = time.monotonic() + self._pause_s()
-        self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -151,8 +138,6 @@ class Discovery:
         self._reading_line = Interruptible()
         self._reader = self._client.over(self._reading_line)
         """The thread's, for lists: one of many pages is broken off only by ``close``."""
-        self._kept: dict[str, tuple[Instance, ...]] = self._load()
-        self._unsaved: bool = False
 
     # -- asking --------------------------------------------------------------------
 
@@ -160,39 +145,39 @@ class Discovery:
         """One instance to call, chosen by the balancer. ``key``: for those that go by one; ``without``:
         those that were tried already. Raises ``NoInstances``, or ``Invalid`` where no service can be called so."""
         forks.notice()
-        pool = self._pools.get(service) or self._follow(service)
+        pool = self._lists.pools.get(service) or self._follow(service)
         return pool.pick(time.monotonic(), key, without)
 
     def instances(self, service: str) -> tuple[Instance, ...]:
         """All that should get traffic. Raises ``NoInstances`` if there are none."""
         found = tuple(endpoint.instance for endpoint in self.pool(service).endpoints)
         if not found:
-            raise NoInstances(service, self._why_nobody(service))
+            raise NoInstances(service, self.why_nobody(service))
         return found
 
     def pool(self, service: str) -> Pool:
         """The instances of a service with how calls to them went, for who calls by other means. To be asked for
         before each call: one that is not used for long is not followed any more."""
         forks.notice()
-        pool = self._pools.get(service) or self._follow(service)
+        pool = self._lists.pools.get(service) or self._follow(service)
         pool.used = True
         return pool
 
     def at_hand(self, service: str) -> Pool | None:
         """As ``pool``, if that has to wait for nothing; else None."""
         forks.notice()
-        pool = self._pools.get(service)
+        pool = self._lists.pools.get(service)
         if pool is not None:
             pool.used = True
         return pool
 
     def pools(self) -> tuple[Pool, ...]:
         """Those of all services that are followed."""
-        return tuple(known.pool for known in list(self._known.values()))
+        return tuple(known.pool for known in list(self._lists.known.values()))
 
     def age_s(self, service: str) -> float | None:
         """How long ago the registry last confirmed what is known of a service; None: never."""
-        known = self._known.get(service)
+        known = self._lists.known.get(service)
         return None if known is None or known.confirmed_at == -math.inf else time.monotonic() - known.confirmed_at
 
     def close(self) -> None:
@@ -217,25 +202,9 @@ class Discovery:
 
     def _follow(self, service: str) -> Pool:
         service_name(service)
-        with self._lock:
-            known = self._known.get(service)
-            first = known is None
-            if known is None:
-                self._make_room()
-                pool = Pool(
-                    service, self._balancer, policies=self._in_force, caution=self._caution,
-                    why_nobody=self._why_nobody,
-                )  # fmt: skip
-                known = self._known[service] = Known(pool, {}, threading.Event(), time.monotonic())
-            if self._thread is None and not self._stop.is_set():
-                if not forks.threads_run():
-                    logger.warning(
-                        "lists of services change only while this process answers a request, and are old after a quiet "
-                        "time: threads do not run in it. Start uWSGI with enable-threads"
-                    )
-                self._thread = threading.Thread(target=self._run, name="rollcall discovery", daemon=True)
-                self._thread.start()
-        if first:
+        known, is_new = self._lists.added(service, lambda: self._pool(service), time.monotonic())
+        self._start()
+        if is_new:
             try:
                 self._ask(service, known)
             finally:
@@ -243,42 +212,33 @@ class Discovery:
         else:
             # Who comes meanwhile waits for that answer; asking again is the thread's, so that no call waits for it.
             known.asked.wait(FIRST_S)
-        with self._lock:
-            if known.index >= 0 and self._known.get(service) is known:
-                self._pools[service] = known.pool
+        self._lists.put_in_place(known)
         return known.pool
 
-    def _make_room(self) -> None:
-        """For one more name. To be called with the lock."""
-        if len(self._known) >= ABSENT_MAX:
-            note_uses(self._known, time.monotonic())
-            self._forget(surplus(self._known))
+    def _pool(self, service: str) -> Pool:
+        return Pool(service, self._balancer, policies=self._in_force, caution=self._caution, why_nobody=self.why_nobody)
 
-    def _forget(self, names: Iterable[str]) -> None:
-        """To be called with the lock. What the file held, or should hold, stays there."""
-        for name in names:
-            known = self._known.pop(name)
-            self._pools.pop(name, None)
-            if self._keep is not None and known.index >= 0:
-                self._kept[name] = tuple(known.instances.values())
-                if not known.instances:
-                    del self._kept[name]
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None or self._stop.is_set():
+                return
+            if not forks.threads_run():
+                logger.warning(
+                    "lists of services change only while this process answers a request, and are old after a quiet "
+                    "time: threads do not run in it. Start uWSGI with enable-threads"
+                )
+            self._thread = threading.Thread(target=self._run, name="rollcall discovery", daemon=True)
+            self._thread.start()
 
     def _sweep(self) -> None:
         now = time.monotonic()
-        if now < self._sweep_at:
-            return
-        self._sweep_at = now + SWEEP_S
-        with self._lock:
-            note_uses(self._known, now)
-            # While no node answers, what is known may be all that anybody can be told.
-            leaving = [name for name in idle(self._known, now) if not self._unheard or self._known[name].absent]
-            self._forget(leaving)
-        if leaving:
-            logger.debug("%d names that nobody asked for are followed no more", len(leaving))
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            self._lists.sweep(now, unheard=self._unheard)
 
-    def _why_nobody(self, service: str) -> str:
-        known = self._known.get(service)
+    def why_nobody(self, service: str) -> str:
+        """Why a service has nobody to call, in a sentence."""
+        known = self._lists.known.get(service)
         if known is not None and known.index < 0:
             return "no node of the registry answered, and none is known otherwise"
         if self._unheard:
@@ -289,18 +249,14 @@ class Discovery:
         until = time.monotonic() + FIRST_S
         try:
             self._take(known, self._client.instances(service, health="any", timeout_s=FIRST_S))
-            if not self._whole or known.index < self._watched_index:
+            if not self._lists.is_watched(known):
                 self._line.interrupt()  # the watch goes on with one service more, from where that was read
         except Invalid:
-            with self._lock:
-                self._forget([service] if self._known.get(service) is known else [])
+            self._lists.forget(known)
             raise
         except RollcallError as error:
-            instead = self._kept.get(service) or self._fallback.get(service, ())
-            logger.warning(
-                "the registry does not answer for %s, %d are known otherwise: %s", service, len(instead), error
-            )
-            known.pool.update([instance for instance in instead if instance.serving], time.monotonic())
+            instead = self._lists.take_instead(known, time.monotonic())
+            logger.warning("the registry does not answer for %s, %d are known otherwise: %s", service, instead, error)
         try:
             self._take_policies(timeout_s=max(0.0, until - time.monotonic()))
         except RollcallError as error:
@@ -339,16 +295,13 @@ class Discovery:
 
     def _watch(self, until: float) -> None:
         """Follows all services until ``until``, at least for a look, or until there is one more."""
-        with self._lock:
-            # In this order: who comes meanwhile looks at these two when its list is in place.
-            self._whole = whole_env(len(self._known), self._whole)
-            indexes = {service: known.index for service, known in self._followed().items()}
-            index = self._watched_index = min(indexes.values(), default=0)
+        indexes = self._lists.watched_from()
+        index = min(indexes.values(), default=0)
         if not indexes or self._has_stale():
             # Nothing yet; or one that was asked about for the first time was the first to hear of another history.
             self._stop.wait(RETRY_S_MIN)
             return
-        names: tuple[str, ...] = () if self._whole else tuple(indexes)
+        names: tuple[str, ...] = () if self._lists.whole else tuple(indexes)
         history = self._client.history
         while not self._stop.is_set():
             wait_s = max(1.0, min(POLL_S, until - time.monotonic()))
@@ -359,43 +312,13 @@ class Discovery:
                 self._read_again()
                 return
             self._unheard = False
-            with self._lock:
-                self._follow_up(names, index, page)
+            self._lists.follow_up(names, index, page, time.monotonic())
             index, history = page.index, history or page.history
             self._client.saw(index, page.history)
             self._save()
             self._sweep()
             if time.monotonic() >= until:
                 return
-
-    def _follow_up(self, names: Collection[str], since: int, page: Changes) -> None:
-        """Puts the changes after ``since`` of ``names`` (none: of all) into the lists. To be called with the lock."""
-        self._watched_index = page.index
-        followed = self._followed()
-        if names:
-            followed = {service: followed[service] for service in names if service in followed}
-        now = time.monotonic()
-        changed: set[str] = set()
-        for event in page.events:
-            known = followed.get(event.instance.service)
-            if known is not None and known.index >= since:
-                self._apply(known, event)
-                changed.add(event.instance.service)
-        for service, known in followed.items():
-            if known.index < since:
-                continue  # its list came from a node that was behind: the watch begins again from there
-            known.index, known.confirmed_at = max(known.index, page.index), now
-            known.history = known.history or page.history
-            if service in changed:
-                self._swap(known)
-
-    def _apply(self, known: Known, event: Event) -> None:
-        if event.index <= max(known.index, known.newer.get(event.instance.id, 0)):
-            return
-        if event.kind in ("DEREGISTER", "EVICT"):
-            known.instances.pop(event.instance.id, None)
-        else:
-            known.instances[event.instance.id] = event.instance
 
     def _learn(self) -> None:
         """Who the nodes are, for when those that were named are gone."""
@@ -406,12 +329,12 @@ class Discovery:
         """Reads services again, and who the nodes are: for a while, or all of them where the watch cannot go on."""
         if not self._round or self._has_stale():
             self._learn()
-            self._round, self._round_failure = [service for service, _ in self._asked()], None
+            self._round, self._round_failure = self._lists.asked(), None
         until = math.inf if self._has_stale() else time.monotonic() + SLICE_S
         silent = 0
         while self._round and time.monotonic() < until and not self._stop.is_set():
             service = self._round.pop()
-            known = self._known.get(service)
+            known = self._lists.known.get(service)
             if known is None or not known.asked.is_set():
                 continue  # forgotten meanwhile, and perhaps asked about anew
             try:
@@ -427,22 +350,16 @@ class Discovery:
                 logger.info("%s could not be read again, the others are followed: %s", service, error)
                 continue
             silent, known.troubled = 0, False
-            with self._lock:
-                if self._known.get(service) is known:
-                    self._pools[service] = known.pool
+            self._lists.put_in_place(known)
         if self._round:
             return
         if self._has_stale():
             # An empty list is not believed of a node that has just begun: it is asked again soon.
             raise NotCaughtUp("not every list was there to be read in the registry's history as it is now")
         failure = self._round_failure
-        if failure is not None and not self._followed():
+        if failure is not None and not self._lists.followed():
             raise failure
         self._refresh_at = time.monotonic() + (RETRY_S_MAX if failure is not None else self._pause_s())
-
-    def _followed(self) -> dict[str, Known]:
-        """What the watch is about: all that the registry was asked about, but what could not be read last."""
-        return {name: known for name, known in list(self._known.items()) if known.index >= 0 and not known.troubled}
 
     def _read_again(self) -> None:
         """Has everything read again before the watch goes on."""
@@ -450,14 +367,7 @@ class Discovery:
 
     def _has_stale(self) -> bool:
         """Whether there is something that the registry was not asked about, or only in a former history."""
-        history = self._client.history
-        return any(
-            not known.troubled and (known.index < 0 or _differ(known.history, history)) for _, known in self._asked()
-        )
-
-    def _asked(self) -> list[tuple[str, Known]]:
-        """All services but those whose first question is still under way."""
-        return [(service, known) for service, known in list(self._known.items()) if known.asked.is_set()]
+        return self._lists.has_stale(self._client.history)
 
     def _take_policies(self, timeout_s: float = FIRST_S) -> None:
         if not self._follow_policies or time.monotonic() < self._policies_at:
@@ -466,108 +376,15 @@ class Discovery:
         records = self._client.policies(timeout_s=timeout_s)
         found = tuple(record.policy for record in records if record.policy.env == self.env)
         self._in_force = (*self._policies, *found)
-        for known in list(self._known.values()):
-            known.pool.route(self._in_force, time.monotonic())
+        self._lists.route(self._in_force, time.monotonic())
 
     def _take(self, known: Known, listing: Listing) -> None:
         self._unheard = False
-        with self._lock:
-            if not listing.instances and known.instances and not listing.complete:
-                logger.warning("an empty list of %s is not believed: the node is not up to date", listing.service)
-                return
-            now = time.monotonic()
-            found = {instance.id: instance for instance in listing.instances}
-            # A registry that began anew knows nobody until services have registered again. They get the time for it.
-            if listing.index < known.index or _differ(listing.history, known.history):
-                known.kept_until = now + self._refresh_s
-            known.instances = known.instances | found if now < known.kept_until else found
-            known.newer = {id: each.modify_index for id, each in found.items() if each.modify_index > listing.index}
-            known.index, known.history, known.confirmed_at = listing.index, listing.history, now
-            self._swap(known)
-
-    def _swap(self, known: Known) -> None:
-        """The pool gets what is known now. To be called with the lock."""
-        serving = [instance for instance in known.instances.values() if instance.serving]
-        service = known.pool.service
-        # A name that nobody has, and nobody had, is not worth writing a file for.
-        self._unsaved = self._unsaved or bool(known.instances or known.pool.endpoints or service in self._kept)
-        known.pool.update(serving or self._fallback.get(service, ()), time.monotonic())
-
-    # -- on disk -------------------------------------------------------------------
-
-    def _load(self) -> dict[str, tuple[Instance, ...]]:
-        if self._keep is None:
-            return {}
-        try:
-            kept = msgspec.json.decode(self._keep.read_bytes(), type=_Kept)
-        except FileNotFoundError:
-            return {}
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            logger.warning("%s is of no use, and is written anew: %s", self._keep, error)
-            return {}
-        return kept.instances if kept.env == self.env else {}
+        self._lists.take(known, listing, time.monotonic(), kept_s=self._refresh_s)
 
     def _save(self) -> None:
-        if self._keep is None or not self._unsaved:
-            return
-        self._unsaved = False
-        followed = {name: known for name, known in list(self._known.items()) if known.index >= 0}
-        # What was asked about by an earlier program, and not yet by this one, stays.
-        lists = self._kept | {name: tuple(known.instances.values()) for name, known in followed.items()}
-        lists = {name: instances for name, instances in lists.items() if instances}
-        partial = self._keep.with_name(f"{self._keep.name}.{os.getpid()}")
-        try:
-            # Ours alone, and made here: whoever may write in that directory must not say where this goes.
-            partial.unlink(missing_ok=True)
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(_Kept(time.time(), self.env, lists)))
-            partial.replace(self._keep)
-        except OSError as error:
-            logger.warning("lists cannot be kept in %s: %s", self._keep, error)
-
-
-class AsyncDiscovery:
-    """``Discovery`` for asyncio programs: only the first question about a service leaves the event loop.
-
-    It says whom to call and does not hear how that went: it tries nobody again and leaves nobody alone. Calls of HTTP
-    should go by ``AsyncServiceTransport``, which does; others can say so to a ``pool`` (``begun``, and how it ended).
-    """
-
-    def __init__(self, discovery: Discovery) -> None:
-        self.discovery: Discovery = discovery
-
-    async def pick(self, service: str, key: str = "", *, without: Collection[Endpoint] = ()) -> Endpoint:
-        """As ``Discovery.pick``."""
-        return (await self.pool(service)).pick(time.monotonic(), key, without)
-
-    async def instances(self, service: str) -> tuple[Instance, ...]:
-        """As ``Discovery.instances``."""
-        found = tuple(endpoint.instance for endpoint in (await self.pool(service)).endpoints)
-        if not found:
-            raise NoInstances(service, self.discovery._why_nobody(service))
-        return found
-
-    async def pool(self, service: str) -> Pool:
-        """As ``Discovery.pool``."""
-        return self.discovery.at_hand(service) or await asyncio.to_thread(self.discovery.pool, service)
-
-    def age_s(self, service: str) -> float | None:
-        """As ``Discovery.age_s``."""
-        return self.discovery.age_s(service)
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self.discovery.close)
-
-    async def __aenter__(self) -> "AsyncDiscovery":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-def _differ(one: str, other: str) -> bool:
-    """Whether these are the names of two histories; one that is not known is not another one."""
-    return bool(one and other and one != other)
+        if self._file and self._lists.unsaved:
+            self._file.save(self._lists.to_save())
 
 
 def _fallback(env: str, service: str, place: str) -> Instance:

@@ -13,19 +13,16 @@ certainly did not arrive, or if its method may be repeated (RFC 9110, 9.2.2) and
 answer had not begun.
 """
 
-import io
 import logging
 import re
 import secrets
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-import msgspec
 import urllib3
 from msgspec import Struct
 from urllib3 import exceptions as lower
@@ -33,29 +30,20 @@ from urllib3.util import parse_url
 
 from ..replication.errors import Invalid
 from ..replication.front.networks import LOOPBACK, networks, within
-from ..replication.front.pages import ANSWER_BYTES_MAX, PAGE_BYTES
 from . import forks
 from .balancer import Endpoint
-from .calls import ELSEWHERE, IDEMPOTENT
+from .calls import Call
 from .discovery import Discovery
-from .framing import POOLS, BadAnswer
+from .forwarding import Body, Environ, Failed, body_of, failure_of, forwarded, next_piece, passes, target_line
+from .framing import POOLS
+from .gateway_pages import StartResponse, json_answer, problem, services_known
 from .names import service_name
 from .origin import origin_of
-from .pool import NO_HEADERS, NoInstances, Pool
+from .pool import NoInstances, Pool
 from .targets import Malformed, host_of, services_of, target_of
 
 logger = logging.getLogger(__name__)
 
-Environ = Mapping[str, Any]
-StartResponse = Callable[..., Any]
-
-HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-     "transfer-encoding", "upgrade"}
-)  # fmt: skip
-"""Of one connection only (RFC 9110, 7.6.1); those that ``Connection`` names come on top."""
-
-CHUNK_BYTES = 64 * 1024
 BODY_MEMORY_BYTES = 64 * 1024
 CONNECTIONS_MAX = 2048
 SHARE = 0.25
@@ -93,16 +81,6 @@ class _Wanted(Struct, frozen=True):
     host: str
 
 
-class _Failed(Exception):
-    """One try came to nothing. ``status`` is what the client is told if no other succeeds."""
-
-    def __init__(self, status: int, why: str, *, arrived: bool, counts: bool = True) -> None:
-        super().__init__(why)
-        self.status: int = status
-        self.arrived: bool = arrived
-        self.counts: bool = counts
-
-
 class Gateway:
     """A WSGI application over a ``Discovery``."""
 
@@ -130,32 +108,32 @@ class Gateway:
         try:
             return self._answered(environ, start_response, request_id)
         except Malformed as error:
-            return _problem(start_response, 400, str(error), request_id)
+            return problem(start_response, 400, str(error), request_id)
         except NoInstances as error:
             logger.info("503 %s", error)
-            return _problem(start_response, 503, f"Service not available: {error}", request_id)
-        except _Failed as error:
+            return problem(start_response, 503, f"Service not available: {error}", request_id)
+        except Failed as error:
             if error.status >= 500:
                 logger.warning("%d: %s", error.status, error)
-            return _problem(start_response, error.status, str(error), request_id)
+            return problem(start_response, error.status, str(error), request_id)
         except Exception:
             logger.exception("a request failed by a fault of this program, id %s", request_id)
-            return _problem(start_response, 500, "the gateway failed; its log has the details", request_id)
+            return problem(start_response, 500, "the gateway failed; its log has the details", request_id)
 
     def _answered(self, environ: Environ, start_response: StartResponse, request_id: str) -> Iterable[bytes]:
         wanted = self._wanted(environ)
         if "websocket" in environ.get("HTTP_UPGRADE", "").lower():
             # Passed on as a plain request it would get an answer that says nothing of the reason.
-            raise _Failed(501, "the gateway passes no WebSocket on: ask an instance directly", arrived=False)
+            raise Failed(501, "the gateway passes no WebSocket on: ask an instance directly", arrived=False)
         if wanted.target.startswith((OWN, "*")):
             return self._own(wanted.target, environ.get("QUERY_STRING", ""), start_response, request_id)
         if not wanted.services:
-            raise _Failed(404, "no service is named: use /api/SERVICE/… or X-Service", arrived=False)
+            raise Failed(404, "no service is named: use /api/SERVICE/… or X-Service", arrived=False)
         pool = self._pool(wanted.services)
         endpoint, answer, first = self._first_that_answers(pool, environ, wanted, request_id)
-        body = _Body(pool, endpoint, answer, first)
+        body = Body(pool, endpoint, answer, first)
         try:
-            headers = [(name, value) for name, value in answer.headers.items() if _passes(name, answer.headers)]
+            headers = [(name, value) for name, value in answer.headers.items() if passes(name, answer.headers)]
             headers += [("X-Request-Id", request_id), ("Via", "1.1 rollcall")]
             start_response(f"{answer.status} {answer.reason or 'Unknown'}", headers)
         except BaseException:
@@ -166,8 +144,8 @@ class Gateway:
     # -- whom it is for ------------------------------------------------------------
 
     def _wanted(self, environ: Environ) -> _Wanted:
-        """Raises ``Malformed``, or ``_Failed`` where no service can be called so."""
-        target = target_of(environ["REQUEST_METHOD"], _target(environ))
+        """Raises ``Malformed``, or ``Failed`` where no service can be called so."""
+        target = target_of(environ["REQUEST_METHOD"], target_line(environ))
         host = target.host or environ.get("HTTP_HOST", "")
         if not host and environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and "HTTP_HOST" not in environ:
             raise Malformed("a request of HTTP/1.1 must name its Host")
@@ -201,63 +179,46 @@ class Gateway:
     def _first_that_answers(
         self, pool: Pool, environ: Environ, wanted: _Wanted, request_id: str
     ) -> tuple[Endpoint, urllib3.BaseHTTPResponse, bytes]:
+        """Who answered, with the answer and the first piece of its body: until that is here, nothing was passed on to
+        the client."""
         method = environ["REQUEST_METHOD"]
-        headers = _forwarded(environ, wanted, request_id, trusted=self._trusts(environ.get("REMOTE_ADDR", "")))
-        asked = {name.lower(): value for name, value in headers.items()} if pool.policies else NO_HEADERS
-        body, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
+        headers = forwarded(environ, wanted.host, wanted.prefix, request_id, trusted=self._trusts(environ))
         until = time.monotonic() + self._settings.total_s
-        tried: list[Endpoint] = []
-        counted = 0
-        failure: _Failed | None = None
-        while counted < self._settings.tries and (failure is None or time.monotonic() < until):
+        tries, target = self._settings.tries, wanted.target
+        call = Call(pool, method=method, resendable=True, key=target, headers=headers, tries=tries, until=until)
+        endpoint = call.begin(time.monotonic())
+        while True:
             try:
-                endpoint = pool.pick(time.monotonic(), wanted.target, tried, asked)
-            except NoInstances:
-                if failure is None:
+                answer, first = self._sent(endpoint, method, target, headers, body_of(environ), until)
+            except Failed as error:
+                following = call.failed(time.monotonic(), refused=not error.arrived, counts=error.counts)
+                if following is None:
                     raise
-                break
-            tried.append(endpoint)
-            last = counted + 1 == self._settings.tries or len(pool.endpoints) <= len(tried)
-            try:
-                answer, first = self._try(pool, endpoint, method, wanted.target, headers, body, length, until)
-            except _Failed as error:
-                failure = error
-                if error.arrived and method not in IDEMPOTENT:
-                    raise
-                counted += error.counts
-                continue
-            if answer.status in ELSEWHERE and method in IDEMPOTENT and not last:
-                failure = _Failed(answer.status, f"{endpoint.instance.id} answered {answer.status}", arrived=True)
+            except BaseException:
+                call.abandoned()
+                raise
+            else:
+                if not call.may_be_better(answer.status):
+                    return endpoint, answer, first
                 answer.close()
-                pool.failed(endpoint, time.monotonic())
-                counted += 1
-                continue
-            return endpoint, answer, first
-        assert failure is not None
-        raise failure
+                following = call.failed(time.monotonic(), refused=False)
+                if following is None:
+                    why = f"{endpoint.instance.id} answered {answer.status}"
+                    raise Failed(answer.status, why, arrived=True)
+            endpoint = following
 
-    def _try(
-        self,
-        pool: Pool,
-        endpoint: Endpoint,
-        method: str,
-        target: str,
-        headers: Mapping[str, str],
-        body: Any,
-        length: int,
-        until: float,
+    def _sent(
+        self, endpoint: Endpoint, method: str, target: str, headers: Mapping[str, str], body: Any, until: float
     ) -> tuple[urllib3.BaseHTTPResponse, bytes]:
-        """The answer and the first piece of its body: until that is here, nothing was passed on to the client."""
-        left_s = max(0.001, min(self._settings.try_s, until - time.monotonic()))
         began = time.monotonic()
-        pool.begun(endpoint, began)
+        left_s = max(0.001, min(self._settings.try_s, until - began))
         try:
             origin = origin_of(endpoint.url)
             host = f"[{origin.host}]" if ":" in origin.host else origin.host
             answer = self._http.connection_from_host(host, origin.port, scheme=origin.scheme).urlopen(
                 method,
                 origin.base + target,
-                body=_rewound(body, length),
+                body=body,
                 headers=headers,
                 timeout=urllib3.Timeout(connect=min(self._settings.connect_s, left_s), read=left_s),
                 preload_content=False,
@@ -265,25 +226,20 @@ class Gateway:
                 retries=False,
                 redirect=False,
             )
-            first = _next(answer)
+            first = next_piece(answer)
         except Invalid as error:
-            pool.failed(endpoint, time.monotonic())
-            raise _Failed(502, f"{endpoint.instance.id}: {error.message}", arrived=False, counts=False) from error
+            raise Failed(502, f"{endpoint.instance.id}: {error.message}", arrived=False, counts=False) from error
         except lower.HTTPError as error:
             if isinstance(error, lower.LocationParseError) and not _is_read(target):
-                pool.abandoned(endpoint)  # by urllib3 before 2.8, and by no fault of the instance's
+                # By urllib3 before 2.8, and by no fault of the instance's.
                 raise Malformed("the request's target cannot be read") from error
-            pool.failed(endpoint, time.monotonic())
-            raise _failed(endpoint, error) from error
-        except BaseException:
-            pool.abandoned(endpoint)
-            raise
+            raise failure_of(endpoint, error) from error
         endpoint.took(time.monotonic() - began, time.monotonic())
         return answer, first
 
-    def _trusts(self, peer: str) -> bool:
-        """Whether what this peer says of whom it speaks for is believed."""
-        return bool(self.trusted) and within(peer, self.trusted)
+    def _trusts(self, environ: Environ) -> bool:
+        """Whether what the peer says of whom it speaks for is believed."""
+        return bool(self.trusted) and within(environ.get("REMOTE_ADDR", ""), self.trusted)
 
     # -- its own pages -------------------------------------------------------------
 
@@ -292,112 +248,16 @@ class Gateway:
             start_response("200 OK", [("Content-Length", "0"), ("X-Request-Id", request_id)])
             return []
         if path == "/-/healthz":
-            return _json(start_response, 200, {"status": "alive"}, request_id)
+            return json_answer(start_response, 200, {"status": "alive"}, request_id)
         if path == "/-/services":
-            return _json(start_response, 200, self._known(query), request_id)
-        return _problem(start_response, 404, "the gateway has /-/healthz and /-/services", request_id)
-
-    def _known(self, query: str) -> dict[str, Any]:
-        """The services by name; with ``after`` a page of them, as nodes have pages (``next`` is the name of a service).
-
-        Raises ``_Failed`` where all of them are too much for one answer."""
-        begin = _parameter(query, "after")
-        paged, last, size = begin is not None, begin or "", 0
-        found: list[msgspec.Raw] = []
-        pools = (pool for pool in self._discovery.pools() if pool.service > last)
-        for pool in sorted(pools, key=lambda pool: pool.service):
-            shown = msgspec.json.encode(self._shown(pool))
-            size += len(shown) + 1
-            if not paged and size > ANSWER_BYTES_MAX:
-                words = f"the list is larger than {ANSWER_BYTES_MAX} bytes: ask for pages with after=, then after=NEXT"
-                raise _Failed(413, words, arrived=False)
-            if paged and found and size > PAGE_BYTES:
-                return {"services": found, "next": last}
-            found.append(msgspec.Raw(shown))
-            last = pool.service
-        return {"services": found, "next": None} if paged else {"services": found}
-
-    def _shown(self, pool: Pool) -> dict[str, Any]:
-        now = time.monotonic()
-        return {
-            "service": pool.service,
-            "age_s": self._discovery.age_s(pool.service),
-            "instances": [
-                {
-                    "id": endpoint.instance.id,
-                    "url": endpoint.url,
-                    "active": endpoint.active,
-                    "latency_s": round(endpoint.latency_s, 6),
-                    "failures": endpoint.failures,
-                    "shunned_s": max(0.0, round(endpoint.shunned_until - now, 3)) if endpoint.failures else 0.0,
-                }
-                for endpoint in pool.endpoints
-            ],
-        }
-
-
-class _Body:
-    """An instance's answer on its way to the client."""
-
-    def __init__(self, pool: Pool, endpoint: Endpoint, answer: urllib3.BaseHTTPResponse, first: bytes) -> None:
-        self._pool: Pool = pool
-        self._endpoint: Endpoint = endpoint
-        self._answer: urllib3.BaseHTTPResponse = answer
-        self._first: bytes = first
-        self._over: bool = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            data = self._first
-            while data:
-                yield data
-                data = _next(self._answer)
-        except lower.HTTPError as error:
-            logger.warning("the answer of %s broke off: %s", self._endpoint.instance.id, error)
-            self._end(failed=True)
-            # The client must not take what it has for the whole.
-            raise ConnectionAbortedError(f"the answer of {self._endpoint.instance.id} broke off") from error
-        self._end(failed=self._answer.status in ELSEWHERE)
-
-    def close(self) -> None:
-        """WSGI: called in any case, also if the client has gone."""
-        if not self._over:
-            self._answer.close()
-            self._over = True
-            self._pool.abandoned(self._endpoint)
-
-    def _end(self, *, failed: bool) -> None:
-        self._over = True
-        if failed:
-            self._answer.close()
-            self._pool.failed(self._endpoint, time.monotonic())
-        else:
-            self._answer.release_conn()
-            self._pool.succeeded(self._endpoint, self._endpoint.latency_s, time.monotonic())
+            return json_answer(start_response, 200, services_known(self._discovery, query), request_id)
+        return problem(start_response, 404, "the gateway has /-/healthz and /-/services", request_id)
 
 
 def _connections() -> urllib3.PoolManager:
     made = urllib3.PoolManager(num_pools=512, maxsize=64, retries=False, block=False)
     made.pool_classes_by_scheme = POOLS
     return made
-
-
-def _next(answer: urllib3.BaseHTTPResponse) -> bytes:
-    """As it comes: a slow answer is passed on in the pieces in which it was sent. Empty: the end."""
-    return answer.read1(CHUNK_BYTES, decode_content=False)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _failed(endpoint: Endpoint, error: lower.HTTPError) -> _Failed:
-    who = endpoint.instance.id
-    if isinstance(error, lower.LocationValueError):
-        return _Failed(502, f"{who} has an address that is none: {error}", arrived=False, counts=False)
-    if isinstance(error, (lower.NewConnectionError, lower.ConnectTimeoutError)):
-        refused = isinstance(error, lower.NewConnectionError)
-        return _Failed(502, f"{who} cannot be reached", arrived=False, counts=not refused)
-    if isinstance(error, lower.TimeoutError):
-        return _Failed(504, f"{who} did not answer in time", arrived=True)
-    why = next((f": {cause}" for cause in error.args if isinstance(cause, BadAnswer)), "")
-    return _Failed(502, f"{who} gave no answer that can be used{why}", arrived=True)
 
 
 def _is_read(target: str) -> bool:
@@ -408,24 +268,6 @@ def _is_read(target: str) -> bool:
     return True
 
 
-def _rewound(body: Any, length: int) -> Any:
-    if length == 0:
-        return None
-    body.seek(0)
-    return body
-
-
-def _target(environ: Environ) -> str:
-    """The second word of the request line; put together anew where the server does not tell that."""
-    raw = environ.get("REQUEST_URI") or environ.get("RAW_URI")
-    if raw:
-        return str(raw)
-    path = quote((environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")).encode("latin-1"), safe=_PATH_SAFE)
-    query = environ.get("QUERY_STRING", "")
-    return f"{path}?{query}" if query else path
-
-
-_PATH_SAFE = "/!$&'()*+,;=:@~"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -433,77 +275,7 @@ def _named(service: str, status: int) -> str:
     try:
         return service_name(service)
     except Invalid as error:
-        raise _Failed(status, error.message, arrived=False) from None
-
-
-def _forwarded(environ: Environ, wanted: _Wanted, request_id: str, *, trusted: bool) -> dict[str, str]:
-    """The request's headers as the instance gets them.
-
-    Whom the request is from, and how it came here, is this gateway's word: it adds to ``X-Forwarded-For``, and what a
-    client claims in the others is not passed on, unless the client is a proxy that is trusted.
-    """
-    named = {
-        name[5:].replace("_", "-").title(): str(value)
-        for name, value in environ.items()
-        if name.startswith("HTTP_")
-    }  # fmt: skip
-    headers = {name: value for name, value in named.items() if _passes(name, named)}
-    before = headers.pop("X-Forwarded-For", "")
-    if not trusted:
-        headers = {n: v for n, v in headers.items() if n != "Forwarded" and not n.startswith("X-Forwarded-")}
-    if environ.get("CONTENT_TYPE"):
-        headers["Content-Type"] = environ["CONTENT_TYPE"]
-    if environ.get("CONTENT_LENGTH"):
-        headers["Content-Length"] = environ["CONTENT_LENGTH"]
-    if wanted.host:
-        headers["Host"] = wanted.host  # which is that of the target, where it was a whole URL
-        headers.setdefault("X-Forwarded-Host", wanted.host)
-    headers["X-Forwarded-For"] = ", ".join(filter(None, (before, environ.get("REMOTE_ADDR", ""))))
-    headers.setdefault("X-Forwarded-Proto", environ.get("wsgi.url_scheme", "http"))
-    if wanted.prefix:
-        headers["X-Forwarded-Prefix"] = wanted.prefix
-    headers["X-Request-Id"] = request_id
-    return headers
-
-
-def _passes(name: str, headers: Mapping[str, str]) -> bool:
-    lowered = name.lower()
-    if lowered in HOP_BY_HOP:
-        return False
-    named = headers.get("Connection", "")
-    return lowered not in {part.strip().lower() for part in named.split(",")} if named else True
-
-
-def _parameter(query: str, name: str) -> str | None:
-    """One parameter of a query string; None: it is not there."""
-    found = [part.partition("=")[2] for part in query.split("&") if part.partition("=")[0] == name]
-    return unquote(found[-1]) if found else None
-
-
-def _json(
-    start_response: StartResponse, status: int, value: Any, request_id: str, kind: str = "application/json"
-) -> Iterable[bytes]:
-    body = msgspec.json.encode(value) + b"\n"
-    headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("X-Request-Id", request_id)]
-    start_response(f"{status} {_REASONS[status]}", headers, sys.exc_info() if status == 500 else None)
-    return io.BytesIO(body)
-
-
-_REASONS = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 413: "Content Too Large", 500: "Internal Server Error",
-    501: "Not Implemented", 502: "Bad Gateway",
-    503: "Service Unavailable", 504: "Gateway Timeout",
-}  # fmt: skip
-_TITLES = {
-    400: "Bad request", 404: "No service is named", 413: "Too large", 500: "Internal error",
-    501: "Not implemented", 502: "Bad gateway",
-    503: "Service not available", 504: "Gateway timeout",
-}  # fmt: skip
-
-
-def _problem(start_response: StartResponse, status: int, detail: str, request_id: str) -> Iterable[bytes]:
-    value = {"type": "about:blank", "title": _TITLES[status], "status": status, "detail": detail}
-    return _json(start_response, status, {**value, "request_id": request_id}, request_id, "application/problem+json")
+        raise Failed(status, error.message, arrived=False) from None
 
 
 def serve(

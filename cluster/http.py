@@ -7,13 +7,9 @@ request's: each request has an id, which nodes repeat, and an answer with anothe
 shows that the connection is out of step. It is closed, and the answer thrown away.
 """
 
-import contextlib
 import re
 import secrets
-import socket
-import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -22,9 +18,7 @@ import requests
 from msgspec import Struct
 from requests import exceptions
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3 import exceptions as lower
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ..replication.api import HISTORY, INDEX, REQUEST_ID
 from ..replication.errors import (
@@ -262,86 +256,3 @@ def left_by_session(session: requests.Session) -> None:
     for adapter in session.adapters.values():
         if isinstance(adapter, HTTPAdapter):
             forks.leave(adapter)
-
-
-# A session whose requests can be broken off
-
-
-class Interrupted(Exception):
-    """Another thread wants this one to do something else. What became of the request is unknown."""
-
-
-class Interruptible:
-    """A session for one thread, whose waiting another may end (``interrupt``): its request raises ``Interrupted``."""
-
-    def __init__(self) -> None:
-        self._begin()
-        forks.begins_anew(self)
-
-    def begin_in_child(self) -> None:
-        left_by_session(self._session)
-        self._begin()
-
-    def _begin(self) -> None:
-        live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
-
-        wanted = threading.Event()
-
-        def connected(connection: HTTPConnection) -> None:
-            live.add(connection)
-            if wanted.is_set():  # by somebody who did not see this connection yet
-                connection.close()
-                raise lower.NewConnectionError(connection, "interrupted")
-
-        class Plain(HTTPConnection):
-            def connect(self) -> None:
-                super().connect()
-                connected(self)
-
-        class Secure(HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                connected(self)
-
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain  # pyright: ignore[reportAssignmentType]
-
-        class SecurePool(HTTPSConnectionPool):
-            ConnectionCls = Secure  # pyright: ignore[reportAssignmentType]
-
-        class Adapter(HTTPAdapter):
-            def init_poolmanager(self, *args: Any, **options: Any) -> None:
-                super().init_poolmanager(*args, **options)
-                self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-
-        self._live = live
-        self._wanted = wanted
-        self._session = requests.Session()
-        self._session.trust_env = False
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, Adapter(max_retries=0))
-
-    def request(self, *args: Any, **options: Any) -> requests.Response:
-        """As ``requests.Session.request``."""
-        self._check()
-        try:
-            return self._session.request(*args, **options)
-        except exceptions.RequestException:
-            self._check()
-            raise
-
-    def interrupt(self) -> None:
-        """Ends the request under way, or the next one."""
-        self._wanted.set()
-        for connection in list(self._live):
-            if connection.sock is not None:
-                with contextlib.suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._session.close()
-
-    def _check(self) -> None:
-        if self._wanted.is_set():
-            self._wanted.clear()
-            raise Interrupted

@@ -14,34 +14,28 @@ never one that somebody else made since. Between heartbeats the lease watches it
 instance, so that it is registered again at once if somebody else removed it.
 """
 
-import asyncio
 import atexit
-import contextlib
 import logging
-import math
 import os
 import random
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, Literal, Unpack
 from urllib.parse import urlsplit
-
-from msgspec import Struct
 
 from ..replication.api import Renewal, Word
 from ..replication.errors import Gone, Invalid, NotFound, Overloaded, RollcallError, Superseded, Unknown
 from ..replication.records import DEFAULT_ENV, Registration, RegistrationFields, build
 from . import forks
 from .client import Client
-from .http import Interrupted, Interruptible
+from .interruptible import Interrupted, Interruptible
 from .members import DEFAULT_NODES, nodes_from
+from .pacing import RETRY_S_MAX, RETRY_S_MIN, Returns, Watched, pace_s
 from .sharing import Share
 
 logger = logging.getLogger(__name__)
@@ -55,25 +49,9 @@ START_S = 3.0
 CLOSE_S = 2.0
 """So long the end waits for the registry to take the instance out. Without that its lease runs out."""
 
-RETRY_S_MIN = 0.2
-RETRY_S_MAX = 10.0
-
-CALM_S = 60.0
-"""Who is removed twice within so long waits before it registers again."""
-
 WATCH_S_MIN = 0.1
 NO_PLACE_S = 300.0
 """So long a node that has no place for a lease's watch, or knows none, is not asked for one."""
-
-LISTENING_S_MIN = 0.05
-LISTENING_S = 60.0
-"""So long a process that imported an app is looked at, whether it listens."""
-
-DRAIN_S = 1.0
-"""From the removal to telling the server: callers that follow changes have gone elsewhere by then."""
-
-UNPACED_S = 30.0
-"""Between heartbeats where the registry sets no pace: the instance has no lease, but may be gone all the same."""
 
 
 class Lease:
@@ -114,6 +92,7 @@ class Lease:
         self.service: str = service
         self.id: str = id or f"{service}-{address}:{port}"
         self.env: str = env
+        self.port: int = port
         self._fields: dict[str, Any] = {"address": address, "port": port, "ttl_s": ttl_s, **more}
         if check is not None:
             self._fields["checks"] = [*more.get("checks", ()), check_from(check)]
@@ -122,7 +101,7 @@ class Lease:
         self._client: Client = client or Client(urls, env=env)
         self._start_s: float = start_s
         self._on_change: Callable[[State], None] | None = on_change
-        self._at_sigterm: bool = at_sigterm
+        self.at_sigterm: bool = at_sigterm
         self._before: Any = None
         """What SIGTERM did before this lease took it; a child inherits both."""
         self._begin()
@@ -162,7 +141,7 @@ class Lease:
 
     def start(self) -> "Lease":
         """Registers and begins to renew. Returns when that is done, or after ``start_s`` all the same."""
-        self._ensure()
+        self.begin()
         if self._thread is not None:
             self._settled.wait(self._start_s)
         return self
@@ -189,7 +168,7 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ensure(self) -> None:
+    def begin(self) -> None:
         """Begins in the background if this process has not begun yet. Waits for nothing."""
         forks.notice()
         if self._thread is not None or self._stop.is_set() or self._threadless:
@@ -207,10 +186,11 @@ class Lease:
             self._thread = threading.Thread(target=self._run, name=f"lease {self.id}", daemon=True)
             self._thread.start()
         atexit.register(self.close)
-        if self._at_sigterm:
-            self._take_sigterm()
+        if self.at_sigterm:
+            self.take_sigterm()
 
-    def _take_sigterm(self) -> None:
+    def take_sigterm(self) -> None:
+        """Has SIGTERM take the instance out first. In the main thread only, where Python allows it."""
         if self._before is not None:
             return
         try:
@@ -240,7 +220,7 @@ class Lease:
                     self._turn("registered")
                 renewal = self._renew()
                 watched.index = watched.index or renewal.index
-                wait_s = _pace_s(renewal)
+                wait_s = pace_s(renewal)
                 retry_s = RETRY_S_MIN
                 self._turn("registered")
             except NotFound:
@@ -379,152 +359,6 @@ class Lease:
             before(number, frame)
         elif before != signal.SIG_IGN:
             os.kill(os.getpid(), number)
-
-
-class Watched(Struct):
-    """How far a lease has followed its own instance (0: not known), and when to try again after a refusal."""
-
-    index: int = 0
-    again_at: float = 0.0
-
-
-class Returns:
-    """How long to wait before an instance that was removed is registered again: not at all, but longer each
-    time where somebody removes it again and again."""
-
-    def __init__(self) -> None:
-        self._last: float = -math.inf
-        self._pause_s: float = 0.0
-
-    def pause_s(self, now: float) -> float:
-        fought = now - self._last < CALM_S
-        self._last = now
-        self._pause_s = min(RETRY_S_MAX, max(RETRY_S_MIN, self._pause_s * 2)) if fought else 0.0
-        return random.uniform(self._pause_s / 2, self._pause_s)
-
-
-def _pace_s(renewal: Renewal) -> float:
-    """Seconds until the next heartbeat."""
-    next_ms = renewal.next_heartbeat_ms
-    return UNPACED_S * random.uniform(0.9, 1.1) if next_ms is None else next_ms / 1000
-
-
-# -- for web frameworks ------------------------------------------------------------------
-
-
-def wsgi(app: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
-    """``app``, registered while a process serves it: from when that listens on the lease's port, or its first
-    request, until it ends.
-
-    For Flask ``app.wsgi_app = wsgi(app.wsgi_app, lease)``, for Django
-    ``application = wsgi(get_wsgi_application(), lease)``. A program that imports the app and
-    serves nothing (``flask routes``, a migration) does not register. No request waits for the
-    registry. Where the port is another program's (a proxy on this host), and callers come through
-    the registry only, there is no first request: have the server start the lease (docs/servers.md).
-    """
-
-    def registered(environ: Any, start_response: Any) -> Any:
-        lease._ensure()
-        return app(environ, start_response)
-
-    if lease._at_sigterm and threading.current_thread() is threading.main_thread():
-        lease._take_sigterm()  # it begins in another thread, where Python does not allow this
-    if not _starts_if_serving(lease) and forks.threads_run():
-        threading.Thread(target=_start_when_serving, args=(lease,), name=f"listening {lease.id}", daemon=True).start()
-    return registered
-
-
-def _starts_if_serving(lease: Lease) -> bool:
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is not None and not uwsgi.worker_id():
-        return False  # its master, which forks without telling Python and serves nothing itself
-    if not listens(int(lease._fields["port"])):
-        return False
-    lease._ensure()
-    return True
-
-
-def _start_when_serving(lease: Lease) -> None:
-    """Servers listen soon after they have imported the app, or never: then the first request tells."""
-    pause_s = LISTENING_S_MIN
-    until = time.monotonic() + LISTENING_S
-    while time.monotonic() < until and lease.state == "new" and not _starts_if_serving(lease):
-        time.sleep(pause_s)
-        pause_s = min(1.0, pause_s * 1.5)
-
-
-def listens(port: int) -> bool:
-    """Whether this process has a socket that listens on that port, of its own or of its parent's."""
-    inodes: set[str] = set()
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # LISTEN
-                    inodes.add(f"socket:[{fields[9]}]")
-    if not inodes:
-        return False
-    with contextlib.suppress(OSError):
-        for descriptor in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # closed meanwhile
-                if str(descriptor.readlink()) in inodes:
-                    return True
-    return False
-
-
-def lifespan(
-    lease: Lease, *, drain_s: float = DRAIN_S
-) -> Callable[[Any], contextlib.AbstractAsyncContextManager[None]]:
-    """For ASGI frameworks: ``FastAPI(lifespan=lifespan(lease))``, or Starlette's. Registered while the app runs.
-
-    A server tells the app of a shutdown after it has stopped listening. So SIGTERM is handled first where the
-    server handles it in Python (uvicorn): the instance is deregistered, callers have ``drain_s`` to
-    notice, and then the server gets the signal. Elsewhere it is deregistered when the app is told.
-    """
-
-    @contextlib.asynccontextmanager
-    async def running(app: Any) -> AsyncIterator[None]:
-        with _before_the_server(lease, drain_s):
-            await asyncio.to_thread(lease.start)
-            try:
-                yield
-            finally:
-                await asyncio.to_thread(lease.close)
-
-    return running
-
-
-@contextlib.contextmanager
-def _before_the_server(lease: Lease, drain_s: float) -> Iterator[None]:
-    server = signal.getsignal(signal.SIGTERM)
-    at_main = threading.current_thread() is threading.main_thread()
-    if not at_main or not callable(server) or server is getattr(asyncio.unix_events, "_sighandler_noop", None):
-        yield
-        return
-    told = threading.Event()
-
-    def leave() -> None:
-        lease.close()
-        told.wait(drain_s)
-        server(signal.SIGTERM, None)
-
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        if told.is_set():
-            server(number, frame)
-            return
-        # Not here, where the event loop would stand still; a second SIGTERM does not wait for the callers.
-        if leaving.ident is None:
-            leaving.start()
-        else:
-            told.set()
-
-    leaving = threading.Thread(target=leave, name="lease drain", daemon=True)
-    signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is on_sigterm:
-            signal.signal(signal.SIGTERM, server)
 
 
 def check_from(check: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,10 @@ import httpx
 
 from ..replication.errors import Invalid
 from . import forks
+from .async_discovery import AsyncDiscovery
 from .balancer import Endpoint
 from .calls import TRIES, Call
-from .discovery import AsyncDiscovery, Discovery
+from .discovery import Discovery
 from .names import service_name
 from .origin import origin_of
 from .pool import NoInstances, Pool

@@ -27,7 +27,8 @@ from rich.table import Table
 from rich.text import Text
 from rollcall.cluster import Client
 from rollcall.cluster.http import exchange
-from rollcall.cluster.local.local import LocalCluster, free_port
+from rollcall.cluster.local.local import LocalCluster
+from rollcall.cluster.local.ports import free_port
 from rollcall.replication.errors import RollcallError
 
 SERVICES = ("cart", "user", "payment")

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from harness.cluster import Measured
 from harness.examples import examples
-from rollcall.cluster.local import local
+from rollcall.cluster.local import ports
 
 FIGURE = "measured"
 
@@ -21,9 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Each worker of a run draws its ports from a part of its own: what one found free, no other takes meanwhile."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker:
-        width = len(local.PORTS) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        start = local.PORTS.start + int(worker.removeprefix("gw")) * width
-        local.PORTS = range(start, start + width)
+        width = len(ports.PORTS) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        start = ports.PORTS.start + int(worker.removeprefix("gw")) * width
+        ports.PORTS = range(start, start + width)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

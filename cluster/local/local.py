@@ -8,10 +8,8 @@ among themselves on P+1000+i. It lives in ``DIR/node-i``: its data, its output
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,13 +24,9 @@ import requests
 from ...replication.errors import RollcallError
 from ..client import Client
 from ..http import exchange
+from .ports import DNS_OFFSET, HOST, NODES_MAX, PORT, RAFT_OFFSET, is_free
 from .processes import STOP_S, LocalError, flag_of, forget_pid, running_nodes
 
-HOST = "127.0.0.1"
-PORT = 8500
-DNS_OFFSET = 100
-RAFT_OFFSET = 1000
-NODES_MAX = 7
 READY_S = 30.0
 LOG_LINES_SHOWN = 15
 _EXTRA_NODE = ("dns", "flask", "prometheus_client", "pysyncobj", "waitress")
@@ -137,7 +131,7 @@ class LocalCluster:
                     f"--port {int(port) - i if port.isdecimal() else '(its own)'}, or stop it first (--stop)"
                 )
         ports = (self.port + offset + i for offset in (0, DNS_OFFSET, RAFT_OFFSET) for i in missing)
-        taken = next((port for port in ports if not _is_free(port)), None)
+        taken = next((port for port in ports if not is_free(port)), None)
         if taken is not None:
             raise LocalError(
                 f"port {taken} on {HOST} is taken by another program: choose another --port "
@@ -397,37 +391,3 @@ def _nodes_of(data_dir: Path) -> int:
 
 def _is_true(value: object) -> bool:
     return str(value).lower() in ("true", "1")
-
-
-# Ports
-
-
-def _ports(port: int, nodes: int) -> list[int]:
-    return [port + offset + i for offset in (0, DNS_OFFSET, RAFT_OFFSET) for i in range(nodes)]
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-PORTS = range(12_000, 31_000)
-"""Below the range that systems give to outgoing connections."""
-
-
-def free_port(nodes: int = NODES_MAX) -> int:
-    """A base port at which all ports of ``nodes`` nodes are free now, and within ``PORTS``.
-
-    Random, so that runs beside each other rarely meet.
-    """
-    spread = max(_ports(0, nodes))
-    for _ in range(200):
-        port = random.choice(PORTS[:-spread])
-        if all(_is_free(each) for each in _ports(port, nodes)):
-            return port
-    raise LocalError(f"no free ports were found from {PORTS.start} to {PORTS.stop}")

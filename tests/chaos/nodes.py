@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from harness.cluster import ask
-from rollcall.cluster.local.local import HOST, RAFT_OFFSET, LocalCluster, flags, free_port
+from rollcall.cluster.local.local import LocalCluster, flags
+from rollcall.cluster.local.ports import HOST, RAFT_OFFSET, free_port
 from rollcall.cluster.local.processes import LocalError
 from rollcall.replication.commands import LEVEL
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 
 from chaos.links import FINE, HELD, Condition, all_pairs
 from chaos.proxy import Link, Proxies

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rollcall.cluster.local.local import DNS_OFFSET
+from rollcall.cluster.local.ports import DNS_OFFSET
 from rollcall.cluster.local.processes import LocalError
 
 from harness.cluster import Cluster, Line, instance_path

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rollcall.cluster.local.local import LocalCluster, free_port
+from rollcall.cluster.local.local import LocalCluster
+from rollcall.cluster.local.ports import free_port
 from rollcall.cluster.local.processes import LocalError
 
 from harness import checks_bench

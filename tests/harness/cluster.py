@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import msgspec
-from rollcall.cluster.local.local import RAFT_OFFSET, LocalCluster, flags, free_port
+from rollcall.cluster.local.local import LocalCluster, flags
+from rollcall.cluster.local.ports import RAFT_OFFSET, free_port
 from rollcall.cluster.local.processes import LocalError
 
 from harness.waiting import WAIT_S, wait_for

@@ -11,7 +11,7 @@ import pytest
 from harness.callers import CALLERS, Caller, CannotCall
 from harness.raw_answers import Listed, RawAnswers
 from rollcall.cluster import AsyncServiceTransport, ServiceTransport
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 
 pytestmark = pytest.mark.integration
 

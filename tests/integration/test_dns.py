@@ -19,7 +19,7 @@ import dns.resolver
 import pytest
 from harness.cluster import Cluster, Measured, StartCluster, instance_path, run_node
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import DNS_OFFSET, HOST, free_port
+from rollcall.cluster.local.ports import DNS_OFFSET, HOST, free_port
 
 pytestmark = pytest.mark.integration
 

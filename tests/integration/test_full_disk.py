@@ -11,7 +11,7 @@ import pytest
 from harness.cluster import ALONE, Cluster, Measured, instance_path, run_node
 from harness.traffic import PLAIN, Ledger, Reader, Traffic, Writer
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import RAFT_OFFSET, free_port
+from rollcall.cluster.local.ports import RAFT_OFFSET, free_port
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,7 @@ from harness.cluster import Cluster, StartCluster, instance_path
 from harness.gateway import GatewayProcess
 from harness.served import Served
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 
 pytestmark = pytest.mark.integration
 

@@ -23,7 +23,7 @@ import pytest
 from harness.cluster import Cluster, Measured, StartCluster
 from harness.gateway import GatewayProcess
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 
 pytestmark = pytest.mark.integration
 

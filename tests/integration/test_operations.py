@@ -12,7 +12,7 @@ from harness.cluster import ALONE, Cluster, StartCluster, instance_path, run_nod
 from harness.limits import LETTERS, NAME, policy, registration
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 from rollcall.replication.commands import FOR_S_MAX
 from rollcall.replication.records import Registration
 

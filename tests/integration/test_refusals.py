@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness.cluster import ALONE, Cluster, StartCluster, run_node
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import RAFT_OFFSET
+from rollcall.cluster.local.ports import RAFT_OFFSET
 
 pytestmark = pytest.mark.integration
 

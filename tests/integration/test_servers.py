@@ -18,7 +18,7 @@ import requests
 from harness.cluster import Cluster, StartCluster
 from harness.waiting import wait_for
 from rollcall.cluster import Client, Discovery, NoInstances, ServiceAdapter, Snapshot
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.clients]
 

@@ -15,11 +15,12 @@ import requests
 from harness.cluster import Cluster, Measured, StartCluster, instance_path
 from harness.served import Served
 from harness.waiting import WAIT_S, wait_for
+from rollcall.cluster import AsyncDiscovery
 from rollcall.cluster.adapter import ServiceAdapter, ServiceSession
 from rollcall.cluster.client import Client
-from rollcall.cluster.discovery import AsyncDiscovery, Discovery
+from rollcall.cluster.discovery import Discovery
 from rollcall.cluster.lease import Lease
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 from rollcall.cluster.pool import NoInstances
 
 pytestmark = pytest.mark.integration

@@ -6,7 +6,7 @@ import socket
 import pytest
 from harness.cluster import Cluster, StartCluster
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import HOST, RAFT_OFFSET
+from rollcall.cluster.local.ports import HOST, RAFT_OFFSET
 from rollcall.replication.network import wire
 
 pytestmark = pytest.mark.integration

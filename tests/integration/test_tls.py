@@ -15,7 +15,7 @@ import pytest
 from harness.certified import CLUSTER, CertifiedCluster, tls_settings
 from harness.cluster import Cluster, Line, Measured, elapsed_s, instance_path, run_node
 from harness.waiting import wait_for
-from rollcall.cluster.local.local import RAFT_OFFSET
+from rollcall.cluster.local.ports import RAFT_OFFSET
 
 pytestmark = pytest.mark.integration
 

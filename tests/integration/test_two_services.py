@@ -14,7 +14,7 @@ import requests
 from harness.cluster import Cluster, Measured, StartCluster
 from harness.waiting import wait_for
 from rollcall.cluster import Discovery, ServiceAdapter
-from rollcall.cluster.local.local import free_port
+from rollcall.cluster.local.ports import free_port
 
 pytestmark = pytest.mark.integration
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from rollcall.cluster import Client
-from rollcall.cluster.local.local import LocalCluster, free_port
+from rollcall.cluster.local.local import LocalCluster
+from rollcall.cluster.local.ports import free_port
 from rollcall.cluster.local.processes import LocalError, running_nodes, stop_running
 from rollcall.replication.errors import RollcallError
 

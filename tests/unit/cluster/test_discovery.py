@@ -310,7 +310,7 @@ def test_a_registry_that_began_anew_is_read_at_once_and_lists_are_kept_until_ser
         read = len(registry.listed_at)
         wait_for(lambda: read_again() and len(registry.listed_at) > read + 2, "several readings")
         assert ids(discovery) == {"a", "b", "c"}
-        for known in discovery._known.values():
+        for known in discovery._lists.known.values():
             assert 20.0 < known.kept_until - time.monotonic() <= 30.0 or known.pool.service == "users"
             known.kept_until = 0.0
         wait_for(lambda: read_again() == {"c"}, lambda: str(ids(discovery)))
@@ -321,14 +321,14 @@ def test_who_hears_of_another_history_by_a_first_question_reads_all_others_again
     registry.history, registry.index, registry.poll_s = "a" * 16, 900, 30.0
     with Discovery([registry.url], refresh_s=600.0) as discovery:
         assert ids(discovery) == {"a", "b"}
-        wait_for(lambda: discovery._known["cart"].index == 900, "the first list")
+        wait_for(lambda: discovery._lists.known["cart"].index == 900, "the first list")
         discovery._client.saw(3, "b" * 16)
         registry.history, registry.index, registry.ids = "b" * 16, 3, ("a", "b", "c")
         registry.poll_s = 0.2
 
         assert len(discovery.instances("users")) == 3
         wait_for(lambda: ids(discovery) == {"a", "b", "c"}, lambda: str(ids(discovery)))
-        assert {known.history for known in discovery._known.values()} == {"b" * 16}
+        assert {known.history for known in discovery._lists.known.values()} == {"b" * 16}
 
 
 def test_policies_are_read_again_at_once_as_well(registry: Registry, monkeypatch: pytest.MonkeyPatch):
@@ -406,7 +406,7 @@ def test_names_that_nobody_has_leave_changes_of_the_others_followed_and_only_so_
 
         wait_for(lambda: ids(discovery) == {"a", "b", "c"}, lambda: str(ids(discovery)))
         assert len(discovery.pools()) <= ABSENT_MAX + 1
-        assert len(discovery._pools) <= ABSENT_MAX + 1
+        assert len(discovery._lists.pools) <= ABSENT_MAX + 1
 
 
 def test_a_name_that_nobody_asks_for_is_forgotten_and_found_again_when_somebody_does(
@@ -439,7 +439,7 @@ def test_what_is_known_is_not_forgotten_while_no_node_answers(registry: Registry
         with pytest.raises(NoInstances, match="no node of the registry answered"):
             discovery.pick("made-up")
 
-        wait_for(lambda: "made-up" not in discovery._known, "what nobody has to be forgotten")
+        wait_for(lambda: "made-up" not in discovery._lists.known, "what nobody has to be forgotten")
         assert {pool.service for pool in discovery.pools()} == {"cart"}
 
 

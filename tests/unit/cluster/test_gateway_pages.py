@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from rollcall.cluster import gateway as gateway_module
+from rollcall.cluster import gateway_pages
 from rollcall.cluster.balancer import RoundRobin
 from rollcall.cluster.gateway import Gateway
 from rollcall.cluster.pool import Pool
@@ -51,8 +51,8 @@ def test_little_is_said_at_once_and_by_name(client: Client) -> None:
 
 def test_much_is_said_in_pages_and_else_refused_in_words(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ask(client, "/-/services")[1]["services"]
-    monkeypatch.setattr(gateway_module, "ANSWER_BYTES_MAX", 5_000)
-    monkeypatch.setattr(gateway_module, "PAGE_BYTES", 2_000)
+    monkeypatch.setattr(gateway_pages, "ANSWER_BYTES_MAX", 5_000)
+    monkeypatch.setattr(gateway_pages, "PAGE_BYTES", 2_000)
 
     status, told = ask(client, "/-/services")
     assert status == 413
@@ -71,7 +71,7 @@ def test_much_is_said_in_pages_and_else_refused_in_words(client: Client, monkeyp
 
 
 def test_a_page_has_one_service_however_large_it_is(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module, "PAGE_BYTES", 10)
+    monkeypatch.setattr(gateway_pages, "PAGE_BYTES", 10)
 
     assert ask(client, "/-/services?after=s47")[1]["next"] == "s48"
     assert ask(client, "/-/services?after=s48")[1]["next"] is None

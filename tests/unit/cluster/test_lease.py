@@ -21,9 +21,11 @@ import pytest
 from harness.fakes import FakeSession, problem, response
 from harness.waiting import wait_for
 from rollcall.cluster import lease as lease_module
+from rollcall.cluster import pacing
 from rollcall.cluster.client import Client
-from rollcall.cluster.http import Interrupted
-from rollcall.cluster.lease import Lease, State, lifespan, wsgi
+from rollcall.cluster.frameworks import lifespan, wsgi
+from rollcall.cluster.interruptible import Interrupted
+from rollcall.cluster.lease import Lease, State
 from rollcall.replication.errors import Invalid, KeyReused, NoLeader, NotFound, Overloaded, Superseded, Unknown
 
 
@@ -136,6 +138,7 @@ def _record(id: str, index: int) -> dict[str, Any]:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Registry:
     monkeypatch.setattr(lease_module, "RETRY_S_MIN", 0.01)
+    monkeypatch.setattr(pacing, "RETRY_S_MIN", 0.01)
     monkeypatch.setattr(lease_module, "Interruptible", lease_module.Interruptible)  # put back afterwards
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return Registry()
@@ -362,7 +365,7 @@ def test_a_node_without_a_place_for_its_watch_is_not_asked_again_soon_and_heartb
 
 
 def test_two_who_remove_each_other_do_not_do_so_as_fast_as_they_can():
-    returns = lease_module.Returns()
+    returns = pacing.Returns()
     pauses = [returns.pause_s(now) for now in range(10)]
 
     assert pauses[0] == 0.0

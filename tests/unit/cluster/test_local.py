@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from rollcall.cluster.local import local
-from rollcall.cluster.local.local import LocalCluster, flags, free_port
+from rollcall.cluster.local.local import LocalCluster, flags
+from rollcall.cluster.local.ports import free_port
 from rollcall.cluster.local.processes import LocalError, forget_pid, running_nodes, stop_running
 from rollcall.node.settings import load
 

@@ -79,10 +79,11 @@ def processes_that_name(directory: Path) -> Sequence[str]:
     return found
 
 
-@pytest.mark.parametrize("minutes", [1.0, pytest.param(6, marks=pytest.mark.slow)])
-def test_no_fault_breaks_a_promise(runs, tmp_path, minutes: float):
+@pytest.mark.parametrize(("minutes", "rate"), [(1.0, 100), pytest.param(6, 200, marks=pytest.mark.slow)])
+def test_no_fault_breaks_a_promise(runs, tmp_path, minutes: float, rate: int):
     """With starting, settling and judging it takes half a minute more. CHAOS_SEED=… plays another seed."""
-    run = Run(tmp_path, "--minutes", str(minutes), "--seed", SEED, "--data-dir", str(tmp_path / "data"))
+    asked = ("--minutes", str(minutes), "--rate", str(rate), "--seed", SEED)
+    run = Run(tmp_path, *asked, "--data-dir", str(tmp_path / "data"))
     runs.append(run)
 
     code = run.wait()

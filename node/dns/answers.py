@@ -21,8 +21,7 @@ question gets its answer in the case it was asked in, down to the domain of the
 names that SRV records point to.
 
 Questions, which may be malformed in every way, are read with dnspython. Answers
-are put together here: a record is a few bytes behind a pointer, and for the
-thousand of a large service dnspython needed 30 ms, where this takes 2.
+are laid out by ``message.py``.
 """
 
 import ipaddress
@@ -34,7 +33,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import dns.exception
-import dns.flags
 import dns.message
 import dns.name
 import dns.opcode
@@ -48,15 +46,7 @@ from msgspec import Struct
 from ...replication.records import DEFAULT_ENV, Instance
 from ...replication.registry.registry import Registry, ServiceView
 from .crowds import Crowd, Crowds
-
-UDP_BYTES_MIN = 512
-"""What every client takes (RFC 1035), and all that one without EDNS takes."""
-
-UDP_BYTES_MAX = 1232
-"""The most that is sent in one datagram, whatever a client advertises: no network cuts it in pieces (DNS flag day
-2020), and who forges a sender multiplies little."""
-
-TCP_BYTES_MAX = 65_535
+from .message import HEADER_BYTES, Record, Reply, counted, pointer
 
 NAMES_S = 1.0
 """A new service whose name has capitals may be unknown for so long; others are found at once."""
@@ -69,10 +59,7 @@ _BRANCHES = frozenset({(b"service",), (b"node",), (b"addr",), (b"_tcp", b"servic
 _RECORDS_MAX = 3
 """Records that may come with a question: its OPT, perhaps a signature. More is not a question."""
 
-_HEADER_BYTES = 12
-_OPT_BYTES = 11
 _TEXT_BYTES_MAX = 255
-_RECORD_BYTES_MIN = 16
 _HINFO = 13
 _ANY = b"\x07RFC8482\0"
 """What ANY is told over UDP: records there are many, ask for one type (RFC 8482). Over TCP it gets them all."""
@@ -104,22 +91,7 @@ class _Asked(Struct, frozen=True):
     @property
     def here(self) -> bytes:
         """The domain, as a pointer to the question."""
-        return (0xC000 | _HEADER_BYTES + len(_wire(self.labels))).to_bytes(2, "big")
-
-
-class _Record(Struct, frozen=True):
-    """One record of an answer, and the records that help to use it: they stay or go together."""
-
-    kind: RdataType
-    data: bytes
-    owner: bytes = (0xC000 | _HEADER_BYTES).to_bytes(2, "big")  # a pointer to the question
-    extra: "tuple[_Record, ...]" = ()
-
-    def __len__(self) -> int:
-        return len(self.owner) + 10 + len(self.data) + sum(map(len, self.extra))
-
-    def wire(self, ttl_s: int) -> bytes:
-        return self.owner + struct.pack("!HHIH", self.kind, dns.rdataclass.IN, ttl_s, len(self.data)) + self.data
+        return pointer(self.labels)
 
 
 class Answers:
@@ -131,7 +103,7 @@ class Answers:
         self._chance: random.Random = chance
         self._domain: Name = dns.name.from_text(zone.domain)
         self._hosts: dict[bytes, str] = {id.encode().lower(): host for id, host in zone.hosts.items()}
-        self._node: bytes = _wire((*zone.node_id.encode().split(b"."), b"node"))
+        self._node: bytes = counted((*zone.node_id.encode().split(b"."), b"node"))
         self._names: _Names = _Names(registry, zone.env)
         self._crowds: Crowds = Crowds()
 
@@ -143,20 +115,20 @@ class Answers:
         """
         if len(data) < 2 or data[2:3] >= b"\x80":
             return None
-        if len(data) < _HEADER_BYTES:
-            return _Reply(data).refused(Rcode.FORMERR)
+        if len(data) < HEADER_BYTES:
+            return Reply(data).refused(Rcode.FORMERR)
         if (data[2] >> 3) & 0xF != dns.opcode.QUERY:
-            return _Reply(data).refused(Rcode.NOTIMP)
+            return Reply(data).refused(Rcode.NOTIMP)
         questions, *others = struct.unpack_from("!4H", data, 4)
         if questions != 1 or sum(others) > _RECORDS_MAX:
-            return _Reply(data).refused(Rcode.FORMERR)
+            return Reply(data).refused(Rcode.FORMERR)
         try:
             query = dns.message.from_wire(data)
         except dns.exception.DNSException:
-            return _Reply(data).refused(Rcode.FORMERR)
-        return self._answer(query, _Reply(data, query, tcp=tcp), now)
+            return Reply(data).refused(Rcode.FORMERR)
+        return self._answer(query, Reply(data, query, tcp=tcp), now)
 
-    def _answer(self, query: dns.message.Message, reply: "_Reply", now: float) -> bytes:
+    def _answer(self, query: dns.message.Message, reply: Reply, now: float) -> bytes:
         question = query.question[0]
         if query.edns > 0:
             return reply.refused(Rcode.BADVERS)
@@ -167,7 +139,7 @@ class Answers:
         asked = _Asked(question.rdtype, question.name.labels[:depth], question.name.labels[depth:])
         found = self._find(asked, now, reply.most)
         if found is not None and asked.kind == RdataType.ANY and not reply.tcp:
-            found = [_Record(RdataType(_HINFO), _ANY)]
+            found = [Record(RdataType(_HINFO), _ANY)]
         records = [] if found is None else reply.fitting(found)
         if found is not None and (records or reply.truncated):
             return reply.message(Rcode.NOERROR, answers=records, ttl_s=self._zone.ttl_s)
@@ -177,7 +149,7 @@ class Answers:
 
     # What there is by a name: None if there is no such name
 
-    def _find(self, asked: _Asked, now: float, most: int) -> Iterable[_Record] | None:
+    def _find(self, asked: _Asked, now: float, most: int) -> Iterable[Record] | None:
         folded = tuple(label.lower() for label in asked.labels)
         if not folded:
             return (record for record in self._apex(asked) if asked.kind in (record.kind, RdataType.ANY))
@@ -196,19 +168,19 @@ class Answers:
             case _:
                 return None
 
-    def _apex(self, asked: _Asked) -> Iterator[_Record]:
+    def _apex(self, asked: _Asked) -> Iterator[Record]:
         yield self._soa(asked)
         node = self._node + asked.here
         places = _places([self._hosts.get(self._zone.node_id.encode().lower(), "")])
         glue = tuple(_address(place, node) for place in places if not isinstance(place, Name))
-        yield _Record(RdataType.NS, node, extra=glue)
+        yield Record(RdataType.NS, node, extra=glue)
 
-    def _soa(self, asked: _Asked) -> _Record:
+    def _soa(self, asked: _Asked) -> Record:
         """Its serial is the index of the copy that was read. A negative answer is not to be
         kept (the last 0): who registers is found at once."""
-        names = self._node + asked.here + _wire((b"hostmaster",)) + asked.here
+        names = self._node + asked.here + counted((b"hostmaster",)) + asked.here
         numbers = struct.pack("!5I", self._registry.applied_index % 2**32, 3600, 600, 86_400, 0)
-        return _Record(RdataType.SOA, names + numbers)
+        return Record(RdataType.SOA, names + numbers)
 
     def _crowd(self, labels: tuple[bytes, ...], now: float) -> Crowd:
         """Who serves what ``labels`` name.
@@ -271,29 +243,10 @@ class _Names:
         return dict.fromkeys((asked.lower(), *self._by_folded.get(name.lower(), ()), asked))
 
 
-def failure(data: bytes) -> bytes | None:
-    """What to answer to ``data`` when answering failed here: SERVFAIL, so that another node is asked."""
-    return _Reply(data).refused(Rcode.SERVFAIL) if len(data) >= 2 else None
-
-
-def truncated(data: bytes) -> bytes | None:
-    """The answer that says no more than "ask over TCP", and is no longer than the question; None for what is none."""
-    if len(data) < _HEADER_BYTES or data[2] & 0x80 or data[4:6] != b"\0\1":
-        return None
-    end = _HEADER_BYTES
-    while end < len(data) and 0 < data[end] < 64:
-        end += 1 + data[end]
-    end += 5
-    if end > len(data) or data[end - 5]:
-        return None
-    flags = 0x8000 | dns.flags.TC | (data[2] & 0x79) << 8
-    return data[:2] + struct.pack("!5H", flags, 1, 0, 0, 0) + data[_HEADER_BYTES:end]
-
-
 # Records
 
 
-def _of_service(asked: _Asked, crowd: Crowd, most: int, chance: random.Random) -> Iterable[_Record]:
+def _of_service(asked: _Asked, crowd: Crowd, most: int, chance: random.Random) -> Iterable[Record]:
     """Its records in the order in which they should be tried; no more of them than ``most`` could be sent."""
     if asked.kind == RdataType.SRV:
         return _services(asked, crowd, crowd.ports.drawn(most, chance))
@@ -309,7 +262,7 @@ def _of_service(asked: _Asked, crowd: Crowd, most: int, chance: random.Random) -
     return _addresses(asked.kind, _places(hosts))
 
 
-def _addresses(kind: RdataType, places: Sequence[Place]) -> Iterable[_Record]:
+def _addresses(kind: RdataType, places: Sequence[Place]) -> Iterable[Record]:
     """Each address once. A host's name counts only where nobody has an address, and then one
     of them: a CNAME may stand neither beside addresses nor beside another (RFC 1034, 3.6.2).
 
@@ -319,16 +272,16 @@ def _addresses(kind: RdataType, places: Sequence[Place]) -> Iterable[_Record]:
         return ()
     addresses = [place for place in places if not isinstance(place, Name)]
     if not addresses:
-        return [_Record(RdataType.CNAME, _wire(place.labels)) for place in places[:1] if isinstance(place, Name)]
+        return [Record(RdataType.CNAME, counted(place.labels)) for place in places[:1] if isinstance(place, Name)]
     records = (_address(address) for address in dict.fromkeys(addresses))
     return (record for record in records if kind in (record.kind, RdataType.ANY))
 
 
-def _services(asked: _Asked, crowd: Crowd, ports: Iterable[tuple[str, int]]) -> Iterator[_Record]:
+def _services(asked: _Asked, crowd: Crowd, ports: Iterable[tuple[str, int]]) -> Iterator[Record]:
     """Each address and port once, each with an address record of its own: HAProxy takes one
     for each SRV record, also where two of them point to the same name."""
     seen: set[tuple[Place, int]] = set()
-    domain, here = _wire(asked.domain), asked.here
+    domain, here = counted(asked.domain), asked.here
     for host, port in ports:
         place = _place(host)
         if place is None or (place, port) in seen:
@@ -336,29 +289,29 @@ def _services(asked: _Asked, crowd: Crowd, ports: Iterable[tuple[str, int]]) -> 
         seen.add((place, port))
         # A target is written in full (RFC 2782).
         if isinstance(place, Name):
-            target, extra = _wire(place.labels), ()
+            target, extra = counted(place.labels), ()
         else:
-            labels = _wire((place.packed.hex().encode(), b"addr"))
+            labels = counted((place.packed.hex().encode(), b"addr"))
             target, extra = labels + domain, (_address(place, labels + here),)
         weight = min(max(crowd.ports.weight((host, port)), 0), 65_535)
-        yield _Record(RdataType.SRV, struct.pack("!3H", 1, weight, port) + target, extra=extra)
+        yield Record(RdataType.SRV, struct.pack("!3H", 1, weight, port) + target, extra=extra)
 
 
-def _texts(instances: Iterable[Instance]) -> Iterator[_Record]:
+def _texts(instances: Iterable[Instance]) -> Iterator[Record]:
     """One record for each instance, of one text for each key. A pair too long for a text is left out."""
     seen: set[bytes] = set()
     for instance in instances:
         facts = {**instance.meta, "version": instance.version} if instance.version else instance.meta
         texts = (f"{key}={value}".encode() for key, value in facts.items())
-        data = _wire(tuple(text for text in texts if len(text) <= _TEXT_BYTES_MAX))
+        data = counted(tuple(text for text in texts if len(text) <= _TEXT_BYTES_MAX))
         if data and data not in seen:
             seen.add(data)
-            yield _Record(RdataType.TXT, data)
+            yield Record(RdataType.TXT, data)
 
 
-def _address(address: Address, owner: bytes | None = None) -> _Record:
+def _address(address: Address, owner: bytes | None = None) -> Record:
     kind = RdataType.A if address.version == 4 else RdataType.AAAA
-    return _Record(kind, address.packed) if owner is None else _Record(kind, address.packed, owner)
+    return Record(kind, address.packed) if owner is None else Record(kind, address.packed, owner)
 
 
 # Places and names
@@ -389,73 +342,3 @@ def _from_hex(labels: tuple[bytes, ...]) -> Address | None:
 def _joined(labels: tuple[bytes, ...]) -> bytes:
     """The labels as a name with dots; empty if a label holds a dot itself, for then it would mean another name."""
     return b"" if any(b"." in label for label in labels) else b".".join(labels)
-
-
-def _wire(parts: Iterable[bytes]) -> bytes:
-    """Labels, or texts, each behind its length."""
-    return b"".join(bytes((len(part),)) + part for part in parts)
-
-
-# Messages
-
-
-class _Reply:
-    """The answer to one message: repeats its id and question, and knows how much room there is."""
-
-    def __init__(self, data: bytes, query: dns.message.Message | None = None, *, tcp: bool = False) -> None:
-        self._id: bytes = data[:2]
-        # The opcode and "recursion desired" are repeated. Recursion is never available.
-        self._flags: int = 0x8000 | ((data[2] & 0x79) << 8 if len(data) > 2 else 0)
-        self._query: dns.message.Message | None = query
-        self._question: bytes = b""
-        self._room: int = TCP_BYTES_MAX if tcp else UDP_BYTES_MIN
-        self.truncated: bool = False
-        self.tcp: bool = tcp
-        if query is not None:
-            asked = query.question[0]
-            self._question = _wire(asked.name.labels) + struct.pack("!HH", asked.rdtype, asked.rdclass)
-            if query.edns >= 0 and not tcp:
-                self._room = min(max(query.payload, UDP_BYTES_MIN), UDP_BYTES_MAX)
-        self._room -= _HEADER_BYTES + len(self._question) + _OPT_BYTES
-
-    @property
-    def most(self) -> int:
-        """One more record than fit, however short they are: so ``fitting`` sees that there are more."""
-        return max(0, self._room) // _RECORD_BYTES_MIN + 1
-
-    def fitting(self, records: Iterable[_Record]) -> list[_Record]:
-        """As many of the first records as there is room for, each with what belongs to it;
-        the first without that rather than none. Where that is not all, ``truncated`` says so."""
-        kept: list[_Record] = []
-        room = self._room
-        for record in records:
-            room -= len(record)
-            if room < 0:
-                self.truncated = True
-                alone = msgspec.structs.replace(record, extra=())
-                return kept or [alone][: len(alone) <= self._room]
-            kept.append(record)
-        return kept
-
-    def refused(self, rcode: Rcode) -> bytes:
-        """The message that says no more than ``rcode``, for what this server has no authority over."""
-        return self._message(rcode, (), (), 0)
-
-    def message(
-        self, rcode: Rcode, *, answers: Sequence[_Record] = (), authority: Sequence[_Record] = (), ttl_s: int
-    ) -> bytes:
-        """The message with these records, and what belongs to them behind them."""
-        self._flags |= dns.flags.AA | (dns.flags.TC if self.truncated else 0)
-        return self._message(rcode, answers, authority, ttl_s)
-
-    def _message(self, rcode: Rcode, answers: Sequence[_Record], authority: Sequence[_Record], ttl_s: int) -> bytes:
-        extra = [each for record in answers for each in record.extra]
-        parts = [record.wire(ttl_s) for record in (*answers, *authority, *extra)]
-        counts = [1 if self._question else 0, len(answers), len(authority), len(extra)]
-        if self._query is not None and self._query.edns >= 0:
-            counts[3] += 1
-            # Its TTL holds the upper bits of the rcode, the version 0, and "DNSSEC OK" as it came (RFC 3225).
-            ttl = rcode >> 4 << 24 | self._query.ednsflags & dns.flags.DO
-            parts.append(b"\0" + struct.pack("!HHIH", RdataType.OPT, UDP_BYTES_MAX, ttl, 0))
-        header = struct.pack("!5H", self._flags | rcode & 0xF, *counts)
-        return b"".join((self._id, header, self._question, *parts))

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .answers import failure, truncated
+from .message import failure, truncated
 from .rates import Rates, Word
 
 logger = logging.getLogger(__name__)

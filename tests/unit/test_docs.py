@@ -10,7 +10,7 @@ from rollcall.node.api.context import MIN_INDEX_WAIT_S_MAX
 from rollcall.node.api.native import HEARTBEATS_MAX
 from rollcall.node.api.query import PARAMETERS_MAX
 from rollcall.node.budget import Budget
-from rollcall.node.dns.answers import UDP_BYTES_MAX
+from rollcall.node.dns.message import UDP_BYTES_MAX
 from rollcall.node.dns.rates import PER_S
 from rollcall.node.settings import Settings
 from rollcall.node.settings.rules import MEMBERS_MAX

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rollcall.node.dns import crowds
-from rollcall.node.dns.answers import NAMES_S, UDP_BYTES_MAX, UDP_BYTES_MIN, Answers, Zone, failure, truncated
+from rollcall.node.dns.answers import NAMES_S, Answers, Zone
+from rollcall.node.dns.message import UDP_BYTES_MAX, UDP_BYTES_MIN, failure, truncated
 from rollcall.replication.commands import Command, Deregister, Envelope, Register, SetStatus
 from rollcall.replication.records import Key, Registration
 from rollcall.replication.registry.registry import Registry

@@ -28,8 +28,9 @@ from ..position import Position
 from ..values import Renewal, Renewed
 from .callers import Callers
 from .large import Large, nobody_left
+from .listings import Listings
 from .query import Query
-from .rendering import Listings, Services
+from .summaries import Services
 from .verbs import ApiSettings, Verbs
 
 MIN_INDEX_WAIT_S_MAX = 10.0

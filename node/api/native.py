@@ -21,12 +21,13 @@ from ..values import Renewal
 from .body import json_object
 from .context import Context, Environ, Freshness, json_answer
 from .large import pieces_answer
+from .listings import Shown, Wanted, head_of
 from .overrides import without_a_record
 from .pages import Paging
 from .paths import instance_path
 from .query import Query, checked_key, checked_name
 from .registering import STATES, Named, StatusOverride, Word, batch, listed, placed, registration
-from .rendering import Shown, Wanted, head_of, leased_record, record
+from .rendering import leased_record, record
 
 HEARTBEATS_MAX = 10_000
 

@@ -6,7 +6,7 @@ import pytest
 from harness.api import Api, Clock, FakeService, fill
 from rollcall.node.api import ApiSettings, create_app
 from rollcall.node.api.fast import LIST, Fast
-from rollcall.node.api.rendering import Listings, Wanted
+from rollcall.node.api.listings import Listings, Wanted
 from rollcall.node.metrics import Metrics
 from werkzeug.test import Client, TestResponse
 

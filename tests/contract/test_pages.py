@@ -12,7 +12,7 @@ from harness.api import Api, FakeService, InProcess, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall.cluster import Client, Snapshot
-from rollcall.node.api import ApiSettings, create_app, pages, rendering, watch
+from rollcall.node.api import ApiSettings, create_app, listings, pages, summaries, watch
 from rollcall.node.api.fast import Fast
 from rollcall.replication.commands import Batch, Begin, Deregister, Register, SetPolicy, SetStatus
 from rollcall.replication.errors import Gone, NotFound
@@ -225,7 +225,7 @@ def test_who_asks_again_is_refused_without_the_work(full: FakeService, api: Api,
     for path in (f"{ORDERS}?status=down", f"{ORDERS}?health=any"):
         problem(api.get(path), 413, "TooLarge")
     made: list[Instance] = []
-    monkeypatch.setattr(rendering, "record", made.append)
+    monkeypatch.setattr(listings, "record", made.append)
     for path in (f"{ORDERS}?status=down", f"{ORDERS}?health=any"):
         problem(api.get(path), 413, "TooLarge")
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_the_tags_that_are_shown_are_the_first(service: FakeService, api: Api, c
 
 
 def test_what_is_kept_of_sums_is_bounded_and_right(service: FakeService) -> None:
-    services = rendering.Services(service.registry, bytes_max=10_000)
+    services = summaries.Services(service.registry, bytes_max=10_000)
     for n in range(60):
         for id in range(8):
             register(service, f"i{id}", of=f"s{n}")
@@ -273,12 +273,12 @@ def test_what_is_kept_of_sums_is_bounded_and_right(service: FakeService) -> None
     register(service, "i0", of="s0", tags=("new",))
     assert b'"tags":["new"]' in services.body("default", 0)
     assert services._bytes < 12_000
-    assert services._bytes == sum(len(said) + rendering.SUM_ENTRY_BYTES for _, said in services._kept.values())
+    assert services._bytes == sum(len(said) + summaries.SUM_ENTRY_BYTES for _, said in services._kept.values())
 
 
 def test_what_is_kept_for_lists_of_services_is_not_the_services_as_they_were(service: FakeService) -> None:
     register(service, "a")
-    services = rendering.Services(service.registry)
+    services = summaries.Services(service.registry)
     services.body("default", 0)
 
     service.registry.root()  # for a snapshot: what changes from now on is a copy
@@ -290,7 +290,7 @@ def test_what_is_kept_for_lists_of_services_is_not_the_services_as_they_were(ser
 
 
 def test_services_that_come_and_go_are_listed_at_once(service: FakeService) -> None:
-    services, seen = rendering.Services(service.registry), 0
+    services, seen = summaries.Services(service.registry), 0
 
     def names() -> list[str]:
         return [each["name"] for each in msgspec.json.decode(services.body("default", 0))["services"]]
@@ -332,8 +332,8 @@ def test_a_refusal_that_is_known_and_short_reads_wait_for_no_large_answer(
 
 
 def test_to_put_many_names_in_order_is_work_too(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "SUMMED_AS_ONE", 1)
-    services, few = rendering.Services(service.registry), pages.Paging(limit=1)
+    monkeypatch.setattr(summaries, "SUMMED_AS_ONE", 1)
+    services, few = summaries.Services(service.registry), pages.Paging(limit=1)
     apply(service, Batch(tuple(Register(Registration(service=f"s{n}", id="a")) for n in range(500))))
     assert services.work("other", few) == 500
     services.body("other", 0, few)

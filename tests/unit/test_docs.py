@@ -16,7 +16,7 @@ from rollcall.node.settings import Settings
 from rollcall.node.settings.rules import MEMBERS_MAX
 from rollcall.replication import checks, commands, policies, records
 from rollcall.replication.front.server import HEADER_BYTES_MAX
-from rollcall.replication.registry import changes, registry
+from rollcall.replication.registry import changes, requests, transaction
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -67,7 +67,7 @@ def test_the_limits_on_the_page_of_sizes_are_those_that_hold():
         "a registration": f"{kib(records.REGISTRATION_BYTES_MAX)}; its checks {kib(records.CHECKS_BYTES_MAX)}, "
         f"{checks.CHECKS_MAX} of them; `meta` {kib(records.META_BYTES_MAX)}",
         "a lease": f"{records.TTL_S_MIN} s to {records.TTL_S_MAX // 3600} h",
-        "overrides": shown(registry.OVERRIDES_MAX),
+        "overrides": shown(transaction.OVERRIDES_MAX),
         "policies": f"{shown(policies.POLICIES_MAX)} of {kib(policies.POLICY_BYTES_MAX)}; "
         f"{shown(policies.AUDITED_MAX)} changes remembered",
         "operations in a batch": shown(commands.BATCH_MAX),
@@ -88,7 +88,7 @@ def test_the_limits_on_the_page_of_sizes_are_those_that_hold():
         "changes kept for watchers": f"{shown(defaults.watch_events_max)}, and {kib(changes.BYTES_MAX)}",
         "one long poll": f"{defaults.watch_wait_s_max:g} s",
         "a wait for `min_index`": f"{MIN_INDEX_WAIT_S_MAX:g} s",
-        "remembered `Idempotency-Key`s": f"a minute at least; {shown(registry.REMEMBER_MAX)}",
+        "remembered `Idempotency-Key`s": f"a minute at least; {shown(requests.REMEMBER_MAX)}",
         "evictions in a minute": f"{1 - defaults.protection_threshold:.0%} of the leases".replace("%", " %"),
         "a DNS answer by UDP": f"{shown(UDP_BYTES_MAX)} bytes; {PER_S:g} answers a second to a network",
         "names that a `Discovery` or gateway follows": f"{shown(following.NAMES_MAX)}; "

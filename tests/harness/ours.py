@@ -12,9 +12,9 @@ from rollcall.replication.errors import Damaged, Fatal
 from rollcall.replication.network import wire
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.registry.registry import Applied, Registry
-from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage.disk import Disk
 from rollcall.replication.storage.journal import Journal
+from rollcall.replication.storage.log_file import read_record
 from rollcall.replication.storage.snapshot import Snapshots
 
 from harness.members import Answer, LogFile, Member, Placed, Refused
@@ -165,7 +165,7 @@ class EngineMember(Member):
         content = (self.directory / "journal").read_bytes()[: journal._end]
         cuts = set()
         offset = 0
-        while (record := journal_module._read_record(content, offset)) is not None:
+        while (record := read_record(content, offset)) is not None:
             cuts |= {offset - 1, offset, offset + 1}
             offset = record[2]
         for cut in sorted(cuts, reverse=True):

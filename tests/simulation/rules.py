@@ -31,7 +31,7 @@ from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.raft import engine, snapshot_transfer
 from rollcall.replication.records import SERVING_HEALTH, Event
 from rollcall.replication.registry import registry, requests, transaction
-from rollcall.replication.storage import journal, peers, snapshot, standing
+from rollcall.replication.storage import cut, journal, log_file, peers, snapshot, standing
 
 from simulation import faults, health, judge, network, node, workload, world
 from simulation.plan import Fault
@@ -574,11 +574,11 @@ def _commit_index_aside() -> None:
         self._path.with_suffix(".meta").write_text(str(index))
 
     def noted(self: Any) -> int:
-        path = self._path.with_suffix(".meta")
-        return max(self._commit, int(path.read_text()) if path.exists() else 0)
+        path = self.path.with_suffix(".meta")
+        return max(self.commit, int(path.read_text()) if path.exists() else 0)
 
     journal.Journal._note = note  # pyright: ignore[reportAttributeAccessIssue]
-    journal.Journal._noted = noted  # pyright: ignore[reportAttributeAccessIssue]
+    log_file.Contents._noted = noted  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _policies_stay_behind() -> None:
@@ -698,7 +698,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D6 sync",
         "The new file is on stable storage before it takes the old one's place",
-        (Edit(journal.Cut, "finish", ("        self._disk.sync(self.descriptor)\n", "")),),
+        (Edit(cut.Cut, "finish", ("        self._disk.sync(self.descriptor)\n", "")),),
     ),
     Rule(
         "D7",
@@ -739,9 +739,9 @@ RULES: tuple[Rule, ...] = (
                 ("    if self._unsynced:\n        self.sync()\n", "    self._note(raftCommitIndex)\n"),
             ),
             Edit(
-                journal.Journal,
-                "_load",
-                ("    if self._commit > self._entries[-1][1]:\n", "    self._commit = self._noted()\n    if False:\n"),
+                log_file.Contents,
+                "read",
+                ("    if self.commit > self.entries[-1][1]:\n", "    self.commit = self._noted()\n    if False:\n"),
             ),
         ),
         provoke=(_power_goes_at_the_sync,),
@@ -749,12 +749,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D9, D10",
         "Term and vote are on disk",
-        (Edit(journal.Journal, "setCurrentTerm", ("    self._put(_STATE_KIND", "    None and self._put(_STATE_KIND")),),
+        (Edit(journal.Journal, "setCurrentTerm", ("    self._put(STATE", "    None and self._put(STATE")),),
     ),
     Rule(
         "D11",
         "Every record of the log has its checksum",
-        (Edit(journal, "_read_record", ("    if zlib.crc32(body, kind) != checksum:\n", "    if False:\n")),),
+        (Edit(log_file, "read_record", ("    if zlib.crc32(body, kind) != checksum:\n", "    if False:\n")),),
     ),
     Rule(
         "D11 state",
@@ -764,7 +764,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D11 torn",
         "Damage before what was synced is not taken for the torn tail of a crash",
-        (Edit(journal.Journal, "_load", ("    if offset < synced:\n", "    if False:\n")),),
+        (Edit(log_file.Contents, "_check_end", ("    if offset < synced:\n", "    if False:\n")),),
     ),
     Rule(
         "D12",

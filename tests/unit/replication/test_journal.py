@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal, WrongDirectory
+from rollcall.replication.storage import cut as cut_module
 from rollcall.replication.storage import journal as journal_module
+from rollcall.replication.storage import log_file
 from rollcall.replication.storage.journal import FIRST_ENTRY, Cut, Entry, Journal
 
 
@@ -162,8 +164,8 @@ def test_the_log_goes_on_while_it_is_cut_in_the_background(tmp_path, disk):
 
 def test_what_is_committed_while_a_cut_is_written_is_written_with_it(tmp_path, disk, monkeypatch):
     """So that little is left to the tick thread, however long the file takes."""
-    monkeypatch.setattr(journal_module, "CUT_STEP_BYTES", 2_000)
-    monkeypatch.setattr(journal_module, "CUT_REST_BYTES", 2_000)
+    monkeypatch.setattr(cut_module, "STEP_BYTES", 2_000)
+    monkeypatch.setattr(cut_module, "REST_BYTES", 2_000)
     journal = filled(tmp_path, disk, 300)
     journal.setRaftCommitIndex(200)
     cut = journal.begin_cut(10)
@@ -251,9 +253,9 @@ def test_another_nodes_or_clusters_directory_is_refused(tmp_path, disk):
 
 
 def test_a_journal_of_a_newer_version_is_refused(tmp_path, disk, monkeypatch):
-    monkeypatch.setattr(journal_module, "_FORMAT", 2)
+    monkeypatch.setattr(log_file, "FORMAT", 2)
     opened(tmp_path, disk)._destroy()
-    monkeypatch.setattr(journal_module, "_FORMAT", 1)
+    monkeypatch.setattr(log_file, "FORMAT", 1)
 
     with pytest.raises(WrongDirectory, match="newer version"):
         opened(tmp_path, disk)

@@ -26,7 +26,7 @@ from ..replication.places import place_of, url_of
 from ..replication.records import Instance
 
 DECAY_S = 10.0
-"""What an instance took so long ago counts for a third of what it takes now."""
+"""What an instance took this long ago counts for a third of what it takes now."""
 
 RING_POINTS = 64
 """Of an instance of weight 1 on the hash ring: shares of a hundred instances differ by about an eighth."""

@@ -121,8 +121,8 @@ class Client:
         is the lease; None means that it never expires, left out that the
         cluster's default holds. With ``if_absent``, ``AlreadyRegistered`` is
         raised instead of replacing. The ``reg_index`` of what is returned names this
-        registration: ``deregister`` takes it. ``idempotency_key``: for who may have to find out later
-        whether this was done (``registered_by``).
+        registration: ``deregister`` takes it. ``idempotency_key``: for a caller that may have to find out
+        later whether this was done (``registered_by``).
         """
         fields: dict[str, Any] = {"address": address, "port": port, **more}
         if ttl_s != "default":

@@ -1,4 +1,4 @@
-"""Who is there to call, from memory: one watch for all services that a program asks about.
+"""Answers "whom do I call?" from memory: one watch for all services that a program asks about.
 
 >>> with Discovery(nodes) as discovery:
 ...     discovery.pick("cart").url
@@ -7,8 +7,8 @@
 The first question about a service asks the registry. From then on a thread follows
 its changes, with one connection for all services, and reads everything again every
 30 to 35 s, and at once when the registry began anew. Lists are swapped whole. What is
-known stays in use when no node answers; ``age_s`` says how old it is. Who has nothing
-yet takes what was kept on disk. Where nobody serves, the fallback is used; without
+known stays in use when no node answers; ``age_s`` says how old it is. A program that knows
+nothing yet takes what was kept on disk. Where nobody serves, the fallback is used; without
 one, ``NoInstances`` is raised. An empty list is believed only if the node that gave it
 was up to date.
 
@@ -48,10 +48,10 @@ REFRESH_S_SPREAD = 5.0
 """Everything is read again after 30 s and up to 5 s more, so that a thousand clients do not come at once."""
 
 FIRST_S = 2.0
-"""So long the first question about a service may take."""
+"""How long the first question about a service may take."""
 
 PAGES_S = 30.0
-"""So long the thread reads a list that comes in pages, each of which may take ``FIRST_S``."""
+"""How long the thread may read a list that comes in pages, each of which may take ``FIRST_S``."""
 
 POLL_S = 30.0
 PATIENCE_S = 1.0
@@ -67,7 +67,7 @@ RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
 
 SLICE_S = 0.2
-"""So long lists are read again before changes are looked at in between."""
+"""How long lists are read again before changes are looked at in between."""
 
 SWEEP_S = 10.0
 """Between two looks at which names nobody asks for."""
@@ -156,7 +156,7 @@ class Discovery:
         return found
 
     def pool(self, service: str) -> Pool:
-        """The instances of a service with how calls to them went, for who calls by other means. To be asked for
+        """The instances of a service with how calls to them went, for callers by other means. To be asked for
         before each call: one that is not used for long is not followed any more."""
         forks.notice()
         pool = self._lists.pools.get(service) or self._follow(service)
@@ -210,7 +210,7 @@ class Discovery:
             finally:
                 known.asked.set()
         else:
-            # Who comes meanwhile waits for that answer; asking again is the thread's, so that no call waits for it.
+            # Meanwhile others wait for that answer; asking again is the thread's, so that no call waits for it.
             known.asked.wait(FIRST_S)
         self._lists.put_in_place(known)
         return known.pool

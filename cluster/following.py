@@ -1,7 +1,7 @@
 """Which names a ``Discovery`` follows, how it has them watched, and which it forgets. Pure: ``now`` is given in.
 
 Names come from callers, and a gateway's callers may be anybody. So nothing that is kept for a name
-may last only because somebody once said it: who is not asked about is forgotten, those that nobody
+may last only because somebody once said it: a name that is not asked about is forgotten, those that nobody
 has after a minute, the others after an hour, and sooner where there are too many. Nothing is lost by
 that: the next question asks the registry again.
 """
@@ -23,10 +23,10 @@ ABSENT_MAX = 1_000
 
 IDLE_S = 3600.0
 ABSENT_S = 60.0
-"""So long a name is followed that nobody asks for; the second for those that the registry knows nobody of."""
+"""How long a name is followed that nobody asks for; the second for those that the registry knows nobody of."""
 
 NAMED_MAX = 100
-"""So many names a watch has in its URL; above that the whole env is watched and filtered here."""
+"""The most names that a watch has in its URL; above that the whole env is watched and filtered here."""
 
 ROOM = 0.1
 """This share of a limit is made free when it is reached, so that it is not looked for with each name."""
@@ -35,7 +35,7 @@ ROOM = 0.1
 class Known(Struct):
     """What is known of one service. ``index`` of ``history``: up to where; -1: not from the registry in this process.
 
-    ``kept_until``: what is not in the registry any more is kept so long, because the registry began anew.
+    ``kept_until``: what is not in the registry any more is kept until then, because the registry began anew.
     """
 
     pool: Pool
@@ -81,7 +81,7 @@ def idle(known: Mapping[str, Known], now: float) -> list[str]:
 
 
 def surplus(known: Mapping[str, Known]) -> list[str]:
-    """Names that have to make room for another one: those that nobody has first, and who was not asked for longest."""
+    """Names that have to make room for another one: those that nobody has first, then those not asked for longest."""
     answered = sorted((name for name, each in known.items() if each.asked.is_set()), key=lambda n: known[n].wanted_at)
     absent = [name for name in answered if known[name].absent]
     leaving = absent[: _excess(len(absent), ABSENT_MAX)]

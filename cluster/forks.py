@@ -62,7 +62,7 @@ def leave(connections: HTTPAdapter | urllib3.PoolManager) -> None:
             queue.LifoQueue.__init__(kept, kept.maxsize)  # for its finalizer, which takes the lock
             for connection in parents:
                 if connection is not None:
-                    with contextlib.suppress(OSError):  # closed already, by who made a daemon of this process
+                    with contextlib.suppress(OSError):  # closed already, by what made a daemon of this process
                         connection.close()
 
 

@@ -16,7 +16,7 @@ from .lease import Lease
 
 LISTENING_S_MIN = 0.05
 LISTENING_S = 60.0
-"""So long a process that imported an app is looked at, whether it listens."""
+"""How long a process that imported an app is looked at, whether it listens."""
 
 DRAIN_S = 1.0
 """From the removal to telling the server: callers that follow changes have gone elsewhere by then."""

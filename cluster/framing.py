@@ -124,7 +124,7 @@ def _framed(method: str, minor: int, status: int, reason: str, headers: list[tup
         else:
             headers.append(("Content-Length", str(length)))
     if method == "HEAD" or status in (204, 304):
-        # There is no body: who reads on by this header would wait for one (RFC 9112, 6.1).
+        # There is no body: a client that reads on by this header would wait for one (RFC 9112, 6.1).
         headers = [(name, value) for name, value in headers if name.lower() != "transfer-encoding"]
         closes = closes or (status == 204 and (bool(codings) or length not in (None, 0)))
         return Head(minor, status, reason, headers, False, 0, closes)

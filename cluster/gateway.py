@@ -56,8 +56,8 @@ OWN = "/-/"
 class GatewaySettings(Struct, frozen=True, kw_only=True):
     """``routes``: what a name in a path or a host stands for, where it is not the service itself.
 
-    ``tries``: of those that took time or may have arrived, so that a request which kills who gets it does not kill
-    everybody; but three instances may die within one request. Who refuses at once does not count.
+    ``tries``: of those that took time or may have arrived, so that a request which kills its receiver does not kill
+    everybody; but three instances may die within one request. An instance that refuses at once does not count.
     ``try_s`` bounds each wait for an instance, ``total_s`` all of them together. ``connect_s`` is more than the
     second after which a first packet that was lost is sent again. ``trusted``: networks of proxies whose
     ``X-Forwarded-*`` headers are believed.

@@ -97,18 +97,14 @@ def exchange(
     sent = {"Accept": "application/json", REQUEST_ID: request_id, **(headers or {})}
     if body is not None:
         sent["Content-Type"] = "application/json"
+    options = {
+        "params": {name: value for name, value in (params or {}).items() if value is not None},
+        "data": None if body is None else msgspec.json.encode(body),
+        "headers": sent,
+        "timeout": (min(CONNECT_S_MAX, timeout_s), timeout_s),
+    }
     try:
-        response = session.request(
-            method,
-            url,
-            params={name: value for name, value in (params or {}).items() if value is not None},
-            data=None if body is None else msgspec.json.encode(body),
-            headers=sent,
-            timeout=(min(CONNECT_S_MAX, timeout_s), timeout_s),
-            allow_redirects=False,
-            stream=True,
-        )
-        with response:
+        with session.request(method, url, **options, allow_redirects=False, stream=True) as response:
             echo = response.headers.get(REQUEST_ID, request_id)
             if echo != request_id and echo.startswith(_OURS):
                 # Unread, so that the end of the ``with`` closes the connection.
@@ -124,14 +120,18 @@ def exchange(
         )
     if not content or not response.headers.get("Content-Type", "").startswith("application/json"):
         return Answer(response.status_code, response.headers, None)
-    try:
-        decoded = msgspec.json.decode(content)
-    except msgspec.DecodeError:
-        raise Unknown(f"{url} answered {response.status_code} with what is not JSON; is it a Rollcall node?") from None
-    if fits is not None and not fits(decoded):
+    answer = Answer(response.status_code, response.headers, _decoded(content, response, url))
+    if fits is not None and not fits(answer.body):
         session.close()  # the connection is among those that are kept; which one it is nobody knows
         raise Unknown(f"{url}: the answer is about something else than was asked")
-    return Answer(response.status_code, response.headers, decoded)
+    return answer
+
+
+def _decoded(content: bytes, response: requests.Response, url: str) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        raise Unknown(f"{url} answered {response.status_code} with what is not JSON; is it a Rollcall node?") from None
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:

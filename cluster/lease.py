@@ -44,14 +44,14 @@ State = Literal["new", "registered", "unreachable", "closed"]
 """``unreachable``: no node took the last registration or heartbeat; it is tried on."""
 
 START_S = 3.0
-"""So long ``start`` waits for the first registration; then the background goes on with it."""
+"""How long ``start`` waits for the first registration; then the background goes on with it."""
 
 CLOSE_S = 2.0
-"""So long the end waits for the registry to take the instance out. Without that its lease runs out."""
+"""How long the end waits for the registry to take the instance out. Without that its lease runs out."""
 
 WATCH_S_MIN = 0.1
 NO_PLACE_S = 300.0
-"""So long a node that has no place for a lease's watch, or knows none, is not asked for one."""
+"""How long a node that has no place for a lease's watch, or knows none, is not asked for one."""
 
 
 class Lease:
@@ -239,7 +239,7 @@ class Lease:
         self._leave()
 
     def _waited(self, wait_s: float, watched: "Watched | None") -> bool:
-        """Waits so long, or until the instance was removed; whether this is the end."""
+        """Waits for ``wait_s``, or until the instance was removed; whether this is the end."""
         until = time.monotonic() + wait_s
         while watched is not None and not self._stop.is_set():
             left_s = until - time.monotonic()

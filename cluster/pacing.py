@@ -11,7 +11,7 @@ RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
 
 CALM_S = 60.0
-"""Who is removed twice within so long waits before it registers again."""
+"""An instance that is removed twice within this time waits before it registers again."""
 
 UNPACED_S = 30.0
 """Between heartbeats where the registry sets no pace: the instance has no lease, but may be gone all the same."""

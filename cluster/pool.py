@@ -68,7 +68,7 @@ class Pool:
     ) -> None:
         self.service: str = service
         self.used: bool = True
-        """Set by each use, and taken back by who wants to know whether there are any (``following``)."""
+        """Set by each use, and taken back by whatever wants to know whether there are any (``following``)."""
         # Not a method: a pool that refers to itself would outlive its owner's last word on it until a collection.
         self._nobody: Pick = partial(_nobody, service, why_nobody)
         self.policies: tuple[Policy, ...] = ()

@@ -115,7 +115,7 @@ class ServiceLists:
     def watched_from(self) -> dict[str, int]:
         """The services that a watch is about, and the index of each: it begins at the lowest."""
         with self._lock:
-            # In this order: who comes meanwhile looks at these two when its list is in place.
+            # In this order: a caller that comes meanwhile looks at these two when its list is in place.
             self.whole = whole_env(len(self.known), self.whole)
             indexes = {service: known.index for service, known in self.followed().items()}
             self._watched_index = min(indexes.values(), default=0)

@@ -1,4 +1,4 @@
-"""Processes of one host that serve one instance share it: the kernel tells who is the last.
+"""Processes of one host that serve one instance share it: the kernel tells which is the last.
 
 Each of them holds a shared ``flock`` on one file per instance, in which the greatest
 ``reg_index`` of their registrations stands. Who leaves tries to turn the lock into an
@@ -41,7 +41,7 @@ from . import forks
 logger = logging.getLogger(__name__)
 
 JOIN_S = 1.0
-"""So long a file may be in somebody's sole use, which lasts microseconds unless that one was stopped."""
+"""How long a file may be in the sole use of one process, which lasts microseconds unless that one was stopped."""
 
 TRIES = 3
 PAUSE_S = 0.01

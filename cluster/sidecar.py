@@ -243,7 +243,7 @@ class Sidecar:
         with _terminal() as terminal:
             if terminal is None or self._process is None or os.tcgetpgrp(terminal) != self._process.pid:
                 return False
-            before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or this would stop who is not in front
+            before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or this would stop a process that is not in front
             os.tcsetpgrp(terminal, os.getpgrp())
             signal.signal(signal.SIGTTOU, before)
             return True

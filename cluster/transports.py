@@ -5,7 +5,7 @@
 200
 
 ``AsyncServiceTransport`` and ``ServiceTransport`` do what ``ServiceAdapter`` does for requests:
-they try another instance, count how calls went for the balancer, and leave alone who fails. The
+they try another instance, count how calls went for the balancer, and leave alone an instance that fails. The
 instance that answered is in ``response.extensions["instance"]``; whatever is not ``service://``
 goes where it says. An answer of a length that is known, up to ``WHOLE_BYTES_MAX``, is read before it
 is handed on, so that one that breaks off is asked for elsewhere. Larger ones and those in chunks

@@ -32,7 +32,7 @@ EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_DONE, EXIT_UNKNOWN = 1, 2, 3, 4
 
 SECONDS_MAX = 86_400.0
 SILENT_S = 1.0
-"""After so long without an answer a person is told what is being waited for."""
+"""After this time without an answer a person is told what is being waited for."""
 
 _STYLES = {
     "up": "green", "passing": "green", "down": "red", "critical": "red", "EVICT": "red", "DEREGISTER": "yellow",

@@ -35,7 +35,7 @@ LARGE_MIN = 500
 """Instances from which on an answer needs a place to be made: about ten milliseconds."""
 
 COUNTED_BYTES = 1024
-"""A larger instance counts as several, each of so many bytes."""
+"""A larger instance counts as several, each of this many bytes."""
 
 LOOK_S = 0.1
 """Whether the client is still there is looked at so often."""
@@ -202,7 +202,7 @@ class Large:
         self._left = left
 
     def made(self, key: Hashable, work: int, make: Make, fresh_s: float = math.inf) -> Pieces:
-        """What ``make`` gives of so many instances (``work_of``). ``key`` says what is answered, of which state; what
+        """What ``make`` gives of that many instances (``work_of``). ``key`` says what is answered, of which state; what
         else goes into it may be ``fresh_s`` old."""
         if work < LARGE_MIN:
             return self._once.pieces(key, make, fresh_s)

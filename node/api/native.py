@@ -32,7 +32,7 @@ from .rendering import leased_record, record
 HEARTBEATS_MAX = 10_000
 
 LEASES_FRESH_S = 1.0
-"""Leases in a list may be shown as they were so long ago, where it is being sent to somebody already."""
+"""Leases in a list may be shown as they were this long ago, where it is being sent to somebody already."""
 
 _SERVICE = "/services/<segment:service>/instances"
 _INSTANCE = f"{_SERVICE}/<segment:id>"

@@ -1,4 +1,4 @@
-"""Lists as answers: whole where they are small, in pages for who asks for pages.
+"""Lists as answers: whole where they are small, in pages for a client that asks for pages.
 
 A page is asked for with ``after``: empty for the first one, then what the page before calls
 ``next``, which is null on the last one. It ends after ``limit`` items or about a megabyte, and holds one

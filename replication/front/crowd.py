@@ -28,12 +28,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     @property
     def room(self) -> int:
-        """So many places are kept free for newcomers."""
+        """How many places are kept free for newcomers."""
         return max(10, self.connections // 16)
 
     @property
     def most(self) -> int:
-        """So many one client may hold where it is crowded."""
+        """How many one client may hold where it is crowded."""
         return max(1, int(self.connections * self.share))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 PATIENCE_S = 1.0
-"""So long anybody may take over the first of it."""
+"""How long anybody may take over the first of it."""
 FRESH_S = 0.2
 """What somebody took is no measure yet, if it was answered since then."""
 LITTLE_BYTES = 4096
@@ -29,7 +29,7 @@ class Bytes:
         self._by: Counter[str] = Counter()
 
     def grow(self, client: str, amount: int) -> bool:
-        """Whether ``client`` (empty: it has no share) may hold so many more. Given back by ``shrink``."""
+        """Whether ``client`` (empty: it has no share) may hold that many more. Given back by ``shrink``."""
         with self._lock:
             free = self.total - self.taken
             if amount > free or (client and self._by[client] + amount > free):

@@ -25,7 +25,7 @@ PAGES_MAX = 1_000
 
 
 class Pages(Generic[T]):
-    """What came of one list so far. ``name`` says what an item is called; ``most``: so many are enough."""
+    """What came of one list so far. ``name`` says what an item is called; ``most``: that many are enough."""
 
     def __init__(self, name: Callable[[T], Hashable], most: int | None = None) -> None:
         self._name: Callable[[T], Hashable] = name

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 PIECE_BYTES = 64 * 1024
-"""A piece has about so many bytes."""
+"""A piece has about this many bytes."""
 
 
 class Pieces:

@@ -17,7 +17,7 @@ import msgspec
 import requests
 from msgspec import Struct
 from requests import exceptions
-from requests.adapters import HTTPAdapter
+from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import exceptions as lower
 
 from ..replication.api import HISTORY, INDEX, REQUEST_ID
@@ -249,6 +249,16 @@ def from_problem(status: int, content: bytes, url: str) -> RollcallError:
 
 def _by_status(status: int) -> type[RollcallError]:
     return BY_STATUS.get(status) or (Invalid if status < 500 else Unknown)
+
+
+def session_over(adapter: Callable[[], BaseAdapter]) -> requests.Session:
+    """A session over such adapters that takes nothing from the environment: no proxy and no .netrc. What is asked is a
+    neighbour, and looking them up costs more than the call."""
+    session = requests.Session()
+    session.trust_env = False
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, adapter())
+    return session
 
 
 def left_by_session(session: requests.Session) -> None:

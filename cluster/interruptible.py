@@ -20,7 +20,7 @@ from urllib3 import exceptions as lower
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from . import forks
-from .http import left_by_session
+from .http import left_by_session, session_over
 
 
 class Interrupted(Exception):
@@ -41,10 +41,8 @@ class Interruptible:
     def _begin(self) -> None:
         self._live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._wanted = threading.Event()
-        self._session = requests.Session()
-        self._session.trust_env = False
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _Adapter(partial(_note, self._live, self._wanted)))
+        connected = partial(_note, self._live, self._wanted)
+        self._session = session_over(lambda: _Adapter(connected))
 
     def request(self, *args: Any, **options: Any) -> requests.Response:
         """As ``requests.Session.request``."""

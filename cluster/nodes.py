@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 
 from ..replication.errors import NotCaughtUp, NotDone, NotFound, Overloaded, RollcallError, Unknown
 from . import forks
-from .http import Answer, Session, exchange, left_by_session
+from .http import Answer, Session, exchange, left_by_session, session_over
 from .members import Members, nodes_from
 
 READ_ATTEMPT_S = 2.0
@@ -213,9 +213,4 @@ def _waiting_s(try_s: float) -> float:
 
 
 def _session() -> requests.Session:
-    session = requests.Session()
-    # No proxy and no .netrc: the registry is a neighbour, and looking them up costs more than the call.
-    session.trust_env = False
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS_MAX, max_retries=0))
-    return session
+    return session_over(lambda: HTTPAdapter(pool_maxsize=CONNECTIONS_MAX, max_retries=0))

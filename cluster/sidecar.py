@@ -30,6 +30,7 @@ from ..replication.errors import Invalid
 from .balancer import Endpoint
 from .discovery import Discovery
 from .framing import CertainAdapter
+from .http import session_over
 from .lease import Lease
 from .pool import NoInstances
 
@@ -96,11 +97,8 @@ _AS_IT_IS: dict[str, Any] = {"allow_redirects": False, "stream": True}
 
 def _session() -> requests.Session:
     """Asks the program itself: no proxy and no password of the environment has a part in that, only its CAs."""
-    session = requests.Session()
-    session.trust_env = False
+    session = session_over(lambda: CertainAdapter(max_retries=0))
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, CertainAdapter(max_retries=0))
     return session
 
 

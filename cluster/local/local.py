@@ -20,10 +20,11 @@ from types import TracebackType
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from ...replication.errors import RollcallError
 from ..client import Client
-from ..http import exchange
+from ..http import exchange, session_over
 from .ports import DNS_OFFSET, HOST, NODES_MAX, PORT, RAFT_OFFSET, is_free
 from .processes import STOP_S, LocalError, flag_of, forget_pid, running_nodes
 
@@ -194,7 +195,7 @@ class LocalCluster:
         """Waits until ``/readyz`` of every node (or of ``nodes``) answers 200; ``LocalError`` says why not."""
         deadline = time.monotonic() + timeout_s
         waiting = dict.fromkeys(range(self.nodes) if nodes is None else nodes, "it was not asked yet")
-        with _session() as session:
+        with session_over(HTTPAdapter) as session:
             while waiting:
                 for i in tuple(waiting):
                     process = self._processes[i]
@@ -276,7 +277,7 @@ class LocalCluster:
     def leader(self) -> int | None:
         """The node that leads, by the word of those that answer (the highest term wins); None if nobody does."""
         best: tuple[int, str] | None = None
-        with _session() as session:
+        with session_over(HTTPAdapter) as session:
             for i in range(self.nodes):
                 if self.pid(i) is None or i in self._paused:
                     continue
@@ -357,12 +358,6 @@ def _check_installed() -> None:
             f"a node needs packages that are not installed ({', '.join(missing)}): "
             "pip install 'rollcall-registry[node]'"
         )
-
-
-def _session() -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False
-    return session
 
 
 def _not_ready(session: requests.Session, url: str) -> str | None:

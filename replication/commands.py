@@ -1,14 +1,10 @@
 """What may be proposed to the log: one frozen value per kind of change.
 
-A command carries everything that ``Registry.apply`` needs, the time included,
-so that applying it is the same computation on every node. The encoding is
-MessagePack with a version, written once here for log, wire and tests.
+A command carries everything that ``Registry.apply`` needs, the time included, so that applying it is the same
+computation on every node. The encoding is MessagePack with a version, written once here for log, wire and tests.
 
-``Evict``, ``Barrier``, ``Raise``, ``Begin``, ``Compare``, ``Readmit``, ``Assign``,
-``Report``, ``Condemn`` and ``Lift`` are internal: a node proposes them itself when it
-leads, and takes none of them from the wire (``from_peer``).
-
-``feature_level`` is the level of the release that understands a command: it is proposed
+What is not ``Submittable`` is internal: a node proposes it itself when it leads, and takes none of it from the wire
+(``from_peer``). ``feature_level`` is the level of the release that understands a command: it is proposed
 only once the replicated state has been raised to it (``Raise``, ``levels.py``).
 """
 
@@ -258,33 +254,17 @@ class Lift(Struct, frozen=True, tag="lift", gc=False):
     term: int
 
 
-Command = (
-    Register
-    | Deregister
-    | SetStatus
-    | Batch
-    | SetPolicy
-    | Evict
-    | Barrier
-    | Raise
-    | Compare
-    | Readmit
-    | Assign
-    | Report
-    | Condemn
-    | Begin
-    | Lift
-)
 Submittable = Register | Deregister | SetStatus | Batch | SetPolicy
+Judging = Evict | Assign | Report | Condemn | Lift
+"""What nodes propose by themselves, of a state that may have changed by the time it is applied."""
+Command = Submittable | Judging | Barrier | Raise | Begin | Compare | Readmit
 
 
 class Envelope(Struct, frozen=True, omit_defaults=True, gc=False):
     """A command as it stands in the log: with the time it was stamped with.
 
-    ``time_ns`` is the leader's wall clock, ``request_id`` the client's
-    ``Idempotency-Key`` (empty: none given), ``request_hash`` what that key is used
-    for (``sealed``), ``format`` the feature level that understands the command
-    (``level_of``).
+    ``time_ns`` is the leader's wall clock, ``request_id`` the client's ``Idempotency-Key`` (empty: none given),
+    ``request_hash`` what that key is used for (``sealed``), ``format`` the feature level that understands the command.
     """
 
     format: int
@@ -346,8 +326,7 @@ def sealed(command: Command, time_ns: int, request_id: str = "", *, level: int) 
 def encode(envelope: Envelope) -> bytes:
     """``envelope`` as the log holds it, or ``TooLarge``.
 
-    Raises ``Invalid`` on a value that ``decode`` would not give back: such an
-    entry, once committed, could be read by no node.
+    Raises ``Invalid`` on a value that ``decode`` would not give back: once committed, no node could read it.
     """
     data = _encoder.encode(envelope)
     if len(data) > COMMAND_BYTES_MAX:
@@ -418,5 +397,3 @@ def check_new(operation: Operation | SetPolicy) -> None:
         case SetPolicy() if operation.policy is not None:
             check_policy(operation.policy)
             check_names(name=operation.name, service=operation.policy.service, env=operation.policy.env)
-        case _:
-            pass

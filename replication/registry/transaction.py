@@ -24,6 +24,7 @@ from ..commands import (
     Deregister,
     Evict,
     Expired,
+    Judging,
     Lift,
     Operation,
     Raise,
@@ -46,10 +47,6 @@ from .state import Facts
 
 OVERRIDES_MAX = 10_000
 """Operators' overrides at most, those of instances that are not registered included."""
-
-
-Judging = Evict | Assign | Report | Condemn | Lift
-"""What nodes propose by themselves, of a state that may have changed by the time it is applied."""
 
 
 class Transaction:

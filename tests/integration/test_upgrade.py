@@ -159,7 +159,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Release:
     commands = path / "rollcall" / "replication" / "commands.py"
     pin = 'class Pin(SetStatus, frozen=True, tag="pin", gc=False):\n    feature_level: ClassVar[int] = LEVEL'
     commands.write_text(
-        changed(commands.read_text(), r"^(Command = \([^)]*\))$", lambda found: f"{pin}\n\n\n{found[1]} | Pin")
+        changed(commands.read_text(), r"^(Command = .*)$", lambda found: f"{pin}\n\n\n{found[1]} | Pin")
     )
     service = path / "rollcall" / "node" / "service.py"
     text = changed(

@@ -41,7 +41,7 @@ class Release:
         text = "".join(source.read_text() for source in sources if source.exists())
         found = re.search(r"^LEVEL = (\d+)$", text, re.MULTILINE)
         self.level: int = int(found[1]) if found else 1
-        self.has_dns: bool = "dns_port" in (rooms / "node" / "settings.py").read_text()
+        self.has_dns: bool = "dns_port" in (rooms / "node" / "__main__.py").read_text()
 
     def variables(self) -> pytest.MonkeyPatch:
         """Has processes that are started meanwhile run this release; ``undo`` ends that."""

@@ -101,6 +101,10 @@ class Raft:
         """On a leader: up to which entry each other node certainly holds this log (figure 2, matchIndex)."""
         self.next: Final[dict[Node, int]] = self._library._SyncObj__raftNextIndex
         """On a leader: the entry that is sent to each other node next (figure 2, nextIndex)."""
+        self.applied_term: int = 0
+        """The term of the entry that was applied last."""
+        self.agreed_index: int = 0
+        """What a leader's words prove to be committed. The commit index follows with the sync (``Outbox.flush``)."""
 
     # -- state (figure 2) ------------------------------------------------------------
 
@@ -134,9 +138,15 @@ class Raft:
         """Up to which entry the log is applied (5.3)."""
         return self._library._SyncObj__raftLastApplied
 
-    @applied.setter
-    def applied(self, index: int) -> None:
-        self._library._SyncObj__raftLastApplied = index
+    @property
+    def committed(self) -> int:
+        """Up to which entry this node knows that the log is agreed on, be it on its disk yet or not (5.3)."""
+        return max(self._library._SyncObj__raftCommitIndex, self.agreed_index)
+
+    @property
+    def serving(self) -> bool:
+        """Leads, and has applied its own term's first entry: what it knows is not older than its term (8)."""
+        return self.role == LEADER and self.applied_term == self.term
 
     @property
     def others(self) -> Collection[Node]:
@@ -215,7 +225,7 @@ class Raft:
 
     # -- changes ---------------------------------------------------------------------
 
-    def restore(self, journal: Journal, applied: int) -> None:
+    def restore(self, journal: Journal, applied: int, applied_term: int) -> None:
         """Begins with what is on disk: term and vote (5.2), the log, and what a state file holds (7)."""
         library = self._library
         library._SyncObj__raftLog = journal
@@ -224,9 +234,15 @@ class Raft:
         if journal.getCurrentTerm() < self.term:
             library._SyncObj__votedForNodeId = None
         library._SyncObj__raftLastApplied = applied
+        self.applied_term = applied_term
         library._SyncObj__raftCommitIndex = max(journal.getRaftCommitIndex(), applied)
         journal.setRaftCommitIndex(self.commit_index)
         library._SyncObj__needLoadDumpFile = False
+
+    def apply(self, index: int, term: int) -> None:
+        """The entry at ``index``, of ``term``, is applied, and all before it (5.3)."""
+        self._library._SyncObj__raftLastApplied = index
+        self.applied_term = term
 
     def commit(self, index: int) -> None:
         """Moves the commit index up to ``index``, and makes what it covers durable (5.3; dissertation 10.2.1)."""

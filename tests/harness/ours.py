@@ -148,7 +148,7 @@ class EngineMember(Member):
         return answer
 
     def save_state(self) -> None:
-        self.engine._saving = self.engine.snapshots.save(self.engine.registry.root())
+        self.engine.compaction.save()
 
     def lose_state_file(self) -> None:
         for path in self.directory.glob("snapshot*"):

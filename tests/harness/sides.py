@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pysyncobj.version import VERSION
-from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import compaction as compaction_module
+from rollcall.replication.raft import progress as progress_module
 from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage.disk import Disk
 
@@ -43,7 +44,7 @@ class OurSide(contextlib.ExitStack):
         # Small files are read faster, and a log without reserve is cut where a scenario says so.
         replace(journal_module, "GROWTH_BYTES", 4096)
         replace(journal_module, "RESERVE_BYTES", 1024)
-        replace(engine_module, "KEEP_ENTRIES", 0)
+        replace(compaction_module, "KEEP_ENTRIES", 0)
 
     def member(
         self,
@@ -54,7 +55,7 @@ class OurSide(contextlib.ExitStack):
         state_files: bool = True,
         batch_bytes: int = 1024 * 1024,
     ) -> EngineMember:
-        self._replace(engine_module, "BATCH_BYTES", batch_bytes)
+        self._replace(progress_module, "BATCH_BYTES", batch_bytes)
         return self._owned(EngineMember(self._directory / node, self._clock, node, members, poison))
 
     def log(self, *, real_disk: bool = False) -> OurLog:

@@ -30,7 +30,7 @@ from typing import Any
 
 from pysyncobj.poller import POLL_EVENT_TYPE
 from rollcall.node.__main__ import main
-from rollcall.replication.raft import engine
+from rollcall.replication.raft import applying, compaction, engine, proposals
 from rollcall.replication.registry import registry, services
 from rollcall.replication.registry.changes import Changes
 from rollcall.replication.storage import journal, snapshot
@@ -40,9 +40,9 @@ WORTH_NOTING_MS = 3.0
 
 STEPS: tuple[tuple[type, str], ...] = (
     (engine.Engine, "_continue_install"),
-    (engine.Engine, "_finish_saving"),
-    (engine.Engine, "_apply_committed"),
-    (engine.Engine, "_take_up"),
+    (compaction.Compaction, "_finish_saving"),
+    (applying.Applying, "step"),
+    (proposals.Proposals, "take_up"),
     (journal.Journal, "sync"),
     (journal.Journal, "_rewrite"),
     (registry.Registry, "apply"),

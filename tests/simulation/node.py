@@ -324,24 +324,24 @@ class EngineNode:
     def turn(self) -> float:
         engine = self.engine
         self.transport.deliver()
-        engine._flush()
+        engine.outbox.flush()
         engine.tick()
         if self._until_applied:
             self._tell_applied()
         # The thread of the duties, beside: woken by changes of leadership, else by its own clock.
         now = self._place.clock()
-        if engine._leadership != self._leadership or now >= self._duties_at:
+        if engine.leaders.now != self._leadership or now >= self._duties_at:
             if self._leadership is not None and self._place.plan.duty_lag_s and now < self._duties_at + 0.01:
                 self._duties_at = now + self._place.plan.duty_lag_s
             else:
                 self._duties_at = now + LOOK_S
-            self._leadership = engine._leadership
+            self._leadership = engine.leaders.now
             self.duties.step(self._leadership)
         due_at = self._duties_at
         if self.asking is not None and engine.raft.applied >= self._asks_from:
             self.asking.turn()
             due_at = min(due_at, self.asking.due_at)
-        if engine._proposals:
+        if engine.proposals:
             return 0.0
         return min(self._wait.seconds, max(0.0, due_at - now))
 
@@ -398,7 +398,7 @@ class EngineNode:
 
     @property
     def counted(self) -> Mapping[str, int]:
-        followers = self.engine._followers
+        followers = self.engine.followers.known
         return {n.id: index for n, index in self.engine.raft.match.items() if n in followers and followers[n].votes}
 
     # -- asked by clients: what ``Service`` does, without waiting --------------------
@@ -556,7 +556,7 @@ class EngineNode:
     def hand_over(self, *, leaving: bool) -> None:
         if leaving:
             self.transport.set_draining()
-        self.engine._begin_transfer()
+        self.engine.handover.begin()
 
     def stand(self) -> None:
         if self.votes and not self.leads:

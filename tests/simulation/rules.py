@@ -28,7 +28,20 @@ from rollcall.replication.commands import Command, Condemn, Envelope, Evict, Rep
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
 from rollcall.replication.network import wire
 from rollcall.replication.proposal import Pending, Proposal
-from rollcall.replication.raft import engine, snapshot_transfer
+from rollcall.replication.raft import (
+    append,
+    applying,
+    durability,
+    election,
+    engine,
+    freshness,
+    greeting,
+    library,
+    pings,
+    proposals,
+    read_index,
+    snapshot_transfer,
+)
 from rollcall.replication.records import SERVING_HEALTH, Event
 from rollcall.replication.registry import registry, requests, transaction
 from rollcall.replication.storage import cut, journal, log_file, peers, snapshot, standing
@@ -617,9 +630,9 @@ RULES: tuple[Rule, ...] = (
         "A follower deletes only entries in conflict, not what it holds already",
         (
             Edit(
-                engine.Engine,
+                append.Append,
                 "_store",
-                ("        if held == term:\n", "        if held == term and index <= self.raft.commit_index:\n"),
+                ("        if held == term:\n", "        if held == term and index <= self._raft.commit_index:\n"),
             ),
         ),
     ),
@@ -627,19 +640,16 @@ RULES: tuple[Rule, ...] = (
         "D2",
         "The commit index follows only what was verified against this leader",
         (
+            _put(append.Append, "_may_commit", lambda self, index, verified: min(index, self._journal.last_index)),
             Edit(
-                engine.Engine,
-                "_on_append",
+                append.Append,
+                "received",
                 (
-                    "    commit = min(message.commit_index, verified)\n",
-                    "    commit = min(message.commit_index, self.journal.last_index)\n",
-                ),
-                (
-                    "        self._answer(node, alive=True)\n        return\n    term, leader",
-                    "        commit = min(message.commit_index, self.journal.last_index)\n"
-                    "        if commit > self.raft.commit_index:\n"
-                    "            self.raft.commit(commit)\n"
-                    "        self._answer(node, alive=True)\n        return\n    term, leader",
+                    "        self.answer(node, alive=True)\n        return\n    verified",
+                    "        commit = min(message.commit_index, self._journal.last_index)\n"
+                    "        if commit > self._raft.commit_index:\n"
+                    "            self._raft.commit(commit)\n"
+                    "        self.answer(node, alive=True)\n        return\n    verified",
                 ),
             ),
         ),
@@ -655,7 +665,7 @@ RULES: tuple[Rule, ...] = (
                     'from the leader could not be used: %s", error)\n',
                     'from the leader could not be used: %s", error)\n'
                     "        if self.raft.leader is not None and self.raft.role == FOLLOWER:\n"
-                    "            self._answer(self.raft.leader, next_index=self.journal.last_index + 1)\n",
+                    "            self.append.answer(self.raft.leader, next_index=self.journal.last_index + 1)\n",
                 ),
             ),
         ),
@@ -664,7 +674,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D4",
         "An acknowledgement counts only in the term that it was given in",
-        (Edit(engine.Engine, "_on_progress", ("message.term < self.raft.term or self.raft.role", "self.raft.role")),),
+        (_put(engine, "is_of_this_term", lambda message_term, term: True),),
         provoke=(_comes_again(wire.AppendEntriesResponse),),
     ),
     Rule(
@@ -672,8 +682,8 @@ RULES: tuple[Rule, ...] = (
         "At a start, what the log holds behind the state file is kept",
         (
             Edit(
-                engine.Engine,
-                "_restore",
+                engine,
+                "restore",
                 (
                     "        if journal.term_at(header.index) != header.term:\n",
                     "        if journal.base_index != header.index:\n",
@@ -708,15 +718,15 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D7 hold",
         "Votes and acknowledgements leave only after the sync",
-        (_put(engine.Engine, "_hold", lambda self, node, message: self._wire.send(node, message)),),
+        (_put(durability.Outbox, "hold", lambda self, node, message: self._wire.send(node, message)),),
     ),
     Rule(
         "D7 votes",
         "Votes and candidacies leave only after the sync",
         (
             Edit(
-                engine.Engine,
-                "_hold",
+                durability.Outbox,
+                "hold",
                 (
                     "    self._held.append((node, message))\n",
                     "    if isinstance(message, wire.AppendEntriesResponse):\n"
@@ -771,13 +781,17 @@ RULES: tuple[Rule, ...] = (
         "An entry is applied once, whoever raises at the news of it",
         (
             Edit(
-                engine.Engine,
+                applying.Applying,
                 "_apply",
-                ("    self.raft.applied = index\n", ""),
+                ("    self._raft.apply(index, term)\n", ""),
                 (
-                    "    if waiting is not None:\n",
-                    "    self.raft.applied = index\n    if waiting is not None:\n",
+                    "    if awaited is not None:\n",
+                    "    self._raft.apply(index, term)\n    if awaited is not None:\n",
                 ),
+            ),
+            Edit(
+                applying.Applying,
+                "_tell_listeners",
                 ("        except (MemoryError, Fatal):\n", "        except Exception:\n"),
             ),
         ),
@@ -788,9 +802,9 @@ RULES: tuple[Rule, ...] = (
         "A command that cannot be applied is passed over, on every node alike",
         (
             Edit(
-                engine.Engine,
-                "_apply",
-                ("        except (MemoryError, OSError, Fatal):\n", "        except Exception:\n"),
+                applying.Applying,
+                "_run",
+                ("    except (MemoryError, OSError, Fatal):\n", "    except Exception:\n"),
             ),
         ),
         provoke=(_command_that_cannot_be_applied,),
@@ -800,11 +814,11 @@ RULES: tuple[Rule, ...] = (
         "Every refusal of a follower names the same proven point",
         (
             Edit(
-                engine.Engine,
-                "_on_append",
+                append.Append,
+                "received",
                 (
-                    "        self._answer(node, next_index=verified + 1, reset=True)\n",
-                    "        self._answer(node, next_index=self.journal.last_index + 1, reset=True)\n",
+                    "        self.answer(node, next_index=verified + 1, reset=True)\n",
+                    "        self.answer(node, next_index=self._journal.last_index + 1, reset=True)\n",
                 ),
             ),
         ),
@@ -812,12 +826,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "D15",
         "A state file that is older than what is applied is not installed",
-        (
-            Edit(engine.Engine, "_on_install", ("    if message.index <= self.raft.applied:\n", "    if False:\n")),
-            Edit(
-                engine.Engine, "_continue_install", ("    if header.index <= self.raft.applied:\n", "    if False:\n")
-            ),
-        ),
+        (_put(engine, "is_outdated", lambda index, applied: False),),
         provoke=(_comes_again(wire.InstallSnapshot),),
     ),
     Rule(
@@ -828,7 +837,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "own entry",
         "An answer goes to the write whose entry was committed, not to whatever waited for its index",
-        (Edit(engine.Engine, "_apply", ("        if proposed_term == term:\n", "        if True:\n")),),
+        (_put(proposals, "is_own_entry", lambda proposed_term, term: True),),
     ),
     Rule(
         "D21",
@@ -854,52 +863,52 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "votes per voter",
         "A voter's vote counts once",
-        (Edit(engine.Engine, "_on_grant_vote", (" or node.id in self._votes", "")),),
+        (_put(election.Election, "_has_voted", lambda self, node: False),),
         provoke=(_comes_again(wire.RequestVoteResponse),),
         nodes=5,
     ),
     Rule(
         "own term first",
         "A leader serves only after it has applied the first entry of its own term",
-        (Edit(engine.Engine, "_serving", (" and self._applied_term == self.raft.term", "")),),
+        (Edit(library.Raft, "serving", (" and self.applied_term == self.term", "")),),
     ),
     Rule(
         "read round",
         "A linearizable read asks a quorum whether this leader still leads",
         (
             Edit(
-                engine.Engine,
-                "_finish_read_round",
-                (" and self.raft.is_quorum(len(finished.said_yes))", ""),
+                read_index.ReadIndex,
+                "_finish",
+                (" and self._raft.is_quorum(len(finished.said_yes))", ""),
             ),
         ),
     ),
     Rule(
         "read round number",
         "An answer counts for the round of reads that asked",
-        (Edit(engine.Engine, "_on_read_probed", (" and message.round == self._round.number", "")),),
+        (Edit(read_index.ReadIndex, "answered", (" and message.round == self._round.number", "")),),
         provoke=(_comes_again(wire.ReadProbeResponse), _the_leader_is_cut_off),
     ),
     Rule(
         "age",
         "A copy is as new as its leader's word once it has what the leader had then",
-        (Edit(engine.Engine, "_take_freshness", ("(message.commit_index, at)", "(0, at)")),),
+        (Edit(freshness.Freshness, "take", ("(message.commit_index, at)", "(0, at)")),),
     ),
     Rule(
         "age, of a word",
         "A leader's word is as old as the answer that it had read",
-        (Edit(engine.Engine, "_take_freshness", ("at - message.contact_s if", "now - message.contact_s if")),),
+        (Edit(freshness.Freshness, "_answered_at", ("at - message.contact_s if", "now - message.contact_s if")),),
     ),
     Rule(
         "age, of a quorum",
         "A quorum followed a leader when that sent what they answer, not when the answers are read",
-        (Edit(engine.Engine, "_on_progress", ("min(asked_at, now)", "now")),),
+        (Edit(freshness.Freshness, "followed", ("min(asked_at, now)", "now")),),
         provoke=(_comes_again(wire.AppendEntriesResponse), _the_leader_is_cut_off),
     ),
     Rule(
         "age, of a leader",
         "A leader's word is no newer than its quorum's last",
-        (Edit(engine.Engine, "_take_freshness", ("at - message.contact_s if", "at if")),),
+        (Edit(freshness.Freshness, "_answered_at", ("at - message.contact_s if", "at if")),),
         nodes=5,
     ),
     Rule(
@@ -907,9 +916,9 @@ RULES: tuple[Rule, ...] = (
         "A node asks before it stands for election, and only without a leader",
         (
             Edit(
-                engine.Engine,
-                "_continue_election",
-                ("    if due == 0 or now <= due or self.registry.level < PRE_VOTE_LEVEL:\n", "    if True:\n"),
+                election.Election,
+                "step",
+                ("    if due == 0 or now <= due or self._registry.level < PRE_VOTE_LEVEL:\n", "    if True:\n"),
             ),
             Edit(
                 engine.Engine,
@@ -922,7 +931,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "stickiness",
         "A node that hears a leader helps nobody to depose it",
-        (_put(engine.Engine, "_hears_leader", lambda self, now: False),),
+        (_put(election.Election, "hears_leader", lambda self, now: False),),
         provoke=(_a_follower_comes_and_goes,),
     ),
     Rule(
@@ -1014,13 +1023,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "clock, leader",
         "A leader whose wall clock is far off hands over",
-        (
-            Edit(
-                engine.Engine,
-                "_mind_clock",
-                ("        self._wall_clocks.error\n        and", "        False\n        and"),
-            ),
-        ),
+        (_put(pings.Pings, "hands_over", lambda self, now: False),),
         provoke=(_clocks_are_set_a_year_ahead,),
     ),
     Rule(
@@ -1028,9 +1031,9 @@ RULES: tuple[Rule, ...] = (
         "A node whose wall clock is far off stands for election only when the others had their chance",
         (
             Edit(
-                engine.Engine,
-                "_continue_election",
-                ("    if self._wall_clocks.error and self.raft.election_due:\n", "    if False:\n"),
+                election.Election,
+                "step",
+                ("    if self._pings.error and self._raft.election_due:\n", "    if False:\n"),
             ),
         ),
         instead="unit/replication/test_clocks.py::"
@@ -1157,9 +1160,9 @@ RULES: tuple[Rule, ...] = (
         "A node that is readmitted counts its vote of that term as given away",
         (
             Edit(
-                engine.Engine,
-                "_admit",
-                ("self.raft.vote or self._spent_vote()", "self.raft.vote"),
+                greeting.Greeting,
+                "admitted",
+                ("self._raft.vote or self._spent_vote()", "self._raft.vote"),
             ),
         ),
         provoke=(_disks_are_lost,),

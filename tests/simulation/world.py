@@ -37,9 +37,11 @@ from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import CHECKS_LEVEL
 from rollcall.replication.errors import Damaged, DiskUnavailable, Fatal
 from rollcall.replication.proposal import Proposal
-from rollcall.replication.raft import compaction as saving_module
+from rollcall.replication.raft import compaction as compaction_module
 from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import progress as progress_module
 from rollcall.replication.raft import snapshot_transfer as install_module
+from rollcall.replication.raft import upkeep as upkeep_module
 from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage import peers as peers_module
 from rollcall.replication.storage import reserve as reserve_module
@@ -174,11 +176,11 @@ class World:
         sizes: tuple[tuple[Any, str, Any], ...] = (
             (engine_module, "check_library", lambda: None),
             (engine_module, "TICK_S", plan.tick_s),
-            (engine_module, "BATCH_BYTES", plan.batch_bytes),
-            (engine_module, "KEEP_ENTRIES", plan.keep_entries),
-            (engine_module, "COMPARE_ENTRIES", 30),
-            (engine_module, "COMPARE_S", 1.0),
-            (saving_module, "AGAIN_S", 0.5),
+            (progress_module, "BATCH_BYTES", plan.batch_bytes),
+            (compaction_module, "KEEP_ENTRIES", plan.keep_entries),
+            (upkeep_module, "COMPARE_ENTRIES", 30),
+            (upkeep_module, "COMPARE_S", 1.0),
+            (compaction_module, "AGAIN_S", 0.5),
             (install_module, "PIECE_BYTES", plan.piece_bytes),
             (install_module, "WINDOW_BYTES", plan.piece_bytes * 4),
             (install_module, "AGAIN_S", 4.0),

@@ -15,7 +15,7 @@ from rollcall.replication.errors import NotDone
 from rollcall.replication.network import wire
 from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft.clocks import ANSWER_S, LIMIT_S, Clocks
-from rollcall.replication.raft.engine import OTHERS_FIRST
+from rollcall.replication.raft.election import OTHERS_FIRST
 from rollcall.replication.raft.library import LEADER
 
 YEAR_S = 365 * 86_400.0
@@ -381,10 +381,10 @@ def test_what_the_leader_proposes_by_itself_is_not_stamped_by_its_clock(cluster:
         cluster[name].drain()
     cluster.clock.ahead_s[leader] = YEAR_S
     cluster.until(lambda: error_of(cluster, leader), "the leader to see that its clock is off")
-    compared = cluster[leader]._compared_index
+    compared = cluster[leader].upkeep.compared_index
 
     # A comparison of the replicas is due after a minute.
-    cluster.until(lambda: cluster[leader]._compared_index > compared, "a comparison", rounds=10_000)
+    cluster.until(lambda: cluster[leader].upkeep.compared_index > compared, "a comparison", rounds=10_000)
 
     assert cluster.serving() == leader
     assert "wall clock" in str(stamped(cluster, leader, "a client's").error)
@@ -422,7 +422,7 @@ def test_who_was_never_told_what_time_it_is_stamps_nothing(
     ping = MemoryTransport.ping
     monkeypatch.setattr(MemoryTransport, "ping", lambda self, node, **times: self.send(node, wire.Ping(False)))
     new = cluster.wait_for_leader()
-    cluster[new]._wall_clocks = Clocks()  # as after a start
+    cluster[new].pings.clocks = Clocks()  # as after a start
 
     refused = stamped(cluster, new, "before")
     monkeypatch.setattr(MemoryTransport, "ping", ping)

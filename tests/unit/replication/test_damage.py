@@ -14,7 +14,7 @@ import pytest
 from harness.raft import Bench, Clock, Cluster, Network
 from harness.sim_disk import SimDisk
 from rollcall.replication.errors import Damaged, DiskUnavailable, RollcallError, WrongDirectory
-from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import compaction as compaction_module
 from rollcall.replication.storage.disk import DirectoryLock, remedy
 
 Spoil = Callable[[Path], None]
@@ -24,7 +24,7 @@ Spoil = Callable[[Path], None]
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bytes]]:
     """The files of a node that wrote state files, cut its log, and went on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "KEEP_ENTRIES", 5)
+        patch.setattr(compaction_module, "KEEP_ENTRIES", 5)
         cluster = Cluster(tmp_path_factory.mktemp("pristine"), Clock().install(patch.setattr), 1, snapshot_entries=20)
         cluster.wait_for_leader("n1")
         for number in range(70):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from harness.raft import Clock, Cluster, is_done
 from harness.sim_disk import SimDisk
-from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import compaction as compaction_module
+from rollcall.replication.raft import proposals as proposals_module
 from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage import reserve as reserve_module
 
@@ -17,8 +18,8 @@ RESERVED_BYTES = 8_192 + 2_048
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "LOG_BYTES_MAX", LOG_BYTES_MAX)
-    monkeypatch.setattr(engine_module, "KEEP_BYTES", KEEP_BYTES)
+    monkeypatch.setattr(compaction_module, "LOG_BYTES_MAX", LOG_BYTES_MAX)
+    monkeypatch.setattr(compaction_module, "KEEP_BYTES", KEEP_BYTES)
     monkeypatch.setattr(journal_module, "GROWTH_BYTES", 2_048)
     monkeypatch.setattr(journal_module, "RESERVE_BYTES", 1_024)
     monkeypatch.setattr(reserve_module, "RESERVE_BYTES", 8_192)
@@ -63,7 +64,7 @@ def test_a_follower_that_takes_a_state_file_for_ever_does_not_fill_the_disk(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ):
     """The log is kept for it up to a point, and cut all the same beyond that."""
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 5)
     cluster = Cluster(tmp_path, clock, 3, snapshot_entries=20)
     leader = cluster.wait_for_leader()
     slow = next(name for name in cluster.names if name != leader)
@@ -95,8 +96,8 @@ def test_a_leader_takes_nothing_up_while_its_log_outgrows_the_state_file_that_is
 ):
     """So that no rate of writes fills the disk. What waits is taken up afterwards."""
     hard = 2 * LOG_BYTES_MAX
-    monkeypatch.setattr(engine_module, "LOG_BYTES_HARD", hard)
-    monkeypatch.setattr(engine_module, "DRAIN_BYTES", 5_000)
+    monkeypatch.setattr(compaction_module, "LOG_BYTES_HARD", hard)
+    monkeypatch.setattr(proposals_module, "DRAIN_BYTES", 5_000)
     cluster = Cluster(tmp_path, clock, 1, snapshot_entries=10**9)
     cluster.wait_for_leader("n1")
     journal, worker = cluster["n1"].journal, cluster.benches["n1"].worker
@@ -107,7 +108,7 @@ def test_a_leader_takes_nothing_up_while_its_log_outgrows_the_state_file_that_is
         cluster.round()
     held_at = journal.growth
     waiting = [proposal for proposal in proposals if not is_done(proposal)]
-    assert hard <= held_at < hard + engine_module.DRAIN_BYTES
+    assert hard <= held_at < hard + proposals_module.DRAIN_BYTES
     assert waiting
     worker.held = False
     worker.run()
@@ -118,9 +119,9 @@ def test_a_leader_takes_nothing_up_while_its_log_outgrows_the_state_file_that_is
 
 
 def _sending_index(cluster: Cluster, leader: str, follower: str) -> int:
-    sending = {node.id: state.sending for node, state in cluster[leader]._followers.items()}[follower]
+    sending = {node.id: state.sending for node, state in cluster[leader].followers.known.items()}[follower]
     return sending.index if sending is not None else 0
 
 
 def _is_sent_a_file(cluster: Cluster, leader: str, follower: str) -> bool:
-    return any(node.id == follower and state.sending for node, state in cluster[leader]._followers.items())
+    return any(node.id == follower and state.sending for node, state in cluster[leader].followers.known.items())

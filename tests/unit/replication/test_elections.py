@@ -12,8 +12,8 @@ from harness.ours import EngineMember
 from harness.raft import ROUND_S, Clock, Cluster
 from harness.sides import OurSide
 from rollcall.replication.commands import LEVEL
+from rollcall.replication.levels import PRE_VOTE_LEVEL
 from rollcall.replication.network import wire
-from rollcall.replication.raft.engine import PRE_VOTE_LEVEL
 from rollcall.replication.raft.library import CANDIDATE, FOLLOWER, LEADER
 
 SHORTEST_S = 0.4
@@ -527,7 +527,7 @@ def test_leadership_is_handed_over_although_everybody_hears_the_leader(cluster: 
         asked = heard(cluster, wire.PreVote)
         began = cluster.clock.now
 
-        cluster.benches[leader].transport.post(cluster[leader]._begin_transfer)
+        cluster.benches[leader].transport.post(cluster[leader].handover.begin)
         cluster.wait_for_leader(*others(cluster, leader))
 
         assert cluster.clock.now - began <= 0.2

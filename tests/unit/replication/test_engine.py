@@ -32,12 +32,16 @@ from rollcall.replication.errors import (
 )
 from rollcall.replication.network import wire
 from rollcall.replication.proposal import Proposal
+from rollcall.replication.raft import compaction as compaction_module
 from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import progress as progress_module
+from rollcall.replication.raft import proposals as proposals_module
 from rollcall.replication.raft import snapshot_transfer as install_module
 from rollcall.replication.raft.library import LEADER, REVIEWED, check_library
 from rollcall.replication.records import Key
 from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage import reserve as reserve_module
+from rollcall.replication.storage import snapshot as snapshot_module
 from rollcall.replication.storage.peers import STAYS_S
 
 
@@ -56,10 +60,10 @@ def no_reserve(monkeypatch):
 @pytest.fixture
 def cluster(tmp_path, clock, monkeypatch) -> Cluster:
     """Three engines that keep little of their log and send in small pieces."""
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 5)
     monkeypatch.setattr(install_module, "PIECE_BYTES", 500)
     monkeypatch.setattr(install_module, "WINDOW_BYTES", 2000)
-    monkeypatch.setattr(engine_module, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(progress_module, "BATCH_BYTES", 2000)
     return Cluster(tmp_path, clock, snapshot_entries=40)
 
 
@@ -376,7 +380,7 @@ def test_a_write_whose_place_a_state_file_took_is_unknown(member):
 
 
 def test_what_waits_is_bounded(member, monkeypatch):
-    monkeypatch.setattr(engine_module, "PROPOSALS_MAX", 3)
+    monkeypatch.setattr(proposals_module, "PROPOSALS_MAX", 3)
     member.elect()
 
     proposals = [member.engine.propose(command(f"v{number}"), time_ns=1) for number in range(5)]
@@ -411,7 +415,7 @@ def test_closing_leaves_nobody_without_an_answer(member):
 
 def test_a_listener_that_raises_neither_stops_nor_doubles_anything(member):
     seen = []
-    member.engine._listeners.insert(0, lambda index, events: 1 // 0)
+    member.engine.applying._listeners.insert(0, lambda index, events: 1 // 0)
     member.engine.listen(lambda index, events: seen.append(index))
     term = member.elect()
     proposal = propose(member, "x")
@@ -450,7 +454,7 @@ def test_a_thread_waits_for_an_index_to_be_applied(member):
     ]
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(member.engine._applied_waiters) == 2, "both threads to wait", every_s=0.001)
+    wait_for(lambda: member.engine.applying.waiters == 2, "both threads to wait", every_s=0.001)
 
     member.append("b", 1, (1, 0), run(2, 4), commit=4)
     member.tick()
@@ -460,7 +464,7 @@ def test_a_thread_waits_for_an_index_to_be_applied(member):
     assert waited == [True, True]
     assert member.engine.wait_applied(4, 0.0)
     assert not member.engine.wait_applied(5, 0.0)
-    assert member.engine._applied_waiters == []
+    assert member.engine.applying.waiters == 0
 
 
 def _soon(member: EngineMember) -> float:
@@ -636,7 +640,7 @@ def test_a_save_that_ends_after_a_newer_state_file_was_installed_cuts_nothing(me
         member.tick()
 
     assert (member.engine.journal.base_index, member.last_index) == (50, 50)
-    assert member.engine._saved.index == 50
+    assert member.engine.compaction.saved.index == 50
     assert member.state() == {"kept"}
 
 
@@ -675,9 +679,7 @@ def test_no_descriptor_for_a_state_file_does_not_end_the_process(member, tmp_pat
 
 
 def test_a_save_that_fails_is_not_tried_again_in_every_round(member):
-    member.engine._config = engine_module.EngineConfig(
-        directory=member.directory, cluster="test", snapshot_entries=10, snapshot_interval_s=300.0
-    )
+    member.engine.compaction.entries, member.engine.compaction.interval_s = 10, 300.0
     member.disk.full = True
     member.append("b", 1, (1, 0), run(2, 12), commit=12)
     member.disk.trace.clear()
@@ -691,7 +693,7 @@ def test_a_save_that_fails_is_not_tried_again_in_every_round(member):
         member.tick(2.0)
 
     assert attempts == 1
-    assert member.engine._saved.index == 12
+    assert member.engine.compaction.saved.index == 12
 
 
 @pytest.mark.parametrize(
@@ -699,11 +701,9 @@ def test_a_save_that_fails_is_not_tried_again_in_every_round(member):
 )
 def test_whatever_a_state_file_fails_of_the_log_is_not_cut_and_the_node_lives(member, monkeypatch, error):
     """What was acknowledged is in the log, and stays there."""
-    member.engine._config = engine_module.EngineConfig(
-        directory=member.directory, cluster="test", snapshot_entries=10, snapshot_interval_s=300.0
-    )
+    member.engine.compaction.entries, member.engine.compaction.interval_s = 10, 300.0
     failing = Mock(side_effect=error)
-    monkeypatch.setattr(engine_module.Snapshots, "_save", failing)
+    monkeypatch.setattr(snapshot_module.Snapshots, "_save", failing)
     values = run(2, 12)
     member.append("b", 1, (1, 0), values, commit=12)
     for _ in range(600):
@@ -718,7 +718,7 @@ def test_whatever_a_state_file_fails_of_the_log_is_not_cut_and_the_node_lives(me
     for _ in range(70):
         member.append("b", 1, (12, 1), commit=12)
         member.tick(1.0)
-    assert member.engine._saved.index == 12
+    assert member.engine.compaction.saved.index == 12
     assert member.engine.status().snapshot_error == ""
     member.restart()
     assert len(member.state()) == 11
@@ -727,8 +727,8 @@ def test_whatever_a_state_file_fails_of_the_log_is_not_cut_and_the_node_lives(me
 def test_a_cut_that_fails_of_anything_leaves_the_log_as_it_is(member, monkeypatch):
     member.append("b", 1, (1, 0), run(2, 12), commit=12)
     member.tick()
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 0)
-    monkeypatch.setattr(engine_module.Journal, "write_cut", Mock(side_effect=RuntimeError("no")))
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 0)
+    monkeypatch.setattr(journal_module.Journal, "write_cut", Mock(side_effect=RuntimeError("no")))
     member.save_state()
     for _ in range(3):
         member.tick()
@@ -788,7 +788,7 @@ def test_a_follower_that_runs_on_the_state_file_gets_entries_again(member):
     member.tick(0.2)
     member.take("c")
 
-    member.acknowledge("c", term, member.engine._saved.index + 1)
+    member.acknowledge("c", term, member.engine.compaction.saved.index + 1)
     propose(member, "next")
     member.tick()
 
@@ -927,8 +927,8 @@ def test_on_nearly_full_disks_what_adds_is_refused_in_words_and_removals_go_on(r
 
 
 def test_removals_make_room_by_a_smaller_state_file_and_a_shorter_log(reserved, monkeypatch):
-    monkeypatch.setattr(engine_module, "LOG_BYTES_SHORT", 10_000)
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 0)
+    monkeypatch.setattr(compaction_module, "LOG_BYTES_SHORT", 10_000)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 0)
     short_everywhere(reserved)
 
     for number in range(1_500):
@@ -937,7 +937,7 @@ def test_removals_make_room_by_a_smaller_state_file_and_a_shorter_log(reserved, 
         assert error_of(removed) is (None if number < 10 else NotFound), number
     reserved.tick(1.0)
 
-    assert reserved.engine._saved is not None
+    assert reserved.engine.compaction.saved is not None
     assert reserved.engine.journal.size < 20_000
     assert not (reserved.directory / "snapshot.previous").exists()
 
@@ -1008,8 +1008,8 @@ def roomy(member: EngineMember, *peers: str) -> None:
 
 def cannot_help(member: EngineMember, peer: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes of ``peer``, which has said that it has room, one that completes no quorum."""
-    node = next(node for node in member.engine._followers if node.id == peer)
-    follower = member.engine._followers[node]
+    node = next(node for node in member.engine.followers.known if node.id == peer)
+    follower = member.engine.followers.known[node]
     if why == "does not vote":
         member.receive(peer, wire.AppendEntriesResponse(member.term, member.last_index + 1, True, False, voting=False))
     elif why == "is sent a state file":
@@ -1025,9 +1025,9 @@ def cannot_help(member: EngineMember, peer: str, why: str, monkeypatch: pytest.M
         member.elect()
         roomy(member, *(other for other in member.peers if other != peer))
     elif why == "has a clock that is off":
-        trusts = member.engine._wall_clocks.trusts
+        trusts = member.engine.pings.clocks.trusts
         monkeypatch.setattr(
-            member.engine._wall_clocks, "trusts", lambda name, *now: name != peer and trusts(name, *now)
+            member.engine.pings.clocks, "trusts", lambda name, *now: name != peer and trusts(name, *now)
         )
 
 
@@ -1089,7 +1089,7 @@ def test_leadership_is_not_offered_for_want_of_room_to_who_cannot_take_it(reserv
     for _ in range(20):
         reserved.tick(0.1)
         acknowledge_short(reserved, "c")
-        assert reserved.engine._transfer is None
+        assert not reserved.engine.handover.under_way
 
 
 def test_hand_overs_for_want_of_room_that_nobody_takes_are_ever_more_rare(reserved):
@@ -1103,7 +1103,7 @@ def test_hand_overs_for_want_of_room_that_nobody_takes_are_ever_more_rare(reserv
         reserved.tick(0.25)
         roomy(reserved, "b")
         acknowledge_short(reserved, "c")
-        if reserved.engine._transfer is not None and (not tried or reserved.clock.now - tried[-1] > 1.5):
+        if reserved.engine.handover.under_way and (not tried or reserved.clock.now - tried[-1] > 1.5):
             tried.append(reserved.clock.now)
 
     pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
@@ -1113,8 +1113,8 @@ def test_hand_overs_for_want_of_room_that_nobody_takes_are_ever_more_rare(reserv
 
 def test_where_nothing_can_be_cut_state_files_are_not_written_back_to_back(reserved, monkeypatch):
     """The followers need all of the log still, and it grew by more than what is much where there is little room."""
-    monkeypatch.setattr(engine_module, "LOG_BYTES_SHORT", 1_000)
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 2_000)
+    monkeypatch.setattr(compaction_module, "LOG_BYTES_SHORT", 1_000)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 2_000)
     fill(reserved)
     reserved.disk.trace.clear()
 
@@ -1129,7 +1129,7 @@ def test_where_nothing_can_be_cut_state_files_are_not_written_back_to_back(reser
 def test_what_a_state_file_sets_free_is_kept_for_the_log_at_once(reserved):
     short_everywhere(reserved)
     reserved.engine.reserve.take(60_000)
-    reserved.engine._restore_at = reserved.clock.now + 1_000.0
+    reserved.engine.room.restore_at = reserved.clock.now + 1_000.0
     reserved.disk.full = True
     before = (reserved.directory / "reserve").stat().st_size
     assert before < 10_000
@@ -1374,7 +1374,7 @@ def test_a_state_file_arrives_although_the_connection_keeps_breaking(cluster):
 
 
 def test_a_conflict_longer_than_a_message_ends(cluster, monkeypatch):
-    monkeypatch.setattr(engine_module, "BATCH_BYTES", 150)
+    monkeypatch.setattr(progress_module, "BATCH_BYTES", 150)
     leader = cluster.wait_for_leader()
     others = [name for name in cluster.names if name != leader]
     cluster.partition([leader], others)
@@ -1393,7 +1393,7 @@ def test_leadership_is_handed_over(cluster):
     leader = cluster.wait_for_leader()
     cluster.write(leader, "before")
 
-    cluster.benches[leader].transport.post(cluster[leader]._begin_transfer)
+    cluster.benches[leader].transport.post(cluster[leader].handover.begin)
     began = cluster.clock.now
     new = cluster.wait_for_leader(*(name for name in cluster.names if name != leader))
 
@@ -1411,7 +1411,7 @@ def test_leadership_is_handed_over_under_a_stream_of_writes(cluster):
             value = f"v{number}.{part}"
             proposals[value] = cluster.propose(cluster.serving() or leader, value)
         if number == 20:
-            cluster.benches[leader].transport.post(cluster[leader]._begin_transfer)
+            cluster.benches[leader].transport.post(cluster[leader].handover.begin)
         cluster.round()
     new = cluster.wait_for_leader()
     cluster.until(lambda: all(map(is_done, proposals.values())), "an answer to every write")
@@ -1456,7 +1456,7 @@ def test_leadership_is_not_handed_to_a_node_that_is_about_to_stop(cluster):
     cluster.round()
     cluster.round()
 
-    cluster.benches[leader].transport.post(cluster[leader]._begin_transfer)
+    cluster.benches[leader].transport.post(cluster[leader].handover.begin)
 
     assert cluster.wait_for_leader(draining, able) == able
 

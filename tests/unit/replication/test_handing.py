@@ -61,7 +61,7 @@ def test_who_must_hand_over_is_not_held_up(cluster: Cluster) -> None:
     assert ask(cluster, first).error is None
     second = cluster.until(lambda: (name := cluster.serving()) != first and name, "another leader")
 
-    assert cluster[second]._begin_transfer() is None
+    assert cluster[second].handover.begin() is None
     cluster.until(lambda: cluster.serving() not in (None, second), "another leader")
 
 

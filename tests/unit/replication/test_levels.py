@@ -27,7 +27,8 @@ from rollcall.replication.commands import (
 from rollcall.replication.errors import Fatal, NotDone
 from rollcall.replication.network import wire
 from rollcall.replication.network.dialing import RETRY_S
-from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import compaction as compaction_module
+from rollcall.replication.raft import upkeep as upkeep_module
 from rollcall.replication.storage.journal import REGULAR
 
 OLDER = LEVEL - 1
@@ -216,12 +217,12 @@ def test_a_command_of_the_level_is_taken(member: EngineMember) -> None:
 def test_a_peer_that_understands_less_than_the_cluster_uses_is_refused(member: EngineMember) -> None:
     set_facts(member.engine.registry, level=LEVEL)
 
-    said = member.engine._on_greeted(Node("b"), structs.replace(hello_of("b"), level=OLDER))
+    said = member.engine.greeting.greeted(Node("b"), structs.replace(hello_of("b"), level=OLDER), 0.0)
 
     assert f"feature level {OLDER}" in said
     assert f"the cluster uses {LEVEL}" in said
     assert "start it with the release that the others run" in said
-    assert member.engine._on_greeted(Node("b"), structs.replace(hello_of("b"), level=LEVEL)) == ""
+    assert member.engine.greeting.greeted(Node("b"), structs.replace(hello_of("b"), level=LEVEL), 0.0) == ""
 
 
 def test_both_ends_of_a_connection_learn_why_one_of_them_is_refused(
@@ -356,9 +357,9 @@ def test_the_level_never_goes_down(member: EngineMember) -> None:
 @pytest.fixture
 def cluster(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Three engines of the newest level that compare every two seconds, or every 50 entries."""
-    monkeypatch.setattr(engine_module, "COMPARE_S", 2.0)
-    monkeypatch.setattr(engine_module, "COMPARE_ENTRIES", 50)
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
+    monkeypatch.setattr(upkeep_module, "COMPARE_S", 2.0)
+    monkeypatch.setattr(upkeep_module, "COMPARE_ENTRIES", 50)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 5)
     cluster = Cluster(tmp_path, clock, snapshot_entries=200)
     cluster.wait_for_leader()
     cluster.until(lambda: levels(cluster) == [LEVEL] * 3, "the newest level")
@@ -381,7 +382,7 @@ def manipulate(cluster: Cluster, name: str) -> None:
 
 
 def compared(cluster: Cluster) -> set[int]:
-    return {cluster[name]._compared_index for name in cluster.benches}
+    return {cluster[name].upkeep.compared_index for name in cluster.benches}
 
 
 def keep_writing(cluster: Cluster, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
@@ -404,7 +405,7 @@ def test_equal_digests_are_compared_and_nobody_stops(cluster: Cluster) -> None:
 
 
 def test_many_entries_are_compared_before_the_time_is_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "COMPARE_S", 1e9)
+    monkeypatch.setattr(upkeep_module, "COMPARE_S", 1e9)
     leader = cluster.wait_for_leader()
 
     for part in range(10):
@@ -493,7 +494,7 @@ def test_no_alarm_after_a_state_file_was_installed(cluster: Cluster) -> None:
 def test_a_state_file_makes_a_node_forget_what_it_noted(member: EngineMember) -> None:
     member.append("b", 1, (1, 0), [(2, 1, "x"), (3, 1, entry_of(Compare(0, "")))], commit=3)
     member.tick()
-    assert member.engine._noted.keys() == {3}
+    assert member.engine.upkeep.noted.keys() == {3}
 
     member.install("b", 1, (50, 1), ["kept"], damaged=False)
     member.tick()
@@ -527,7 +528,7 @@ def test_the_digest_is_that_of_the_noted_entry_not_of_a_later_one(member: Engine
 
     member.append("b", 1, (9, 1), [(10, 1, entry_of(Compare(3, noted)))], commit=10)
     member.tick()
-    assert member.engine._compared_index == 3
+    assert member.engine.upkeep.compared_index == 3
     member.append("b", 1, (10, 1), [(11, 1, entry_of(Compare(10, noted)))], commit=11)
     with pytest.raises(Refused, match="after entry 10 its digest was"):
         member.tick()

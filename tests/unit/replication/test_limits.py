@@ -33,7 +33,7 @@ from rollcall.replication.commands import (
 )
 from rollcall.replication.errors import Invalid, TooLarge
 from rollcall.replication.policies import AUDITED_BYTES_MAX, AUDITED_MAX, POLICIES_MAX, POLICY_BYTES_MAX, policy_of
-from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import compaction as compaction_module
 from rollcall.replication.records import (
     CHECKS_BYTES_MAX,
     ID_LENGTH_MAX,
@@ -305,8 +305,8 @@ def test_a_state_that_fits_in_no_file_of_the_old_format_is_never_written(tmp_pat
 def test_three_nodes_keep_it_all_through_state_files_a_late_follower_and_a_restart(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 10)
-    monkeypatch.setattr(engine_module, "KEEP_BYTES", 1000)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 10)
+    monkeypatch.setattr(compaction_module, "KEEP_BYTES", 1000)
     cluster = Cluster(tmp_path, clock, snapshot_entries=200)
     leader = cluster.wait_for_leader()
     cluster.until(lambda: cluster[leader].registry.level == 4, "the level")
@@ -332,7 +332,7 @@ def test_three_nodes_keep_it_all_through_state_files_a_late_follower_and_a_resta
     cluster.digests.clear()
     for name in cluster.names:
         cluster.start(name)
-        assert cluster[name]._saved is not None
+        assert cluster[name].compaction.saved is not None
     cluster.wait_for_leader()
     cluster.settle()
 

@@ -290,7 +290,7 @@ def test_a_read_asked_for_in_the_moment_in_which_leadership_is_lost_is_answered(
     """Another thread looked at the role just before, and queues its read just after."""
     member.append("b", member.term + 1, (1, 0))
     late: Pending[int] = Pending()
-    member.engine._reads.append(late)
+    member.engine.reads._reads.append(late)
 
     member.tick()
 

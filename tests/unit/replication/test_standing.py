@@ -18,7 +18,7 @@ from rollcall.replication.commands import LEVEL, Envelope, Readmit, decode, enco
 from rollcall.replication.errors import Damaged, Fatal, WrongDirectory
 from rollcall.replication.network import wire
 from rollcall.replication.proposal import Proposal
-from rollcall.replication.raft import engine as engine_module
+from rollcall.replication.raft import compaction as compaction_module
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.storage.disk import Disk
 from rollcall.replication.storage.journal import REGULAR
@@ -834,7 +834,7 @@ def test_a_node_that_rejoins_is_filled_readmitted_and_votes(cluster: Tended) -> 
 def test_a_large_state_is_filled_in_by_a_file_and_the_node_readmitted_after(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 5)
     cluster = Tended(tmp_path, clock, snapshot_entries=40)
     leader = cluster.wait_for_leader()
     for number in range(0, 200, 20):
@@ -946,7 +946,7 @@ def test_a_rejoining_node_that_is_being_filled_keeps_no_leader_in_place(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A state file takes long; each piece of it that arrives is no word for the leader."""
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", 5)
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", 5)
     monkeypatch.setattr("rollcall.replication.raft.snapshot_transfer.PIECE_BYTES", 100)
     monkeypatch.setattr("rollcall.replication.raft.snapshot_transfer.WINDOW_BYTES", 100)
     cluster = Tended(tmp_path, clock, snapshot_entries=40)
@@ -958,10 +958,10 @@ def test_a_rejoining_node_that_is_being_filled_keeps_no_leader_in_place(
     cluster.kill(dead)
 
     cluster.start(lost, rejoin=True)
-    cluster.until(lambda: cluster[lost]._receiving is not None, "the state file to be on its way")
+    cluster.until(lambda: cluster[lost].receiver.receiving, "the state file to be on its way")
     cluster.until(lambda: cluster[leader].raft.role != LEADER, "the leader to step down", rounds=100)
 
-    assert cluster[lost]._receiving is not None or cluster[lost]._installing is not None
+    assert cluster[lost].receiver.receiving or cluster[lost].receiver.installing
     cluster.close()
 
 
@@ -970,7 +970,7 @@ def test_a_lost_vote_is_not_given_a_second_time(tmp_path: Path, clock: Clock) ->
     election and stands in the same term. With a vote of n3 there would be two leaders in it."""
     cluster = Tended(tmp_path, clock)
     for name in cluster.names:
-        cluster[name]._continue_election = lambda now: None  # each stands when the test says so
+        cluster[name].election.step = lambda now: None  # each stands when the test says so
         hold_back(cluster[name])
     born(cluster)
     for name in cluster.names:
@@ -1158,9 +1158,9 @@ def test_a_readmission_that_a_state_file_swallowed_is_proposed_again(cluster: Te
     cluster.settle()
     # As if the node had got the state after its readmission, and not the entry.
     bench = cluster.benches["n3"]
-    bench.engine._saving = bench.engine.snapshots.save(bench.engine.registry.root())
+    bench.engine.compaction.save()
     cluster.let_pass(0.2)
-    assert bench.engine._saved is not None
+    assert bench.engine.compaction.saved is not None
     cluster.kill("n3")
     path = tmp_path / "n3" / "standing"
     path.write_bytes(path.read_bytes().replace(b'"member"', b'"rejoining"'))
@@ -1256,7 +1256,7 @@ def test_disks_are_lost_among_other_faults_and_no_acknowledged_write_is(
     a term, one state an index (the bench sees to that), and in the end every acknowledged write everywhere."""
     chance = random.Random(seed)
     random.seed(seed)
-    monkeypatch.setattr(engine_module, "KEEP_ENTRIES", chance.choice((0, 20, 500)))
+    monkeypatch.setattr(compaction_module, "KEEP_ENTRIES", chance.choice((0, 20, 500)))
     cluster = Tended(tmp_path, clock, nodes=chance.choice((3, 5)), snapshot_entries=chance.choice((30, 100, 10_000)))
     cluster.chance = chance
     cluster.wait_for_leader()

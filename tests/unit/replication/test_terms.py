@@ -12,7 +12,7 @@ from harness.sides import OurSide
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollcall.replication.network import wire
-from rollcall.replication.raft.engine import TERM_LEAP_MAX
+from rollcall.replication.raft.greeting import TERM_LEAP_MAX
 
 WITH_TERM: list[type[Any]] = [kind for kind in get_args(wire.Message) if "term" in kind.__struct_fields__]
 TERM_MAX = 2**63 - 1

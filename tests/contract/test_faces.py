@@ -39,10 +39,12 @@ def in_dns(service: FakeService, name: str) -> tuple[str, int] | None:
     response = dns.message.from_wire(data)
     if not response.answer:
         return None
+    record: Any
     (record,) = response.answer[0]
     if not response.additional:
         return str(record.target).rstrip("."), record.port
-    return response.additional[0][0].address, record.port
+    extra: Any = response.additional[0][0]
+    return extra.address, record.port
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,8 @@ def test_changes_come_in_pages_too(full: FakeService, api: Api) -> None:
 @pytest.mark.usefixtures("small_pages")
 def test_a_stream_comes_in_pieces(full: FakeService, api: Api) -> None:
     answer = api.get("/api/v1/watch?index=0&env=*", headers={"Accept": "text/event-stream"}, buffered=False)
-    found = [next(answer.response) for _ in range(20)]
+    pieces: Any = iter(answer.response)
+    found = [next(pieces) for _ in range(20)]
     answer.close()
 
     assert all(1_000 < len(piece) < 5_000 for piece in found)
@@ -496,7 +497,7 @@ def test_pages_and_a_watch_from_the_first_ones_index_are_what_is_there(
     register(service, "always")
     left = list(meanwhile)
 
-    def change(*_: object) -> None:
+    def change(*arguments: object) -> None:
         for _ in range(chance.randint(0, 4)):
             if left:
                 done(service, left.pop())

@@ -28,9 +28,10 @@ def call(api: Api, name: str, body: Any = None, code: int = SUCCESS, **fields: A
 def told(answer: TestResponse, code: int) -> dict[str, Any]:
     assert answer.status_code == 200
     assert answer.content_type == "application/json"
-    assert answer.json["code"] == code, answer.text
-    assert answer.json["message"] == MESSAGES.get(code, "")
-    return answer.json
+    envelope: Any = answer.json
+    assert envelope["code"] == code, answer.text
+    assert envelope["message"] == MESSAGES.get(code, "")
+    return envelope
 
 
 class TestRegister:

@@ -16,12 +16,13 @@ from rollcall.node.budget import KINDS, Budget
 from rollcall.node.leader.eviction import ProtectionView
 from rollcall.node.position import Position, reach
 from rollcall.node.values import LeaseView, Renewal, Renewed
-from rollcall.replication.api import MemberView
+from rollcall.replication.api import CheckView, MemberView
+from rollcall.replication.checks import State
 from rollcall.replication.commands import Submittable
 from rollcall.replication.errors import Draining, NoLeader, Overloaded
 from rollcall.replication.local_log import LocalLog
 from rollcall.replication.log import LogStatus
-from rollcall.replication.records import Key
+from rollcall.replication.records import Instance, Key
 from rollcall.replication.registry.changes import Changes
 from rollcall.replication.registry.registry import Outcome, Registry
 from werkzeug.test import Client, TestResponse
@@ -61,6 +62,12 @@ class FakeService:
             raise self.submit_error
         proposal = self.log.propose(command, time_ns=time.time_ns(), request_id=request_id)
         return proposal.result_by(time.monotonic() + 5)
+
+    def report(self, key: Key, check: str, state: State, note: str = "") -> Outcome:
+        raise NotImplementedError("nobody keeps checks here")
+
+    def checks(self, instance: Instance) -> list[CheckView]:
+        raise NotImplementedError("nobody keeps checks here")
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed]:
         self.renewals.extend(renewals)
@@ -142,26 +149,39 @@ def fill(budget: Budget) -> None:
                 budget.take(kind)
 
 
+class Told(TestResponse):
+    """An answer whose JSON is looked into without asking first whether there is any: if not, the test fails."""
+
+    @property
+    def json(self) -> Any:
+        return super().json
+
+
+def _told(answer: TestResponse) -> Told:
+    assert isinstance(answer, Told)
+    return answer
+
+
 class Api:
     """A client of one app. Paths are given as they stand in a request line."""
 
     def __init__(self, app: Fast) -> None:
-        self.client = Client(app)
-        self.inner = Client(app.inner)
+        self.client = Client(app, Told)
+        self.inner = Client(app.inner, Told)
 
-    def get(self, path: str, **options: Any) -> TestResponse:
-        return self.client.get(path, **options)
+    def get(self, path: str, **options: Any) -> Told:
+        return _told(self.client.get(path, **options))
 
-    def post(self, path: str, json: Any = None, **options: Any) -> TestResponse:
-        return self.client.post(path, **_body(json, options))
+    def post(self, path: str, json: Any = None, **options: Any) -> Told:
+        return _told(self.client.post(path, **_body(json, options)))
 
-    def put(self, path: str, json: Any = None, **options: Any) -> TestResponse:
-        return self.client.put(path, **_body(json, options))
+    def put(self, path: str, json: Any = None, **options: Any) -> Told:
+        return _told(self.client.put(path, **_body(json, options)))
 
-    def delete(self, path: str, **options: Any) -> TestResponse:
-        return self.client.delete(path, **options)
+    def delete(self, path: str, **options: Any) -> Told:
+        return _told(self.client.delete(path, **options))
 
-    def register(self, service: str = "orders", id: str = "o1", query: str = "", **fields: Any) -> TestResponse:
+    def register(self, service: str = "orders", id: str = "o1", query: str = "", **fields: Any) -> Told:
         """Registers one instance that must be accepted."""
         answer = self.put(f"/api/v1/services/{service}/instances/{id}{query}", fields)
         assert answer.status_code in (200, 201), answer.text
@@ -182,7 +202,7 @@ def problem(answer: TestResponse, status: int, code: str | None = None, **member
     """The members of a problem, after checking that it is a whole one, of that status."""
     assert answer.status_code == status, answer.text
     assert answer.content_type == "application/problem+json"
-    told = answer.json
+    told: Any = answer.json
     assert {"type", "title", "status", "detail"} <= told.keys()
     assert told["status"] == status
     assert told["detail"] and "Traceback" not in answer.text

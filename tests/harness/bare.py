@@ -54,7 +54,7 @@ class Store(SyncObj):
     def __init__(self, *args: Any, poison: str = "", **options: Any) -> None:
         super().__init__(*args, **options)
         self.stored: list[str] = []
-        self._SyncObj__properies.add("poison")
+        self._SyncObj__properies.add("poison")  # pyright: ignore[reportAttributeAccessIssue]
         self.poison: str = poison
 
     @replicated
@@ -206,13 +206,13 @@ class BareMember(Member):
             if raising:
                 raise ValueError("a callback that raises")
 
-        self.object.put(value, callback=note)
+        self.object.put(value, callback=note)  # pyright: ignore[reportCallIssue] - the decorator takes it
         self.tick()
         return answer
 
     def save_state(self) -> None:
         self.object.forceLogCompaction()
-        self.object._SyncObj__tryLogCompaction()
+        self.object._SyncObj__tryLogCompaction()  # pyright: ignore[reportAttributeAccessIssue]
 
     def lose_state_file(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -230,7 +230,7 @@ class BareMember(Member):
         journal = self._directory / "journal"
         self.object._doDestroy()
         content = journal.read_bytes()
-        entries = len(self.object._SyncObj__raftLog)
+        entries = len(self.object._SyncObj__raftLog)  # pyright: ignore[reportAttributeAccessIssue]
         end = pysyncobj.journal.FIRST_RECORD_OFFSET
         for _ in range(entries // 2):
             end += struct.unpack_from("<I", content, end)[0] + 8
@@ -264,7 +264,7 @@ class BareMember(Member):
         return set(self.object.stored)
 
     def entries(self) -> list[Placed]:
-        log = self.object._SyncObj__raftLog
+        log = self.object._SyncObj__raftLog  # pyright: ignore[reportAttributeAccessIssue]
         return [(index, term, value_of(command)) for command, index, term in log[:]]
 
     def acknowledged(self) -> list[tuple[str, int]]:

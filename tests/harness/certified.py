@@ -1,5 +1,6 @@
 """A cluster of real processes that speak TLS among themselves, with certificates of its own CA."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rollcall.cluster.local.local import flags
@@ -28,9 +29,9 @@ class CertifiedCluster(Cluster):
     def certificates(self) -> Path:
         return self.data_dir / "certificates"
 
-    def start(self, *, wait: bool = True) -> None:
+    def start(self, *, wait: bool = True, only: Sequence[int] = ()) -> None:
         self.issue()
-        super().start(wait=wait)
+        super().start(wait=wait, only=only)
 
     def issue(self, *nodes: int) -> None:
         """Certificates for these nodes, or for all: new ones, or renewed."""

@@ -159,7 +159,7 @@ def register(cluster: LocalCluster, service: str, urls: list[str], *, interval_s
 
 def healthy(cluster: LocalCluster, service: str, i: int = 0) -> dict[str, int]:
     """How many instances of what was registered as ``service`` node i knows in which state."""
-    found = dict.fromkeys(("passing", "warning", "pending", "critical"), 0)
+    found: dict[str, int] = dict.fromkeys(("passing", "warning", "pending", "critical"), 0)
     for each in ask(cluster.url(i), "GET", "/api/v1/services").json["services"]:
         if each["name"].startswith(f"{service}-"):
             for state, count in each["health"].items():

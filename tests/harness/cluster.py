@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -45,7 +46,8 @@ AS_DELIVERED: Mapping[str, object] = {"threads": 640, "threads_reserved": 48}
 """The defaults, for tests of how many can wait."""
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer:
     """What a node answered."""
 
     status: int
@@ -119,10 +121,10 @@ class Cluster(LocalCluster):
         self.expected_faults: list[str] = []
         """Parts of lines that may be logged although they look like faults."""
 
-    def start(self, *, wait: bool = True) -> None:
+    def start(self, *, wait: bool = True, only: Sequence[int] = ()) -> None:
         for attempt in range(1, STARTS_MAX + 1):
             try:
-                super().start(wait=wait)
+                super().start(wait=wait, only=only)
                 return
             except LocalError as error:
                 # Another program took a port between the look and the start.
@@ -141,7 +143,7 @@ class Cluster(LocalCluster):
         assert not ended, f"nodes ended by themselves, with exit codes {ended}"
         assert not faults, "\n".join(["nodes logged faults:", *faults])
 
-    def __enter__(self) -> "Cluster":
+    def __enter__(self) -> Self:
         self.start()
         return self
 

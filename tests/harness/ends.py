@@ -76,6 +76,10 @@ class Ends(ABC):
 PORTS = {"a": 1001, "b": 1002}
 
 
+def _term(message: Any) -> int:
+    return message.term
+
+
 class OurEnds(Ends):
     """Two of our transports."""
 
@@ -102,7 +106,7 @@ class OurEnds(Ends):
             transport.attach(
                 poller,
                 wake=lambda: None,
-                on_message=lambda node, message, heard=self.heard[name]: heard.append(message.term),
+                on_message=lambda node, message, heard=self.heard[name]: heard.append(_term(message)),
                 on_connected=lambda node, name=name: self.changes.append((name, "made", node.id)),
                 on_disconnected=lambda node, name=name: self.changes.append((name, "lost", node.id)),
                 on_greeted=lambda node, hello, name=name: self.objections.get(name, ""),

@@ -10,6 +10,7 @@ milliseconds, and commits a second with many writers at once.
 import argparse
 import json
 import multiprocessing
+import multiprocessing.synchronize
 import os
 import socket
 import statistics

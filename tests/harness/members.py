@@ -248,7 +248,7 @@ def proves_on_0_3_14(scenario: Callable[[Any], None]) -> Callable[..., None]:
         assert "pysyncobj 0.3.14" in played.stdout, played.stderr
         assert played.returncode == BROKEN, f"0.3.14 kept the promise?\n{played.stdout}{played.stderr}"
 
-    found = pytest.mark.parametrize("side", ["ours", "0.3.14"])(_named(test, scenario))
+    found: Any = pytest.mark.parametrize("side", ["ours", "0.3.14"])(_named(test, scenario))
     found.scenario = scenario
     return found
 
@@ -269,6 +269,6 @@ def play_on_0_3_14(file: Path, scenario: str, directory: Path) -> "subprocess.Co
 
 
 def _named(test: Callable[..., None], scenario: Callable[[Any], None]) -> Callable[..., None]:
-    functools.update_wrapper(test, scenario)
-    del test.__wrapped__  # pytest would take the scenario's arguments for the test's
-    return test
+    named: Any = functools.update_wrapper(test, scenario)
+    del named.__wrapped__  # pytest would take the scenario's arguments for the test's
+    return named

@@ -177,13 +177,13 @@ class Network:
         if not self.is_up(source, target) or (source, target) in self.muted:
             return
         message = decoded(frame)
-        clocks = isinstance(message, wire.Ping) and message.at is not None
-        if not clocks:
+        clocks = message if isinstance(message, wire.Ping) and message.at is not None else None
+        if clocks is None:
             self.on_send(source, target, message)
         if target in self._joined:
             self._links[source, target].append(frame)
-        elif clocks:
-            self.pings.append((source, target, message))
+        elif clocks is not None:
+            self.pings.append((source, target, clocks))
         else:
             self.sent.append((source, target, message))
 
@@ -240,7 +240,7 @@ class MemoryTransport:
         self._network: Network = network
         self._others: list[Node] = [Node(member) for member in members if member != node]
         self._nodes: dict[str, Node] = {other.id: other for other in self._others}
-        self._posted: deque[Callable[[], None]] = deque()
+        self._posted: deque[Callable[[], object]] = deque()
         self._draining: set[str] = set()
         self._leaving: bool = False
         self._waiting: deque[tuple[str, wire.Message]] = deque()
@@ -360,7 +360,7 @@ class MemoryTransport:
     def ping(self, node: Node, *, at: float, wall_ns: int, asked_at: float | None) -> None:
         self.send(node, wire.Ping(self._leaving, at, wall_ns, asked_at))
 
-    def post(self, action: Callable[[], None]) -> None:
+    def post(self, action: Callable[[], object]) -> None:
         self._posted.append(action)
 
     def statuses(self) -> tuple[PeerStatus, ...]:

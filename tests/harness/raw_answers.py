@@ -62,11 +62,10 @@ class RawAnswers:
             line.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path.encode()))
             return True
         for piece in self.odd:
-            if isinstance(piece, float):
-                if self._over.wait(piece):
-                    return False
-            else:
+            if isinstance(piece, bytes):
                 line.wfile.write(piece)
+            elif self._over.wait(piece):
+                return False
         return not self.hangs_up
 
     def break_off(self) -> None:

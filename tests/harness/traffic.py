@@ -12,7 +12,10 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
+
+from rollcall.cluster.local.local import LocalCluster
 
 from harness.cluster import Answer, Cluster, Line, instance_path
 
@@ -25,7 +28,8 @@ PLAIN = "plain"
 NO_ANSWER = (OSError, http.client.HTTPException)
 
 
-class Acknowledged(NamedTuple):
+@dataclass(frozen=True)
+class Acknowledged:
     """A write that was answered with success: when it was sent, when the answer came, its index."""
 
     asked_at: float
@@ -117,7 +121,7 @@ class Client(threading.Thread):
 class Writer(Client):
     """Registers one new instance after the other through one node."""
 
-    def __init__(self, cluster: Cluster, i: int, ledger: Ledger, *, name: str = "", rest_s: float = 0.002) -> None:
+    def __init__(self, cluster: LocalCluster, i: int, ledger: Ledger, *, name: str = "", rest_s: float = 0.002) -> None:
         super().__init__(name or f"writer-{i}-{id(self):x}")
         self.rest_s = rest_s
         self._line = Line(cluster.url(i))

@@ -11,7 +11,7 @@ WAIT_S = 25.0
 does not pass because of that."""
 
 
-def wait_for(condition: Callable[[], T], what: Any, deadline_s: float = WAIT_S, *, every_s: float = 0.02) -> T:
+def wait_for(condition: Callable[[], T | None], what: Any, deadline_s: float = WAIT_S, *, every_s: float = 0.02) -> T:
     """What ``condition`` gives as soon as that is true; past the deadline the test fails, naming ``what``.
 
     ``what`` may be a function, which is then asked at the end and can say how far things got.

@@ -28,7 +28,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``asked(answer, *words)`` runs ``rollcall`` with these words against a node that answers so."""
 
     def run(answer: Any, *words: str) -> tuple[Result, FakeSession]:
-        session = FakeSession(lambda *_: answer() if callable(answer) else answer)
+        def answered(*_: Any) -> Any:
+            return answer() if callable(answer) else answer
+
+        session = FakeSession(answered)
         monkeypatch.setattr(terminal, "Client", lambda nodes, **options: Client(nodes, session=session, **options))
         return CliRunner().invoke(cli.main, ["--timeout", "2", *words]), session
 

@@ -196,8 +196,9 @@ def test_the_lease_is_the_clusters_default_or_none_or_so_long():
 def test_a_registration_that_cannot_be_is_refused_before_it_is_sent(wrong: dict[str, Any]):
     sdk, session = client(lambda *_: response(201, instance()))
 
+    said: dict[str, Any] = {"id": "x", **wrong}
     with pytest.raises(Invalid):
-        sdk.register("cart", **{"id": "x", **wrong})
+        sdk.register("cart", **said)
 
     assert session.asked == []
 

@@ -59,7 +59,7 @@ class Registry:
                 with contextlib.suppress(OSError):  # who asked has gone meanwhile
                     registry._answer(self)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -378,10 +378,11 @@ def test_a_tls_connection_is_not_closed_by_a_child() -> None:
     ours, theirs = socket.socketpair()
     adapter = HTTPAdapter()
     pool = adapter.poolmanager.connection_from_url("http://127.0.0.1:1")
-    connection = pool._new_conn()
+    connection: Any = pool._new_conn()
     connection.sock = ours
     assert pool.pool is not None
-    pool.pool.get(), pool.pool.put(connection)
+    pool.pool.get()
+    pool.pool.put(connection)
 
     def leave() -> bool:
         forks.leave(adapter)
@@ -393,4 +394,5 @@ def test_a_tls_connection_is_not_closed_by_a_child() -> None:
         theirs.recv(1)
     ours.sendall(b"alive")
     assert theirs.recv(5) == b"alive"
-    ours.close(), theirs.close()
+    ours.close()
+    theirs.close()

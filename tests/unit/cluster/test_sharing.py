@@ -43,7 +43,8 @@ class Child:
             os.write(said[1], str(work(share)).encode())
             os._exit(0)
         self._said, self._go = said[0], go[1]
-        os.close(said[1]), os.close(go[0])
+        os.close(said[1])
+        os.close(go[0])
         assert os.read(self._said, 6) == b"joined"
 
     def leave(self) -> None:
@@ -60,7 +61,8 @@ class Child:
 
     def end(self) -> None:
         os.waitpid(self.pid, 0)
-        os.close(self._said), os.close(self._go)
+        os.close(self._said)
+        os.close(self._go)
 
 
 def test_the_last_one_out_takes_out_what_was_registered_last() -> None:
@@ -100,7 +102,8 @@ def test_a_forked_child_does_not_hold_the_parents_part() -> None:
         os.write(writer, b"!")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
-        os.close(reader), os.close(writer)
+        os.close(reader)
+        os.close(writer)
 
 
 @pytest.mark.parametrize("turn", range(10))

@@ -43,8 +43,11 @@ def test_what_waits_is_bounded_in_number_and_in_bytes(worker: Worker) -> None:
 
 
 def test_a_job_that_fails_ends_nothing(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
     ran = threading.Event()
-    worker(lambda: 1 / 0, 1)
+    worker(fail, 1)
     worker(ran.set, 1)
 
     assert ran.wait(10)

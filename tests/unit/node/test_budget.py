@@ -134,7 +134,8 @@ def test_never_more_places_are_held_than_there_are(total: int, steps: list) -> N
 
 def test_instances_that_watch_themselves_are_lent_an_eighth_and_nobody_else_is_refused_for_them() -> None:
     budget = Budget(16)
-    budget.take("own"), budget.take("own")
+    budget.take("own")
+    budget.take("own")
     with pytest.raises(Overloaded, match=r"all places for instances that watch themselves are taken \(2 at most\)"):
         budget.take("own")
 
@@ -145,7 +146,8 @@ def test_instances_that_watch_themselves_are_lent_an_eighth_and_nobody_else_is_r
     assert budget.scarce, "they go home now"
     for _ in range(3):
         budget.take("watch")
-    budget.take("write"), budget.take("renewal")
+    budget.take("write")
+    budget.take("renewal")
     with pytest.raises(Overloaded):
         budget.take("write")
 

@@ -16,8 +16,8 @@ MEMBERS = ("n1", "n2", "n3")
 
 def instance(*states: tuple[str, str, int], checks: tuple[Check, ...] = (HEART, UP), reg_index: int = 5) -> Instance:
     made: Any = tuple(CheckState(*state) for state in states)  # pyright: ignore[reportArgumentType]
-    stamps = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 0)
-    indexes = {"create_index": 5, "reg_index": reg_index, "modify_index": reg_index}
+    stamps: dict[str, Any] = dict.fromkeys(("reg_timestamp", "up_timestamp", "dirty_timestamp", "latest_timestamp"), 0)
+    indexes: dict[str, Any] = {"create_index": 5, "reg_index": reg_index, "modify_index": reg_index}
     return Instance(env="default", service="web", id="a", checks=checks, check_states=made, **stamps, **indexes)
 
 

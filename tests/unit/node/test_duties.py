@@ -506,19 +506,25 @@ def test_a_leader_that_steps_down_because_its_disk_is_nearly_full_leaves_its_lea
     assert pair.duties._left(tenure, tenure.looked_at) is not None
 
 
+def as_sent(left: Bequest) -> bytes:
+    data = bequest.to_bytes(left)
+    assert data is not None
+    return data
+
+
 def test_a_new_leader_goes_on_from_how_a_lease_stood_and_evicts_the_dead_and_nobody_else(pair: Pair) -> None:
     for number in (1, 2):
         register(pair, number, ttl_s=60)
     left = tuple(Left(("default", "cart", f"c{n}"), reg_index(pair, n), 90_500, 500, True, "follower") for n in (1, 2))
     replaced(pair)
-    assert pair.duties.take_over(bequest.to_bytes(Bequest(2, left))) == duties_module.LATER
+    assert pair.duties.take_over(as_sent(Bequest(2, left))) == duties_module.LATER
     leads_again(pair)
     assert pair.leader.renew([Renewal(key(2))])[0].status == "ok"
 
-    assert pair.duties.take_over(bequest.to_bytes(Bequest(1, left))) == duties_module.SETTLED
+    assert pair.duties.take_over(as_sent(Bequest(1, left))) == duties_module.SETTLED
     assert pair.duties._tenure is not None
     assert pair.duties._tenure.may_take_over, "nobody knows who led in between"
-    assert pair.duties.take_over(bequest.to_bytes(Bequest(2, left, evicted=((1_000, 0),)))) == duties_module.SETTLED
+    assert pair.duties.take_over(as_sent(Bequest(2, left, evicted=((1_000, 0),)))) == duties_module.SETTLED
     # A sixth of the time in which it would go by itself.
     wait_for(lambda: there(pair) == {"c2"}, "c1 to be evicted long before a length is over", 10)
 
@@ -563,7 +569,7 @@ def test_a_tenure_that_failed_and_begins_again_takes_nothing_over(pair: Pair) ->
     pair.duties._tenure = None
     wait_for(lambda: pair.duties._tenure not in (None, failed) and pair.duties._tenure.leases is not None, "a new one")
 
-    assert pair.duties.take_over(bequest.to_bytes(Bequest(2, left))) == duties_module.SETTLED
+    assert pair.duties.take_over(as_sent(Bequest(2, left))) == duties_module.SETTLED
 
     lease = wait_for(lambda: pair.duties.lease(key(1)), "the lease")
     assert lease.renewed_ms_ago < 60_000

@@ -220,7 +220,11 @@ class Bench:
         self.done: list[str] = []
         self.answers: list[bytes] = []
         log, peers = LocalLog(), NoPeers()
-        peers.serve = self.handlers.__setitem__
+
+        def serve(kind: str, handler: Handler) -> None:
+            self.handlers[kind] = handler
+
+        peers.serve = serve
         log.registry.replace(State.empty(level=level, history="0" * 16))
         Desk(
             log,

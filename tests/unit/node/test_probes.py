@@ -14,7 +14,8 @@ from rollcall.node.checks.probes import OUTPUT_BYTES_MAX, Found, Prober, Whom
 from rollcall.node.checks.reach import Reach
 from rollcall.replication.checks import Check
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
 HERE = Reach()
 WHOM = Whom(("default", "web"), ("127.0.0.1", "localhost"))
 
@@ -58,8 +59,10 @@ def asked(answer: Any, *, reach: Reach = HERE, **fields: Any) -> tuple[Found, li
             given = (
                 fields if {"tcp", "http"} & fields.keys() else {"http": f"http://127.0.0.1:{port}/health?x=1", **fields}
             )
-            given = {name: v.replace("PORT", str(port)) if isinstance(v, str) else v for name, v in given.items()}
-            return await ask(Check(name="c", **given), reach), requests
+            said: dict[str, Any] = {
+                name: v.replace("PORT", str(port)) if isinstance(v, str) else v for name, v in given.items()
+            }
+            return await ask(Check(name="c", **said), reach), requests
 
     return asyncio.run(run())
 

@@ -36,7 +36,7 @@ def place() -> Iterator[str]:
         "grpc.health.v1.Health", {"Check": grpc.unary_unary_rpc_method_handler(_check)}
     )
     with ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool, handlers=(handler,))
+        server = grpc.server(pool, handlers=[handler])
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         yield f"127.0.0.1:{port}"

@@ -100,8 +100,8 @@ def test_the_default_asks_no_address_but_the_instances_own(ip):
 
 
 def test_where_an_instance_says_that_it_is():
-    stamps = {"reg_timestamp": 0, "up_timestamp": 0, "dirty_timestamp": 0, "latest_timestamp": 0}
-    indexes = {"create_index": 1, "reg_index": 1, "modify_index": 1}
+    stamps: dict[str, Any] = {"reg_timestamp": 0, "up_timestamp": 0, "dirty_timestamp": 0, "latest_timestamp": 0}
+    indexes: dict[str, Any] = {"create_index": 1, "reg_index": 1, "modify_index": 1}
 
     def hosts(**said: Any) -> tuple[str, ...]:
         return own_hosts(Instance(env="default", service="s", id="i", **said, **stamps, **indexes))

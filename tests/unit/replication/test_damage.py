@@ -187,6 +187,19 @@ def test_damage_is_refused_with_its_file_its_place_and_what_to_do(directory: Pat
 
 TEMPORARY = ("snapshot", "snapshot-received", "starts", "words")
 
+
+def leave_halves(directory: Path) -> None:
+    for name in (
+        "journal.new",
+        "journal.cut",
+        "snapshot.tmp",
+        "snapshot-received.tmp",
+        "starts.tmp",
+        "words.tmp",
+    ):
+        (directory / name).write_bytes(b"half")
+
+
 HARMLESS: dict[str, Spoil] = {
     "untouched": lambda directory: None,
     "mark gone": lose("journal.synced"),
@@ -194,20 +207,7 @@ HARMLESS: dict[str, Spoil] = {
     "mark cut": cut("journal.synced", 0.5),
     "an older state file gone": lose("snapshot.previous"),
     "an older state file spoiled": flip("snapshot.previous", 0.5),
-    "leftovers of a crash": lambda directory: (
-        [
-            (directory / name).write_bytes(b"half")
-            for name in (
-                "journal.new",
-                "journal.cut",
-                "snapshot.tmp",
-                "snapshot-received.tmp",
-                "starts.tmp",
-                "words.tmp",
-            )
-        ]
-        and None
-    ),
+    "leftovers of a crash": leave_halves,
 }
 
 

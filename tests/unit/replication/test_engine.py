@@ -7,6 +7,7 @@ import itertools
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -1235,15 +1236,17 @@ def test_a_failing_sync_stops_the_node_and_nothing_leaves(member, monkeypatch):
 # -- the loop
 
 
-def loop(member: EngineMember, monkeypatch: pytest.MonkeyPatch, errors: list[Exception | None]) -> list[BaseException]:
+def loop(
+    member: EngineMember, monkeypatch: pytest.MonkeyPatch, errors: Sequence[Exception | None]
+) -> list[BaseException]:
     """Runs the loop on rounds that fail like this; what the node gave up with."""
-    rounds = iter(errors)
+    rounds = list(errors)
 
     def tick() -> None:
-        error = next(rounds, None)
+        error = rounds.pop(0) if rounds else None
         if error is not None:
             raise error
-        if rounds.__length_hint__() == 0:
+        if not rounds:
             member.engine._stopping = True
 
     monkeypatch.setattr(member.engine, "tick", tick)

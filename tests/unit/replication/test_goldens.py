@@ -11,6 +11,7 @@ makes the files anew, for a level that is new.
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,7 +186,8 @@ def reg_index(registry: Registry, id: str) -> int:
     return instance.reg_index
 
 
-class Played(NamedTuple):
+@dataclass(frozen=True)
+class Played:
     """One command of the script, and what became of it."""
 
     index: int

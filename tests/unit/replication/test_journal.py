@@ -366,6 +366,7 @@ def test_when_even_the_reserve_is_used_up_a_vote_is_refused_and_not_remembered(t
     journal = filled(tmp_path, disk, 2)
     disk.full = True
 
+    term = 1
     with pytest.raises(DiskUnavailable):
         for term in range(2, 1000):
             journal.setCurrentTerm(term, "c")
@@ -689,6 +690,7 @@ class JournalModel(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.cut is not None and not self.cut_is_written)
     def write_cut(self) -> None:
+        assert self.cut is not None
         self.journal.write_cut(self.cut, no_rest)
         self.cut_is_written = True
 
@@ -698,6 +700,7 @@ class JournalModel(RuleBasedStateMachine):
         self.disk.cut_at = None if step is None else self.disk.steps + step
         self.note()
         cut, self.cut = self.cut, None
+        assert cut is not None
         base, written = self.journal.base_index, cut.entries is self.journal._entries
         entries, term, vote, commit = self.picture()
         after = (entries[cut.base :], term, vote, commit) if written else (entries, term, vote, commit)

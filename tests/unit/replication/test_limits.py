@@ -143,6 +143,7 @@ def test_what_is_read_can_be_sent_back_whole(letter: str) -> None:
     """With each field that has its default said: an export that is imported."""
     most = policy_of(policy(letter))
     instance = registration(letter)
+    assert instance.checks is not msgspec.UNSET
     checks = [msgspec.structs.asdict(check) for check in instance.checks]
 
     assert policy_of(through_json(msgspec.structs.asdict(most))) == most

@@ -384,7 +384,8 @@ def test_a_directory_whose_starts_were_counted_and_are_gone_is_refused(tmp_path:
 def test_a_refused_start_is_not_counted_so_that_a_copy_never_outgrows_what_is_known_of_it(tmp_path: Path) -> None:
     known = {"a": Known("d", 0, 2, "another")}
     tokens: set[str] = set()
-    peers_of(tmp_path)
+    peers = peers_of(tmp_path)
+    claims = claims_of(peers)
     for _ in range(5):
         peers = peers_of(tmp_path)
         claims = claims_of(peers)

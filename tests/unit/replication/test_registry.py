@@ -40,7 +40,7 @@ from rollcall.replication.errors import (
     NotFound,
     RollcallError,
 )
-from rollcall.replication.records import Event, Instance, Key, Registration
+from rollcall.replication.records import Event, Instance, Key, Registration, Status
 from rollcall.replication.registry import requests as requests_module
 from rollcall.replication.registry.registry import Applied, Outcome, Registry, ServiceView, State
 from rollcall.replication.registry.requests import REMEMBER_NS
@@ -255,7 +255,8 @@ def test_what_is_not_registered_is_not_found(registry: Registry, command: Comman
 
 def test_an_override_is_set_changed_and_removed(registry: Registry) -> None:
     run(registry, register(), time_ns=10)
-    for index, (status, reason) in enumerate([("draining", "update"), ("down", "update"), ("down", "fan"), (None, "")]):
+    words: list[tuple[Status | None, str]] = [("draining", "update"), ("down", "update"), ("down", "fan"), (None, "")]
+    for index, (status, reason) in enumerate(words):
         applied = run(registry, SetStatus("default", "web", "a", status, reason), time_ns=100 + index)
 
         assert applied.outcome is not None

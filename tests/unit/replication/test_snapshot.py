@@ -25,9 +25,9 @@ def disk() -> SimDisk:
 
 
 @pytest.fixture
-def snapshots(tmp_path, disk):
+def snapshots(tmp_path, disk, monkeypatch):
     made = Snapshots(tmp_path, cluster="test", disk=disk)
-    made._worker = HandWorker()
+    monkeypatch.setattr(made, "_worker", HandWorker())
     yield made
     made.close()
 
@@ -104,14 +104,14 @@ def test_a_file_is_synced_before_it_gets_its_name(snapshots, disk):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_power_cut_at_any_step_leaves_the_file_before_or_the_new_one(tmp_path, seed):
+def test_a_power_cut_at_any_step_leaves_the_file_before_or_the_new_one(tmp_path, monkeypatch, seed):
     chance = random.Random(seed)
     for step in range(60):
         directory = tmp_path / str(step)
         directory.mkdir()
         disk = SimDisk()
         snapshots = Snapshots(directory, cluster="test", disk=disk)
-        snapshots._worker = HandWorker()
+        monkeypatch.setattr(snapshots, "_worker", HandWorker())
         snapshots.save(registry(5).root()).result()
         disk.cut_at = disk.steps + step
         finished = False

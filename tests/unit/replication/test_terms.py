@@ -21,7 +21,7 @@ TERM_MAX = 2**63 - 1
 def of_term(kind: type[Any], term: int) -> st.SearchStrategy[Any]:
     """Messages of a kind, with that term and anything else in them."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    rest = {
+    rest: dict[str, st.SearchStrategy[Any]] = {
         name: st.from_type(field.type) if field.type in (bool, bytes) else st.just(0)
         for name, field in fields.items()
         if field.required and name not in ("term", "entries")

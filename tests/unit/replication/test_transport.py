@@ -33,8 +33,8 @@ def ends(ours):
     return ours.ends()
 
 
-def arrived(connection: FakeSocket) -> list[wire.Message]:
-    """What a raw connection was sent."""
+def arrived(connection: FakeSocket) -> list[Any]:
+    """The messages that a raw connection was sent."""
     reader = wire.FrameReader()
     reader.limit = wire.FRAME_BYTES_MAX
     messages = list(reader.feed(bytes(connection.inbox)))

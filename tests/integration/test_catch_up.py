@@ -31,6 +31,7 @@ def write_past_the_log(cluster: Cluster, through: int, service: str) -> int:
     for number in range(2 * KEPT_BYTES // (90 * 7_900)):
         ids = [f"{service}-{number}-{place}" for place in range(90)]
         cluster.register_many(through, service, ids, meta=filler, ttl_s=None)
+    index = 0
     for number in range(110):
         index = cluster.register(through, "small", f"s{number}", ttl_s=None)
     return index

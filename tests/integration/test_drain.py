@@ -1,5 +1,6 @@
 """SIGTERM: a node leaves so that no client loses an answer, and leadership with it."""
 
+import signal
 import threading
 import time
 
@@ -213,7 +214,7 @@ def test_a_second_signal_ends_a_draining_node_at_once(three: Cluster):
             wait_for(lambda: _refuses(three.url(leader)), "the node to drain", every_s=0.002)
             pid = three.pid(leader)
             assert pid is not None, "the drain was over too soon to be interrupted"
-            three._signal(leader, 15)
+            three._signal(leader, signal.SIGTERM)
             ask_drain.join(STOP_S_MAX)
             assert ended == [128 + 15], "one that has drained exits with 0"
         finally:

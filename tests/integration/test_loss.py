@@ -29,7 +29,7 @@ def lose(cluster: Cluster, victims: list[int], measured: Measured, what: str) ->
         for victim in victims:
             cluster.kill(victim)
         killed = time.monotonic()
-        after = wait_for(lambda: len(ledger.since(killed)) > 100 and ledger.since(killed), "writes to go on")
+        after = wait_for(lambda: ledger.since(killed) if len(ledger.since(killed)) > 100 else None, "writes to go on")
         quiet_s = ledger.pause_s(began)
         for victim in victims:
             cluster.restart(victim, wait=False)

@@ -175,8 +175,8 @@ def test_it_does_not_say_that_it_is_registered_before_it_is(tmp_path):
         text=True,
     )
     assert running.stderr is not None
+    said = ""
     try:
-        said = ""
         while "no node of the registry takes legacy-127.0.0.1:1" not in said:
             line = running.stderr.readline()
             assert line, said

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -142,7 +142,7 @@ def test_a_node_that_cannot_prove_itself_stays_out_and_both_sides_say_why(certif
     """Node 2 comes back as operators get it wrong: without TLS, and with a certificate of another CA."""
     own = certified.certificates / certified.node_id(2)
 
-    def refused(settings: dict[str, object], there: str, here: str) -> None:
+    def refused(settings: Mapping[str, object], there: str, here: str) -> None:
         seen = [certified.log(i).count(there) for i in (0, 1)]
         process_settings = {**certified.settings_of(2), **settings}
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in process_settings.items()]

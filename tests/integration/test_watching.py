@@ -201,6 +201,7 @@ def test_every_kind_of_change_is_told_by_its_name(three: Cluster):
 
 def test_an_index_older_than_the_feed_is_gone_on_every_node_poll_and_stream(three: Cluster):
     start = three.view(0)["applied_index"]
+    end = 0
     for turn in range(5):
         end = three.register_many(0, "flood", [f"f{turn}-{number}" for number in range(FEED_EVENTS // 4)])
     three.wait_everywhere(lambda i: three.view(i)["applied_index"] >= end, f"index {end}")

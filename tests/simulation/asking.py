@@ -7,6 +7,7 @@ clock. Where a thread would wait for a peer, the answer comes by itself; what a 
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,10 @@ Reported = Callable[[int, tuple[Result, ...]], None]
 
 class _Loop(asyncio.BaseEventLoop):
     """An event loop by a node's clock, for who asks it what is due instead of waiting."""
+
+    # What the base class keeps.
+    _ready: "deque[asyncio.Handle]"
+    _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()

@@ -98,7 +98,7 @@ class _Store(SyncObj):
     def __init__(self, node: "BareNode", *arguments: Any, **options: Any) -> None:
         self._node: BareNode = node
         super().__init__(*arguments, **options)
-        self._SyncObj__properies.add("_SyncObj__enabledCodeVersion")
+        self._SyncObj__properies.add("_SyncObj__enabledCodeVersion")  # pyright: ignore[reportAttributeAccessIssue]
         self.saved: _Saved = _Saved(node, b"")
 
     @replicated
@@ -158,7 +158,7 @@ class BareNode:
             ),
             transport=self._wire,
         )
-        self.object._poller = _NoPoller()
+        self.object._poller = _NoPoller()  # pyright: ignore[reportAttributeAccessIssue]
 
     # -- turns
 
@@ -222,18 +222,19 @@ class BareNode:
 
     @property
     def first_index(self) -> int:
-        return self.object._SyncObj__raftLog[0][1]
+        return self.object._SyncObj__raftLog[0][1]  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def last_index(self) -> int:
-        return self.object._SyncObj__raftLog[-1][1]
+        return self.object._SyncObj__raftLog[-1][1]  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def age_s(self) -> float | None:
         return None
 
     def entry(self, index: int) -> Entry:
-        command, _, term = self.object._SyncObj__raftLog[index - self.first_index]
+        log = self.object._SyncObj__raftLog  # pyright: ignore[reportAttributeAccessIssue]
+        command, _, term = log[index - self.first_index]
         return Entry(term, REGULAR + pickle.loads(command[1:])[1][0] if command[:1] == REGULAR else NO_OP)
 
     @property
@@ -272,7 +273,10 @@ class BareNode:
         self._place.proposed(self.name, proposal, command)
         self._proposals.append(proposal)
         proposal.add_done_callback(lambda _: settled(proposal.outcome, proposal.error) if self._alive else None)
-        self.object.put(proposal.data, callback=lambda applied, reason: self._answered(proposal, applied, reason))
+        self.object.put(
+            proposal.data,
+            callback=lambda applied, reason: self._answered(proposal, applied, reason),  # pyright: ignore[reportCallIssue] - the decorator takes it
+        )
         return lambda: proposal.give_up("the library did not answer in time")
 
     def _answered(self, proposal: Proposal, applied: Applied | None, reason: int) -> None:
@@ -288,7 +292,7 @@ class BareNode:
 
     def stand(self) -> None:
         if not self.leads:
-            self.object._SyncObj__raftElectionDeadline = 0
+            self.object._SyncObj__raftElectionDeadline = 0  # pyright: ignore[reportAttributeAccessIssue]
 
     def kill(self) -> None:
         self._alive = False
@@ -303,7 +307,7 @@ class BareNode:
     def _end(self) -> None:
         for proposal in self._proposals:
             proposal.give_up("this node is gone")
-        half = self.object._SyncObj__serializer._Serializer__incomingTransmissionFile
+        half = self.object._SyncObj__serializer._Serializer__incomingTransmissionFile  # pyright: ignore[reportAttributeAccessIssue]
         if half is not None:
             # What Python still holds of a half-received file must not be written when it is collected.
             nowhere = os.open(os.devnull, os.O_WRONLY)

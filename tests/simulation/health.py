@@ -59,9 +59,11 @@ class Health:
         many = max(check.failures_before_critical, check.success_before_passing)
         if state == "critical":
             # Once it said so, it must find it well again to say otherwise.
-            self._found[node, check.http] = found = [each for each in found if each == "critical"]
-            return found[-many:]
-        return [each for each in found if each != "critical"][-many:]
+            critical: list[State] = [each for each in found if each == "critical"]
+            self._found[node, check.http] = critical
+            return critical[-many:]
+        otherwise: list[State] = [each for each in found if each != "critical"]
+        return otherwise[-many:]
 
     def said(self, key: Key, state: State) -> None:
         """A service is about to say how it is."""

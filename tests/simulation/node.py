@@ -229,12 +229,12 @@ class EngineNode:
         self.transport: MemoryTransport = MemoryTransport(place.network, place.name, plan.names)
         send = self.transport.send
 
-        def sending(to: LibraryNode, message: wire.Message) -> bool:
+        def sending(node: LibraryNode, message: wire.Message) -> bool:
             if isinstance(message, wire.RequestVoteResponse | wire.RequestVote):
                 place.voted(
-                    place.name, message.term, to.id if isinstance(message, wire.RequestVoteResponse) else place.name
+                    place.name, message.term, node.id if isinstance(message, wire.RequestVoteResponse) else place.name
                 )
-            return send(to, message)
+            return send(node, message)
 
         self.transport.send = sending
         self.fatal: list[BaseException] = []

@@ -310,7 +310,10 @@ def _clocks_are_set_a_year_ahead() -> None:
         set_clock(world, structs.replace(fault, amount=31_536_000.0), (name,))
 
     # Where a clock was is no excuse for another one: this node alone was ahead at any time.
-    judge.Judge.clock_set = lambda self, name, wall_ns: self._latest_walls_ns.setdefault(name, wall_ns)
+    def clock_set(self: judge.Judge, name: str, wall_ns: int) -> None:
+        self._latest_walls_ns.setdefault(name, wall_ns)
+
+    judge.Judge.clock_set = clock_set
     faults.begin = begin
 
 
@@ -431,13 +434,13 @@ def _duties_that_lag() -> None:
         make_node(self, place, *arguments, **options)
         places[id(self.duties)] = self
 
-    def evicting(self: duties.Duties, *arguments: Any) -> None:
+    def evicting(self: duties.Duties, *arguments: Any, **named: Any) -> None:
         holder = places[id(self)]
         later_s = chance.random() ** 2 * 3.0
 
         def propose() -> None:
             if holder._alive:
-                holder._place.act(holder.name, lambda: evict(self, *arguments))
+                holder._place.act(holder.name, lambda: evict(self, *arguments, **named))
 
         holder._place.later(later_s, propose)
 
@@ -530,8 +533,8 @@ def _one_node_finds_everybody_ill() -> None:
         self.judge.health.found(name, check, state)
         return state
 
-    def judged(self: health.Health, instance: Any, state: CheckState, *arguments: Any) -> Iterator[str]:
-        yield from judge_change(self, instance, state, *arguments)
+    def judged(self: health.Health, instance: Any, state: CheckState, *arguments: Any, **named: Any) -> Iterator[str]:
+        yield from judge_change(self, instance, state, *arguments, **named)
         # Nobody is sent to what is pending: that may be called critical by one node.
         well = self._known[instance.key].health in SERVING_HEALTH
         if (state.name, state.state) == ("up", "critical") and well and self._assignment.nodes != (blind,):

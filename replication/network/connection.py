@@ -218,23 +218,21 @@ class Connection:
                 self._hung_up("the peer closed the connection")
                 return
             self.heard_at = clock()
-            yield from self._messages(data)
+            for message in self._reader.feed(self._opened(data)):
+                yield message
+                if self.closed:
+                    return
             if self.closed or self.peer is None or len(data) < size or self.heard_at > until:
                 return
 
-    def _messages(self, data: bytes) -> Iterator[Message]:
-        """What the bytes say that arrived, until the connection is closed."""
+    def _opened(self, data: bytes) -> bytes:
+        """What the bytes say that arrived, before it is known whose they are."""
         credentials = self._around.credentials
         plain = data if credentials is None else self._unseal(credentials, data)
         if not self.spoke and credentials is None and is_tls(data):
             raise TlsError("it speaks TLS, and this node does not: all nodes need tls_cert, tls_key and tls_ca")
         self.spoke = True
-        if self.closed:
-            return
-        for message in self._reader.feed(plain):
-            yield message
-            if self.closed:
-                return
+        return b"" if self.closed else plain
 
     def _unseal(self, credentials: Credentials, data: bytes) -> bytes:
         """The plain text in ``data``. While the ends still prove themselves there is none."""

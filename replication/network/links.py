@@ -32,7 +32,7 @@ SILENCE_S = 3.5
 class Told(Struct, frozen=True):
     """Who is told of what happens on the links."""
 
-    on_message: Callable[[Connection, Message], None]
+    on_message: Callable[["Link", Connection, Message], None]
     """What a peer said after its hello."""
     on_connected: Callable[[Node], None]
     on_disconnected: Callable[[Node, Connection], None]
@@ -256,7 +256,7 @@ class Links:
             if wrong:
                 self._turn_away(connection, "standing", wrong, message.node)
         else:
-            self._told.on_message(connection, message)
+            self._told.on_message(link, connection, message)
 
     # -- who may stay --------------------------------------------------------------
 

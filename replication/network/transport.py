@@ -24,10 +24,10 @@ from ..storage.starts import Claims
 from .connection import Connection
 from .dialing import Endpoint, Resolver
 from .handshake import Handshake
-from .links import Links, Told
+from .links import Link, Links, Told
 from .requests import Requests
 from .tls import Credentials
-from .wire import Answer, Hello, Message, Ping, Refused, Request
+from .wire import Answer, Hello, Message, Ping, Refused, Request, encode
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Transport:
         connection = self._links.of[node.id].connection
         if connection is None:
             return False
-        connection.send(message)
+        connection.write(encode(message))
         return not connection.closed
 
     def broadcast(self, nodes: list[Node], frame: bytes) -> None:
@@ -229,8 +229,7 @@ class Transport:
 
     # -- what arrives --------------------------------------------------------------
 
-    def _received(self, connection: Connection, message: Message) -> None:
-        link = self._links.of[connection.peer or ""]
+    def _received(self, link: Link, connection: Connection, message: Message) -> None:
         if isinstance(message, Ping):
             link.draining = message.draining
             if message.at is not None:

@@ -45,6 +45,7 @@ from .checks.probes import Prober
 from .checks.reach import Reach
 from .leader.duties import Duties, DutySettings
 from .metrics import Metrics
+from .peers import serve_checks, serve_peers
 from .service import Service, ServiceSettings
 from .settings import Settings, load
 
@@ -149,8 +150,16 @@ class Node:
                 ),
             ),
             self.checker,
-            self._desk,
         )
+        serve_peers(
+            transport,
+            self.engine,
+            self.duties,
+            propose=self.service.propose,
+            read_index=self.service.read_index,
+            aside=self._desk,
+        )
+        serve_checks(transport, self.checker)
         api = ApiSettings(
             body_bytes_max=settings.body_bytes_max,
             batch_body_bytes_max=settings.batch_body_bytes_max,

@@ -10,77 +10,37 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from ..replication.api import CheckView, MemberView
 from ..replication.checks import State
-from ..replication.commands import (
-    KEEP_LEVEL,
-    Barrier,
-    Batch,
-    Command,
-    Deregister,
-    Operation,
-    Register,
-    Submittable,
-    level_of,
-)
-from ..replication.errors import (
-    DiskUnavailable,
-    Draining,
-    Invalid,
-    NoLeader,
-    NotDone,
-    Overloaded,
-    RollcallError,
-    Superseded,
-    Unknown,
-)
-from ..replication.levels import READ_INDEX_LEVEL
+from ..replication.commands import Submittable
+from ..replication.errors import Draining, Invalid, NotDone, RollcallError, Unknown
 from ..replication.log import Log, LogStatus, Peers, Role
 from ..replication.proposal import Pending, Proposal
-from ..replication.records import Instance, Key, Registration
+from ..replication.records import Instance, Key
 from ..replication.registry.changes import Changes
-from ..replication.registry.registry import Outcome, Registry, superseded
-from .aside import Aside, at_once
+from ..replication.registry.registry import Outcome, Registry
 from .budget import Budget
 from .checks.checker import Checker
-from .forward import (
-    BARRIER,
-    HAND_OVER,
-    NOTES,
-    RENEW,
-    SAY,
-    SUBMIT,
-    Desk,
-    Rounds,
-    notes_asked,
-    read_answer,
-    read_notes,
-    renewals_asked,
-    renewals_bytes,
-    said,
-    submission,
-)
+from .forward import Applied, Asked, Indexed, Joined, Moved, Settled, Steps, Wait, Way, taken
 from .heard import Heard
 from .leader.duties import Duties
 from .leader.eviction import ProtectionView
-from .masking import is_masked, restored
+from .leader.renewals import LeaseView, Renewal, Renewed
+from .peers import NOTES, SAY, SUBMIT, Said, ask, renewals_bytes
 from .position import Position, reach
-from .values import LeaseView, Renewal, Renewed
+from .rounds import Rounds
+from .writes import Writes
+
+A = TypeVar("A")
 
 logger = logging.getLogger(__name__)
 
-DIRTY_AHEAD_NS = 3600 * 10**9
-"""How far in the future a ``dirty_timestamp`` may lie."""
-
 LEADER_SEEN_S = 10.0
 """A node that has not heard a leader for so long should get no requests."""
-
-ASK_AGAIN_S = 0.02
 
 NOTES_S = 1.0
 
@@ -109,7 +69,6 @@ class Service:
         budget: Budget,
         settings: ServiceSettings,
         checker: Checker | None = None,
-        aside: Aside = at_once,
     ) -> None:
         self._checker: Checker | None = checker
         self._log: Log = log
@@ -127,18 +86,29 @@ class Service:
         self._renewals: Rounds[Sequence[Renewal], Sequence[Renewed | None]] = Rounds(
             self._renewal_round, renewals_bytes, len
         )
-        Desk(
-            log,
-            peers,
-            propose=self._propose,
-            barrier=self._read_index,
-            renew=self._renew_for_peer,
-            report=duties.report,
-            notes=duties.notes,
-            protection=duties.protection_bytes,
-            take_over=duties.take_over,
-            aside=aside,
-        )
+        self._writes: Writes = Writes(log, lease_ttl_s_min=settings.lease_ttl_s_min)
+        self._way: Way = Way(log, settings.write_timeout_s)
+
+    def _taken(self, steps: Steps[A]) -> A:
+        return taken(steps, self._wait)
+
+    def _wait(self, step: Wait) -> Any:
+        match step:
+            case Settled():
+                return step.pending.result_by(step.deadline)
+            case Asked():
+                return ask(self._peers, step.node, step.kind, step.question, step.deadline)
+            case Applied():
+                return self._log.wait_applied(step.upto, step.deadline)
+            case Moved():
+                return self._log.wait_leadership(step.seen, step.deadline)
+            case Joined():
+                return self._renewals.ask(step.renewals, step.deadline)
+            case Indexed():
+                return self._barriers.ask(None, step.deadline)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._settings.write_timeout_s
 
     # -- writes --------------------------------------------------------------------
 
@@ -149,124 +119,15 @@ class Service:
         """
         if self._draining:
             raise Draining(f"{self.node_id} is shutting down: use another node")
-        self._check(command)
-        if self.registry.level < KEEP_LEVEL:
-            # The leader may run a release that knows no masks: this node's copy must do.
-            command = self._judged_here(self._unmasked(command))
-            if level_of(command) >= KEEP_LEVEL:
-                # A leader of the release before would take it, and leave out what it does not know: the time.
-                raise NotDone(
-                    "not every member understands this yet: upgrade them all, or say it without its time",
-                    needs_level=level_of(command),
-                )
-        deadline = time.monotonic() + self._settings.write_timeout_s
-        while True:
-            seen = self._log.leadership
-            try:
-                if seen.leader is None:
-                    raise NoLeader("there is no leader; an election takes about a second while a quorum is up")
-                if seen.leader == self.node_id:
-                    return self._propose(command, request_id).result_by(deadline)
-                return self._submit_to(seen.leader, command, request_id, deadline)
-            except Overloaded:
-                raise
-            except NotDone as error:
-                if isinstance(error, DiskUnavailable) and error.facts.get("nearly_full"):
-                    raise  # there is nobody with room to hand over to: that takes an operator, or removals
-                if "needs_level" in error.facts and time.monotonic() > deadline - self._settings.write_timeout_s / 2:
-                    raise  # this cluster is not new: its level rises when the last member is upgraded
-                self._again(error, deadline)
+        command = self._writes.prepared(command)
+        asked = command, request_id
+        return self._taken(self._way.change(SUBMIT, asked, lambda: self.propose(*asked), self._deadline()))
 
-    def _again(self, error: NotDone, deadline: float) -> None:
-        """Waits for another leader, or a little; raises ``error`` when time is up."""
-        now = time.monotonic()
-        if now + ASK_AGAIN_S >= deadline:
-            raise error
-        self._log.wait_leadership(self._log.leadership, min(deadline, now + ASK_AGAIN_S * 5))
-
-    def _submit_to(self, leader: str, command: Submittable, request_id: str, deadline: float) -> Outcome:
-        answered = read_answer(self._peers.request(leader, SUBMIT, submission(command, request_id), deadline))
-        if answered.outcome is None:
-            raise Unknown(f"{leader} answered without an outcome")
-        # The client may read here next. If this node lags, the write is done all the same.
-        self._log.wait_applied(answered.outcome.index, deadline)
-        return answered.outcome
-
-    def _propose(self, command: Submittable, request_id: str) -> Proposal:
+    def propose(self, command: Submittable, request_id: str) -> Proposal:
         """Stamps and proposes a client's command, ours or forwarded. Does not wait."""
         if self._draining:
             raise Draining(f"{self.node_id} is shutting down")
-        return self._propose_checked(command, request_id)
-
-    def _propose_checked(self, command: Command, request_id: str = "") -> Proposal:
-        now_ns = time.time_ns()
-        # The registry's time does not go back with a clock that was set back.
-        latest_ns = max(now_ns, self.registry.last_time_ns) + DIRTY_AHEAD_NS
-        for registration in _registrations(command):
-            dirty = registration.dirty_timestamp
-            if dirty is not None and dirty > latest_ns:
-                if clock_error := self._log.status().clock_error:
-                    raise NotDone(clock_error)
-                raise Invalid(
-                    "dirty_timestamp: Expected nanoseconds at most one hour ahead of the leader's clock",
-                    field="dirty_timestamp",
-                    limit=latest_ns,
-                )
-        return self._log.propose(self._unmasked(command), time_ns=now_ns, request_id=request_id)
-
-    def _unmasked(self, command: Command) -> Any:
-        """``command`` with the secrets that this node holds where a client sent back the mask that it read."""
-        if not any(map(is_masked, _registrations(command))):
-            return command
-        if isinstance(command, Register):
-            return self._unmasked_one(command)
-        assert isinstance(command, Batch)
-        operations: list[Operation] = []
-        for number, operation in enumerate(command.operations):
-            try:
-                operations.append(self._unmasked_one(operation) if isinstance(operation, Register) else operation)
-            except Invalid as error:
-                field = f"operations[{number}].{error.field}"
-                raise Invalid(f"operations[{number}].{error.message}", field=field) from None
-        return Batch(tuple(operations))
-
-    def _unmasked_one(self, command: Register) -> Register:
-        sent = command.registration
-        if not is_masked(sent):
-            return command
-        return msgspec.structs.replace(command, registration=restored(sent, self.registry.instance(sent.key)))
-
-    def _check(self, command: Submittable) -> None:
-        for registration in _registrations(command):
-            shortest = self._settings.lease_ttl_s_min
-            if registration.ttl_s is not None and registration.ttl_s < shortest:
-                raise Invalid(f"ttl_s: Expected at least {shortest:g} (lease_ttl_s_min)", field="ttl_s", limit=shortest)
-
-    def _judged_here(self, command: Submittable) -> Submittable:
-        """A removal that names a registration, as a member of an older release understands it.
-
-        Which one is registered is then this node's copy to say, and the plain removal is proposed.
-        Between the two another registration may come; who it is registers again.
-        """
-        if isinstance(command, Deregister):
-            return self._plain_removal(command)
-        if not isinstance(command, Batch):
-            return command
-        operations: list[Operation] = []
-        for number, operation in enumerate(command.operations):
-            try:
-                operations.append(self._plain_removal(operation) if isinstance(operation, Deregister) else operation)
-            except Superseded as error:
-                facts = {**error.facts, "operation": number}
-                raise Superseded(f"operations[{number}]: {error.message}; nothing was done", **facts) from None
-        return Batch(tuple(operations))
-
-    def _plain_removal(self, command: Deregister) -> Deregister:
-        instance = self.registry.instance(command.key)
-        # A copy that is behind may hold an older one than is meant, never a newer one.
-        if command.reg_index and instance is not None and instance.reg_index > command.reg_index:
-            raise superseded(instance, command.reg_index)
-        return Deregister(command.key)
+        return self._writes.propose(command, request_id)
 
     # -- health checks -------------------------------------------------------------
 
@@ -277,22 +138,14 @@ class Service:
         """
         if self._draining:
             raise Draining(f"{self.node_id} is shutting down: use another node")
-        deadline = time.monotonic() + self._settings.write_timeout_s
-        while True:
-            leader = self._log.leadership.leader
-            try:
-                if leader is None:
-                    raise NoLeader("there is no leader; an election takes about a second while a quorum is up")
-                if leader != self.node_id:
-                    return self._report_to(leader, said(key, check, state, note), deadline)
-                proposal = self._duties.report(key, check, state, note)
-                if proposal is None:
-                    return Outcome(self.registry.applied_index, ("none",))
-                return proposal.result_by(deadline)
-            except Overloaded:
-                raise
-            except NotDone as error:
-                self._again(error, deadline)
+        return self._taken(
+            self._way.change(
+                SAY,
+                Said(key, check, state, note),
+                lambda: self._duties.report(key, check, state, note) or Outcome(self.registry.applied_index, ("none",)),
+                self._deadline(),
+            )
+        )
 
     def checks(self, instance: Instance) -> list[CheckView]:
         """How an instance's checks stand, and what the node that asks was answered last."""
@@ -321,17 +174,10 @@ class Service:
         if leader is None or leader == self.node_id:
             return self._duties.notes(key)
         try:
-            return read_notes(self._peers.request(leader, NOTES, notes_asked(key), time.monotonic() + NOTES_S))
+            return ask(self._peers, leader, NOTES, key, time.monotonic() + NOTES_S)
         except RollcallError as error:
             logger.debug("%s does not say what was said of %s: %s", leader, key.id, error)
             return {}
-
-    def _report_to(self, leader: str, payload: bytes, deadline: float) -> Outcome:
-        answered = read_answer(self._peers.request(leader, SAY, payload, deadline))
-        if answered.outcome is None:
-            raise Unknown(f"{leader} answered without an outcome")
-        self._log.wait_applied(answered.outcome.index, deadline)
-        return answered.outcome
 
     # -- leadership ----------------------------------------------------------------
 
@@ -343,22 +189,7 @@ class Service:
         members = [member.id for member in self._settings.members]
         if to and to not in members:
             raise Invalid(f"to: Expected a member ({', '.join(members)}), got {to[:40]!r}", field="to")
-        deadline = time.monotonic() + self._settings.write_timeout_s
-        before = self._log.leadership
-        if before.leader is None:
-            raise NoLeader("there is no leader that could hand over")
-        if before.leader == to:
-            return to
-        if before.leader == self.node_id:
-            self._log.hand_over(to).result_by(deadline)
-        else:
-            read_answer(self._peers.request(before.leader, HAND_OVER, to.encode(), deadline))
-        seen = before
-        while time.monotonic() < deadline:
-            seen = self._log.wait_leadership(seen, deadline)
-            if seen.leader not in (None, before.leader):
-                return seen.leader or ""
-        raise NotDone(f"{to or 'nobody'} did not take over within {self._settings.write_timeout_s:g} s")
+        return self._taken(self._way.hand_over(to, self._deadline()))
 
     # -- renewals ------------------------------------------------------------------
 
@@ -366,56 +197,32 @@ class Service:
         """The leader's word on each heartbeat, in their order."""
         if self._draining:
             raise Draining(f"{self.node_id} is shutting down: use another node")
-        deadline = time.monotonic() + self._settings.write_timeout_s
+        deadline = self._deadline()
         parts = range(0, len(renewals), HEARTBEATS_AT_ONCE)
         return [
             answer
             for start in parts
-            for answer in self._renew_some(renewals[start : start + HEARTBEATS_AT_ONCE], deadline)
+            for answer in self._taken(self._way.renew(renewals[start : start + HEARTBEATS_AT_ONCE], deadline))
         ]
-
-    def _renew_some(self, renewals: Sequence[Renewal], deadline: float) -> list[Renewed]:
-        renewed: list[Renewed | None] = [None] * len(renewals)
-        open_places = list(range(len(renewals)))
-        while True:
-            asked = tuple(renewals[place] for place in open_places)
-            try:
-                for place, answer in zip(open_places, self._renewals.ask(asked, deadline), strict=True):
-                    renewed[place] = answer
-                open_places = [place for place in open_places if renewed[place] is None]
-                if not open_places:
-                    return [answer for answer in renewed if answer is not None]
-                self._again(NotDone("an eviction of this instance is under way"), deadline)
-            except Overloaded:
-                raise
-            except Unknown as error:
-                # A heartbeat may be said twice.
-                self._again(NotDone(error.message), deadline)
-            except NotDone as error:
-                self._again(error, deadline)
 
     def _renewal_round(self, asked: list[Sequence[Renewal]], deadline: float) -> Sequence[Sequence[Renewed | None]]:
         flat = [renewal for renewals in asked for renewal in renewals]
-        leader = self._leader()
-        if leader == self.node_id:
-            answers: Sequence[Renewed | None] = self._duties.renew(flat, leader)
-        else:
-            answers = read_answer(self._peers.request(leader, RENEW, renewals_asked(flat), deadline)).renewed
+
+        def passed_on(answers: Sequence[Renewed | None]) -> None:
             done = (
                 renewal.key for renewal, answer in zip(flat, answers, strict=False) if answer and answer.status == "ok"
             )
             self._heard.note(done, time.monotonic())
-        if len(answers) != len(flat):
-            raise NotDone(f"{leader} answered {len(answers)} of {len(flat)} heartbeats")
+
+        answers = self._taken(
+            self._way.renewal_round(flat, lambda: self._duties.renew(flat, self.node_id), deadline, passed_on)
+        )
         split: list[Sequence[Renewed | None]] = []
         start = 0
         for renewals in asked:
             split.append(answers[start : start + len(renewals)])
             start += len(renewals)
         return split
-
-    def _renew_for_peer(self, renewals: Sequence[Renewal], peer: str) -> Sequence[Renewed | None]:
-        return self._duties.renew(renewals, peer)
 
     # -- reads ---------------------------------------------------------------------
 
@@ -436,33 +243,15 @@ class Service:
 
         All reads that wait share one question to the leader, and the leader's to a quorum.
         """
-        deadline = time.monotonic() + self._settings.write_timeout_s
-        index = self._leader_index(deadline)
-        return index is not None and self._log.wait_applied(index, deadline)
+        return self._taken(self._way.linearize(self._deadline()))
 
     def _barrier_round(self, asked: list[None], deadline: float) -> Sequence[int]:
-        leader = self._leader()
-        if leader == self.node_id:
-            read = self._read_index().result_by(deadline)
-            index = read if isinstance(read, int) else read.index
-        else:
-            outcome = read_answer(self._peers.request(leader, BARRIER, b"", deadline)).outcome
-            if outcome is None:
-                raise Unknown("the barrier was settled without an outcome")
-            index = outcome.index
+        index = self._taken(self._way.read_index(self._writes.read_index, deadline))
         return [index] * len(asked)
 
-    def _read_index(self) -> Pending[int] | Proposal:
-        """By asking a quorum; through the log as long as a member runs a release that cannot be asked."""
-        if self.registry.level < READ_INDEX_LEVEL:
-            return self._propose_checked(Barrier())
-        return self._log.read_index()
-
-    def _leader(self) -> str:
-        leader = self._log.leadership.leader
-        if leader is None:
-            raise NoLeader("there is no leader")
-        return leader
+    def read_index(self) -> Pending[Any]:
+        """An index to read at, for a peer."""
+        return self._writes.read_index()
 
     # -- standing ------------------------------------------------------------------
 
@@ -529,14 +318,6 @@ class Service:
         if write and (status.leader is None or contact_s > self._settings.write_timeout_s):
             return False, "no leader now"
         return True, ""
-
-
-def _registrations(command: Command) -> list[Registration]:
-    if isinstance(command, Register):
-        return [command.registration]
-    if isinstance(command, Batch):
-        return [operation.registration for operation in command.operations if isinstance(operation, Register)]
-    return []
 
 
 def _role(member: str, status: LogStatus, reachable: bool) -> Role | Literal["unknown"]:

@@ -23,9 +23,9 @@ from ...replication.errors import Invalid, NoLeader
 from ...replication.front.networks import client_of, within
 from ...replication.registry.registry import Outcome
 from ..budget import Kind
+from ..leader.renewals import Renewal, Renewed
 from ..metrics import Metrics
 from ..position import Position
-from ..values import Renewal, Renewed
 from .callers import Callers
 from .large import Large, nobody_left
 from .listings import Listings

@@ -17,7 +17,7 @@ from ...replication.commands import Deregister, Register, SetStatus
 from ...replication.errors import Invalid, NotFound, StaleDirtyTimestamp
 from ...replication.records import DEFAULT_ENV, Instance, Key, Registration, build
 from ...replication.registry.registry import Outcome
-from ..values import Renewal
+from ..leader.renewals import Renewal
 from .body import json_object
 from .context import Context, Environ, Freshness, json_answer
 from .large import pieces_answer

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ...replication.records import Event, Instance
+from ..leader.renewals import LeaseView
 from ..masking import masked
-from ..values import LeaseView
 
 _FIELDS = Instance.__struct_fields__
 

@@ -30,7 +30,7 @@ from ...replication.front.pieces import Pieces
 from ...replication.places import Place, address_fault, first_of
 from ...replication.records import Instance, Key, Registration, TimeNs, build, invalid_from
 from ...replication.registry.registry import ServiceView
-from ..values import Renewal
+from ..leader.renewals import Renewal
 from .body import parsed, read
 from .context import Context, json_answer
 from .large import LARGE_MIN, array, joined, pieces_answer, work_of, work_of_service

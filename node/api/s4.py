@@ -17,7 +17,7 @@ from ...replication.commands import Deregister, Register
 from ...replication.errors import Invalid, NotFound
 from ...replication.places import address_fault
 from ...replication.records import DEFAULT_ENV, Key, Registration, build
-from ..values import Renewal
+from ..leader.renewals import Renewal
 from .body import json_object
 from .context import Context, json_answer
 from .large import array, pieces_answer, work_of_service

@@ -18,8 +18,8 @@ from ...replication.registry.changes import Changes
 from ...replication.registry.registry import Outcome, Registry
 from ..budget import Budget
 from ..leader.eviction import ProtectionView
+from ..leader.renewals import LeaseView, Renewal, Renewed
 from ..position import Position
-from ..values import LeaseView, Renewal, Renewed
 
 
 class ApiSettings(Struct, frozen=True, kw_only=True):

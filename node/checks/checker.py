@@ -22,27 +22,23 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
-
-import msgspec
-from msgspec import Struct
+from typing import Protocol, TypeVar
 
 from ...replication.checks import Check, State, others_by_turn, owner_of
 from ...replication.commands import KEEP_LEVEL, Report, Result
-from ...replication.errors import NotLeader, RollcallError
-from ...replication.log import Log, Peers, Reply
-from ...replication.proposal import Proposal
+from ...replication.errors import NotDone, NotLeader, RollcallError
+from ...replication.log import Log, Peers
+from ...replication.proposal import Pending, Proposal
 from ...replication.records import Event, Instance, Key
+from ..peers import REPORT, SECOND, SECOND_OF, VIEWS, Kind, Reported, ask
 from .names import NotAsked
+from .owned import LastAnswer
 from .probes import Found, Whom
 from .reach import own_hosts
 from .shares import Shares
 from .thresholds import Damper, Doubt, Tally
 
 logger = logging.getLogger(__name__)
-
-REPORT, SECOND, SECOND_OF, VIEWS = "report checks", "second opinion", "second opinion of", "views of checks"
-"""Kinds of requests between nodes. Only ``SECOND_OF`` says of whom; from ``KEEP_LEVEL`` on every node knows it."""
 
 FIRST_S = 1.0
 """A new check is asked for the first time within so long."""
@@ -77,28 +73,8 @@ AGAIN_S = 5.0
 NONE: Mapping[str, Check] = {}
 _Name = tuple[Key, str]
 
-
-class CheckView(Struct, frozen=True):
-    """The last answer to a check, for people; known to the node that asks alone."""
-
-    state: State
-    output: str
-    latency_s: float
-    asked_at: float
-    """Seconds of the wall clock."""
-
-
-class _Reported(Struct, frozen=True, array_like=True):
-    epoch: int
-    results: tuple[Result, ...]
-
-
-_reported = msgspec.msgpack.Decoder(_Reported)
-_check = msgspec.msgpack.Decoder(Check)
-_opinion = msgspec.msgpack.Decoder(tuple[Check, Whom])
-_found = msgspec.msgpack.Decoder(Found)
-_key = msgspec.msgpack.Decoder(Key)
-_views = msgspec.msgpack.Decoder(dict[str, CheckView])
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 class Asker(Protocol):
@@ -134,7 +110,7 @@ class _Asked:
         self.placed: bool = state != "pending"
         """Whether its moment within the interval is chosen. Not yet for a new one, which is asked sooner."""
         self.early_s: float = EARLY_S
-        self.last: CheckView | None = None
+        self.last: LastAnswer | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -165,16 +141,14 @@ class Checker:
         """What was found so far, question by question."""
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._kept: set[asyncio.Task[None]] = set()
+        """An event loop holds its tasks weakly."""
         # Apart: what is known for certain does not wait for what is doubted.
         self._reports = ThreadPoolExecutor(1, thread_name_prefix="checks-report")
         self._opinions = ThreadPoolExecutor(OPINIONS_MAX, thread_name_prefix="checks-second")
         self._turns: Shares = Shares(OPINIONS_MAX)
         self._thread = threading.Thread(target=self._run, name="checks", daemon=True)
         log.listen(self._applied)
-        peers.serve(REPORT, self._take_report)
-        peers.serve(SECOND, self._take_question)
-        peers.serve(SECOND_OF, self._take_question_of)
-        peers.serve(VIEWS, self._take_look)
 
     def start(self) -> None:
         self._thread.start()
@@ -188,29 +162,21 @@ class Checker:
             pool.shutdown(wait=False, cancel_futures=True)
         self._asker.close()
 
-    def views(self, key: Key) -> dict[str, CheckView]:
+    def views(self, key: Key) -> dict[str, LastAnswer]:
         """The last answers to an instance's checks that this node asks, by the check's name."""
         asked = self._asked.get(key, {}).copy()
         return {name: each.last for name, each in asked.items() if each.last is not None}
 
-    def views_of_owner(self, instance: Instance) -> tuple[str, dict[str, CheckView]]:
+    def views_of_owner(self, instance: Instance) -> tuple[str, dict[str, LastAnswer]]:
         """Which node asks, and what it was answered last; nothing if that node does not say. Waits a second at most."""
         owner = owner_of(instance.service, instance.id, self._log.registry.assignment.nodes)
         if owner in ("", self._log.node_id):
             return owner, self.views(instance.key)
         try:
-            payload = msgspec.msgpack.encode(instance.key)
-            answer = self._peers.request(owner, VIEWS, payload, time.monotonic() + VIEWS_S)
-            return owner, _views.decode(answer)
-        except (RollcallError, msgspec.DecodeError) as error:
+            return owner, ask(self._peers, owner, VIEWS, instance.key, time.monotonic() + VIEWS_S)
+        except RollcallError as error:
             logger.debug("%s does not say what it found: %s", owner, error)
             return owner, {}
-
-    def _take_look(self, peer: str, payload: bytes, reply: Reply) -> None:
-        try:
-            reply(msgspec.msgpack.encode(self.views(_key.decode(payload))))
-        except msgspec.DecodeError:
-            reply(b"")
 
     def __len__(self) -> int:
         """How many checks this node asks."""
@@ -364,7 +330,7 @@ class Checker:
     async def _question(self, asked: _Asked) -> None:
         """Asks, and counts the answer. Raises ``NotAsked``."""
         found = await self._asker.ask(asked.check, asked.whom)
-        asked.last = CheckView(found.state, found.output, found.latency_s, time.time())
+        asked.last = LastAnswer(found.state, found.output, found.latency_s, time.time())
         before = asked.tally.state
         after = asked.tally.add(found.state, asked.check)
         self.answers[found.state] += 1
@@ -406,16 +372,16 @@ class Checker:
         """Whether another node finds it critical too. Without another node, this one's word must do."""
         nodes = self._log.registry.assignment.nodes
         others = others_by_turn(asked.key.service, asked.key.id, nodes)
-        kind, question = SECOND, msgspec.msgpack.encode(asked.check)
-        if self._log.registry.level >= KEEP_LEVEL:
-            kind, question = SECOND_OF, msgspec.msgpack.encode((asked.check, asked.whom))
+        of_whom = self._log.registry.level >= KEEP_LEVEL
         left_s = asked.check.timeout_s + 1.0
         for node in others:
             try:
                 async with self._turns.place(asked.whom.service, within_s=TURN_S):
-                    answer = await self._hop(self._opinions, node, kind, question, left_s)
-                found = _found.decode(answer)
-            except (RollcallError, TimeoutError, msgspec.DecodeError) as error:
+                    if of_whom:
+                        found = await self._hop(self._opinions, node, SECOND_OF, (asked.check, asked.whom), left_s)
+                    else:
+                        found = await self._hop(self._opinions, node, SECOND, asked.check, left_s)
+            except (RollcallError, TimeoutError) as error:
                 logger.info("%s gave no second opinion: %s", node, error)
                 continue
             if found.state != "critical":
@@ -423,36 +389,24 @@ class Checker:
             return found.state == "critical"
         return not others
 
-    def _take_question(self, peer: str, payload: bytes, reply: Reply) -> None:
-        """On the log's thread, of a node of an older release, which does not say of whom it asks."""
-        try:
-            check = _check.decode(payload)
-        except msgspec.DecodeError:
-            reply(b"")
-            return
-        self._post(self._ask_for, check, Whom(("", "")), reply)
+    def second_opinion(self, check: Check, whom: Whom) -> Pending[Found]:
+        """What this node finds, for another: asked on the loop."""
+        opinion: Pending[Found] = Pending()
+        self._post(self._ask_for, check, whom, opinion)
+        return opinion
 
-    def _take_question_of(self, peer: str, payload: bytes, reply: Reply) -> None:
-        """On the log's thread: asks on the loop, and answers from there."""
-        try:
-            check, whom = _opinion.decode(payload)
-        except msgspec.DecodeError:
-            reply(b"")
-            return
-        self._post(self._ask_for, check, whom, reply)
-
-    def _ask_for(self, check: Check, whom: Whom, reply: Reply) -> None:
+    def _ask_for(self, check: Check, whom: Whom, opinion: Pending[Found]) -> None:
         async def answer() -> None:
             try:
-                reply(msgspec.msgpack.encode(await self._asker.ask(check, whom)))
+                opinion.resolve(await self._asker.ask(check, whom))
             except NotAsked as error:
                 self._unable(error)
-                reply(b"")
+                opinion.resolve(None, NotDone(str(error)))
 
         assert self._loop is not None
         task = self._loop.create_task(answer())
-        _kept.add(task)
-        task.add_done_callback(_kept.discard)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
 
     # -- reporting -----------------------------------------------------------------
 
@@ -466,39 +420,27 @@ class Checker:
         leader = self._log.leadership.leader
         if leader is None:
             return
-        payload = msgspec.msgpack.encode(_Reported(self._log.registry.assignment.epoch, results))
+        reported = Reported(self._log.registry.assignment.epoch, results)
         try:
             if leader == self._log.node_id:
-                proposal = self._propose(self._log.node_id, payload)
+                proposal = self.take_report(self._log.node_id, reported)
                 await asyncio.get_running_loop().run_in_executor(
                     self._reports, proposal.result_by, time.monotonic() + REPORT_S
                 )
             else:
-                await self._hop(self._reports, leader, REPORT, payload, REPORT_S)
+                await self._hop(self._reports, leader, REPORT, reported, REPORT_S)
         except RollcallError as error:
             logger.debug("%d results of checks are reported again: %s", len(results), error)
 
-    async def _hop(self, pool: ThreadPoolExecutor, node: str, kind: str, payload: bytes, within_s: float) -> bytes:
-        def hop() -> bytes:
+    async def _hop(self, pool: ThreadPoolExecutor, node: str, kind: Kind[Q, A], question: Q, within_s: float) -> A:
+        def hop() -> A:
             # Time runs from here: before, it waited for a thread, and the peer has not begun.
-            return self._peers.request(node, kind, payload, time.monotonic() + within_s)
+            return ask(self._peers, node, kind, question, time.monotonic() + within_s)
 
         return await asyncio.get_running_loop().run_in_executor(pool, hop)
 
-    def _take_report(self, peer: str, payload: bytes, reply: Reply) -> None:
-        """On the leader, on the log's thread."""
-        try:
-            self._propose(peer, payload).add_done_callback(lambda _: reply(b""))
-        except (RollcallError, msgspec.DecodeError) as error:
-            logger.debug("a report of %s was not taken: %s", peer, error)
-            reply(b"")
-
-    def _propose(self, node: str, payload: bytes) -> Proposal:
-        reported = _reported.decode(payload)
+    def take_report(self, node: str, reported: Reported) -> Proposal:
+        """On the leader: what a node says of its checks, proposed."""
         if not self._log.status().serving_term:
             raise NotLeader(f"{self._log.node_id} does not lead")
         return self._log.propose(Report(node, reported.epoch, reported.results), time_ns=time.time_ns())
-
-
-_kept: set[asyncio.Task[None]] = set()
-"""An event loop holds its tasks weakly."""

@@ -39,13 +39,13 @@ from ...replication.errors import NotDone, NotFound, NotLeader, RollcallError
 from ...replication.log import Leadership, Log, LogStatus, Peers
 from ...replication.proposal import Proposal
 from ...replication.records import Event, Key, Override
-from ..forward import BEQUEATH, PROTECTION, read_answer
-from ..values import LeaseView, Renewal, Renewed
+from ..peers import BEQUEATH, LATER, PROTECTION, SETTLED, ask
 from . import bequest
 from .bequest import Bequest
 from .check_clocks import Condition, Sharing, ttl_check
 from .eviction import Pace, ProtectionView, allowed, by_service, choose, protection
 from .leases import Leases
+from .renewals import LeaseView, Renewal, Renewed
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,6 @@ TELL_S = 1.0
 """For one try, of which there is another only where it was certainly not heard, or too early: it may be large."""
 
 SETTLE_LOOK_S = 0.005
-
-SETTLED, LATER = b"settled", b"later"
-"""Whether that need not be said again: answers of the successor."""
 
 RENEWED_AT_ONCE = 100
 """Heartbeats for which the lock is held; then others may have it."""
@@ -267,10 +264,6 @@ class Duties:
         tenure = self._tenure
         return tenure.view if tenure is not None else self._view
 
-    def protection_bytes(self) -> bytes:
-        """``protection`` for a peer that asks."""
-        return msgspec.msgpack.encode(self.protection())
-
     # -- leases --------------------------------------------------------------------
 
     def _renew_one(self, leases: Leases, renewal: Renewal, via: str, now: float) -> Renewed | None:
@@ -338,9 +331,8 @@ class Duties:
 
     def _ask(self, leader: str) -> None:
         try:
-            answer = self._peers.request(leader, PROTECTION, b"", time.monotonic() + VIEW_S)
-            self._view = msgspec.msgpack.decode(answer, type=ProtectionView)
-        except (RollcallError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._view = ask(self._peers, leader, PROTECTION, None, time.monotonic() + VIEW_S)
+        except RollcallError as error:
             logger.debug("could not ask %s whether evictions are held: %s", leader, error)
 
     # -- from one leader to the next (bequest.py) --------------------------------------
@@ -373,9 +365,7 @@ class Duties:
     def _tell(self, leader: str, data: bytes, deadline: float) -> bool:
         """Says it once. Whether to say it again: not where the leader may have heard it, or may yet."""
         try:
-            answer = self._peers.request(leader, BEQUEATH, data, deadline)
-            if answer not in (SETTLED, LATER):
-                read_answer(answer)
+            answer = ask(self._peers, leader, BEQUEATH, data, deadline)
         except RollcallError as error:
             logger.debug("could not tell %s how leases stood: %s", leader, error)
             return isinstance(error, NotDone)

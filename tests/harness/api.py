@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 from rollcall.node.api.fast import Fast
 from rollcall.node.budget import KINDS, Budget
 from rollcall.node.leader.eviction import ProtectionView
+from rollcall.node.leader.renewals import LeaseView, Renewal, Renewed
 from rollcall.node.position import Position, reach
-from rollcall.node.values import LeaseView, Renewal, Renewed
 from rollcall.replication.api import CheckView, MemberView
 from rollcall.replication.checks import State
 from rollcall.replication.commands import Submittable

@@ -9,6 +9,7 @@ from rollcall.node.checks.checker import Checker
 from rollcall.node.checks.names import Names
 from rollcall.node.checks.probes import Found, Prober, Whom
 from rollcall.node.checks.reach import Reach
+from rollcall.node.peers import serve_checks
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import KEEP_LEVEL, Assign, Deregister, Register, Report
 from rollcall.replication.errors import NotDone
@@ -113,6 +114,8 @@ class Checkers:
             return Prober(Reach(), names=Names(resolve), places=places)
 
         self.checkers: list[Checker] = [Checker(log, log, asker()) for log in self.logs]
+        for log, checker in zip(self.logs, self.checkers, strict=True):
+            serve_checks(log, checker)
         self.assign(*(log.node_id for log in self.logs))
         for checker in self.checkers:
             checker.start()

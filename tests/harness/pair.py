@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from rollcall.node.budget import Budget
 from rollcall.node.leader.duties import Duties, DutySettings
+from rollcall.node.peers import serve_peers
 from rollcall.node.service import Service, ServiceSettings
 from rollcall.replication.api import MemberView
 from rollcall.replication.commands import Command
@@ -176,6 +177,13 @@ class Pair:
         settings = ServiceSettings(cluster_id="pair", write_timeout_s=write_timeout_s, members=shown)
         self.leader = Service(self.leader_log, self.leader_log, self.duties, Budget(64), settings)
         self.follower = Service(self.follower_log, self.follower_log, self.follower_duties, Budget(64), settings)
+        serve_peers(
+            self.leader_log,
+            self.leader_log,
+            self.duties,
+            propose=self.leader.propose,
+            read_index=self.leader.read_index,
+        )
         self.duties.start()
 
     def close(self) -> None:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.raft import MemoryTransport
-from rollcall.node.checks import checker as checker_module
-from rollcall.node.checks.checker import REPORT, Checker
+from rollcall.node.checks.checker import Checker
 from rollcall.node.checks.probes import Found, Whom
+from rollcall.node.peers import REPORT, serve_checks
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import Report, Result
-from rollcall.replication.errors import Unknown
+from rollcall.replication.errors import RollcallError, Unknown
 from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.raft.engine import Engine
 
@@ -72,8 +72,15 @@ class _Loop(asyncio.BaseEventLoop):
         try:
             _settle(future, func(*args), None)
         except _Waits as waits:
-            waits.begin(future)
+            waits.begin(lambda: self._resume(future, func, args))
         return future
+
+    def _resume(self, future: "asyncio.Future[Any]", func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """The same once more, now that the answer is there."""
+        try:
+            _settle(future, func(*args), None)
+        except RollcallError as error:
+            _settle(future, None, error)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What the product would find in its log only."""
@@ -90,11 +97,11 @@ class _Loop(asyncio.BaseEventLoop):
 
 
 class _Waits(BaseException):
-    """Raised where the product's thread would wait. ``begin``: has the answer come into a future."""
+    """Raised where a thread of the product would wait. ``begin(again)`` has ``again`` called when it need not."""
 
-    def __init__(self, begin: "Callable[[asyncio.Future[Any]], None]") -> None:
+    def __init__(self, begin: Callable[[Callable[[], None]], None]) -> None:
         super().__init__()
-        self.begin: Callable[[asyncio.Future[Any]], None] = begin
+        self.begin: Callable[[Callable[[], None]], None] = begin
 
 
 class _Log:
@@ -120,20 +127,33 @@ class _Peers:
         self._transport: MemoryTransport = transport
         self._loop: _Loop = loop
         self._reported: Reported = reported
-        self.serve = transport.serve
+        self._answer: tuple[bytes, RollcallError | None] | None = None
+        """What the question that is asked again was answered."""
 
     def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
-        if kind == REPORT:
-            report = checker_module._reported.decode(payload)
+        if self._answer is not None:
+            (data, error), self._answer = self._answer, None
+            if error is not None:
+                raise error
+            return data
+        if kind == REPORT.name:
+            report = REPORT.read_question(payload)
             self._reported(report.epoch, report.results)
 
-        def begin(future: "asyncio.Future[Any]") -> None:
-            number = self._transport.ask(peer, kind, payload, lambda data, error: _settle(future, data, error))
+        def begin(again: Callable[[], None]) -> None:
+            over: list[bool] = []
+
+            def answered(data: bytes, error: RollcallError | None) -> None:
+                if not over:
+                    over.append(True)
+                    self._answer = data, error
+                    again()
 
             def late() -> None:
                 self._transport.forget(number)
-                _settle(future, b"", Unknown(f"{peer} did not answer in time"))
+                answered(b"", Unknown(f"{peer} did not answer in time"))
 
+            number = self._transport.ask(peer, kind, payload, answered)
             self._loop.call_at(deadline, late)
 
         raise _Waits(begin)
@@ -197,6 +217,7 @@ class Asking:
         self.checker: Checker = Checker(
             log, _Peers(transport, self._loop, reported), _Asker(answer, chance), chance=chance
         )
+        serve_checks(transport, self.checker)
         self._main: asyncio.Task[None] = self._loop.create_task(self.checker._main())
 
     @property

@@ -19,7 +19,7 @@ from msgspec import structs
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, replicated
 from pysyncobj.node import Node as LibraryNode
 from pysyncobj.transport import Transport as LibraryTransport
-from rollcall.node.values import Renewal
+from rollcall.node.leader.renewals import Renewal
 from rollcall.replication.commands import Barrier, Command, Envelope, Submittable, decode, encode, level_of
 from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
 from rollcall.replication.proposal import Proposal
@@ -29,7 +29,7 @@ from rollcall.replication.registry.registry import Applied, Registry
 from rollcall.replication.registry.state import State
 from rollcall.replication.storage.journal import NO_OP, REGULAR
 
-from simulation.node import Entry, Place, RenewedBy, Settled
+from simulation.node import Ended, Entry, Place, RenewedBy
 from simulation.plan import Plan
 
 TICK_S = 0.05
@@ -252,21 +252,21 @@ class BareNode:
 
     # -- asked by clients
 
-    def submit(self, command: Submittable, request_id: str, settled: Settled) -> Callable[[], None]:
+    def submit(self, command: Submittable, request_id: str, settled: Ended) -> Callable[[], None]:
         return self._propose(command, request_id, settled)
 
-    def read(self, settled: Settled) -> Callable[[], None]:
+    def read(self, settled: Ended) -> Callable[[], None]:
         return self._propose(Barrier(), "", settled)
 
     def renew(self, renewal: Renewal, renewed: RenewedBy) -> Callable[[], None]:
         renewed(None, NoLeader("the library knows no leases"))
         return lambda: None
 
-    def say(self, key: Key, check: str, state: Health, settled: Settled) -> Callable[[], None]:
+    def say(self, key: Key, check: str, state: Health, settled: Ended) -> Callable[[], None]:
         settled(None, NoLeader("the library knows no health checks"))
         return lambda: None
 
-    def _propose(self, command: Command, request_id: str, settled: Settled) -> Callable[[], None]:
+    def _propose(self, command: Command, request_id: str, settled: Ended) -> Callable[[], None]:
         envelope = Envelope(level_of(command), self._place.clock.time_ns(), command, request_id)
         proposal = Proposal(encode(envelope))
         proposal.take()

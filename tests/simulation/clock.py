@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pysyncobj.syncobj
+from rollcall.node import writes
 from rollcall.node.checks import checker
 from rollcall.node.leader import duties
 from rollcall.node.leader.check_clocks import Condition
@@ -65,7 +66,7 @@ class Clock:
     def install(self) -> None:
         """Becomes the clock of everything that a node runs, for good: the process plays one schedule."""
         shown = SimpleNamespace(monotonic=self, time_ns=self.time_ns, time=lambda: self.time_ns() / 1e9)
-        parts: tuple[Any, ...] = (engine, duties, checker)
+        parts: tuple[Any, ...] = (engine, duties, checker, writes)
         for part in parts:
             part.time = shown
         pysyncobj.syncobj.monotonicTime = self  # pyright: ignore[reportAttributeAccessIssue]

@@ -10,34 +10,23 @@ import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from harness.raft import HandWorker, MemoryTransport
 from harness.sim_disk import SimDisk
 from pysyncobj.node import Node as LibraryNode
 from pysyncobj.poller import Poller
-from rollcall.node.forward import (
-    BARRIER,
-    BEQUEATH,
-    RENEW,
-    SAY,
-    SUBMIT,
-    Answered,
-    Desk,
-    read_answer,
-    renewals_asked,
-    said,
-    submission,
-)
+from rollcall.node.forward import Applied, Asked, Indexed, Joined, Moved, Settled, Steps, Wait, Way
 from rollcall.node.leader.duties import LOOK_S, Duties, DutySettings
-from rollcall.node.service import READ_INDEX_LEVEL
-from rollcall.node.values import Renewal, Renewed
+from rollcall.node.leader.renewals import Renewal, Renewed
+from rollcall.node.peers import BEQUEATH, SAY, SUBMIT, Said, serve_peers
+from rollcall.node.writes import Writes
 from rollcall.replication.checks import Check, State
-from rollcall.replication.commands import LEVEL, Barrier, Command, Result, Submittable
-from rollcall.replication.errors import NoLeader, NotDone, RollcallError, Unknown
+from rollcall.replication.commands import LEVEL, Command, Result, Submittable
+from rollcall.replication.errors import NotDone, RollcallError, Unknown
 from rollcall.replication.log import Leadership
 from rollcall.replication.network import wire
-from rollcall.replication.proposal import Pending, Proposal
+from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft.engine import Engine, EngineConfig
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.records import Event, Key
@@ -49,7 +38,11 @@ from simulation.clock import Clock
 from simulation.network import SimNetwork
 from simulation.plan import Plan
 
-Settled = Callable[[Outcome | None, RollcallError | None], None]
+WRITE_S = 1.0
+"""How long a node tries at most to have something done."""
+
+A = TypeVar("A")
+Ended = Callable[[Outcome | None, RollcallError | None], None]
 """How a request ended: one of both is there."""
 RenewedBy = Callable[[Renewed | None, RollcallError | None], None]
 
@@ -151,11 +144,11 @@ class Node(Protocol):
 
     # -- what clients ask of it; each calls back once, or never if the process ends first
 
-    def submit(self, command: Submittable, request_id: str, settled: Settled) -> Callable[[], None]:
+    def submit(self, command: Submittable, request_id: str, settled: Ended) -> Callable[[], None]:
         """One try to make a change. Gives what to call when the client's patience is at its end."""
         ...
 
-    def read(self, settled: Settled) -> Callable[[], None]:
+    def read(self, settled: Ended) -> Callable[[], None]:
         """One try to become as new as every write that has finished."""
         ...
 
@@ -163,7 +156,7 @@ class Node(Protocol):
         """One heartbeat of an instance."""
         ...
 
-    def say(self, key: Key, check: str, state: State, settled: Settled) -> Callable[[], None]:
+    def say(self, key: Key, check: str, state: State, settled: Ended) -> Callable[[], None]:
         """A service's own word on a check that nobody asks."""
         ...
 
@@ -223,7 +216,8 @@ class EngineNode:
         self._place: Place = place
         self._disk: SimDisk = place.disk
         self._alive: bool = True
-        self._until_applied: list[tuple[int, Callable[[], None]]] = []
+        self._until: list[tuple[Callable[[], bool], Callable[[], None]]] = []
+        """Steps that wait for this node to come so far, and what is to be told then."""
         self._leadership: Leadership | None = None
         self._duties_at: float = 0.0
         self.transport: MemoryTransport = MemoryTransport(place.network, place.name, plan.names)
@@ -274,7 +268,7 @@ class EngineNode:
         self.engine.propose = noted
         self.engine.listen(lambda index, events: place.applied(self, index, events))
         self._told: dict[tuple[str, bytes], bytes | NotDone | Unknown | None] = {}
-        self.transport.request = self._tell
+        self.transport.request = self._bequeath
         self.duties: Duties = Duties(
             self.engine,
             self.transport,
@@ -283,16 +277,25 @@ class EngineNode:
                 contact_s_max=plan.election_s_min,
             ),
         )
-        Desk(
-            self.engine,
+        take_over = self.duties.take_over
+
+        def taking_over(data: bytes) -> bytes:
+            tenure = self.duties._tenure
+            before = tenure is not None and tenure.may_take_over
+            answer = take_over(data)
+            if before and tenure is not None and not tenure.may_take_over:
+                place.taken_over(place.name)
+            return answer
+
+        self.duties.take_over = taking_over
+        self._writes: Writes = Writes(self.engine, lease_ttl_s_min=0.0)
+        self._way: Way = Way(self.engine, WRITE_S, place.clock)
+        serve_peers(
             self.transport,
-            propose=self._propose,
-            barrier=self._read_index,
-            renew=self.duties.renew,
-            report=self.duties.report,
-            notes=self.duties.notes,
-            protection=self.duties.protection_bytes,
-            take_over=self._take_over,
+            self.engine,
+            self.duties,
+            propose=self._writes.propose,
+            read_index=self._writes.read_index,
         )
         # The release before knows nothing of checks.
         self.asking: Asking | None = None if place.old or not plan.checked else self._asking()
@@ -326,8 +329,8 @@ class EngineNode:
         self.transport.deliver()
         engine.outbox.flush()
         engine.tick()
-        if self._until_applied:
-            self._tell_applied()
+        if self._until:
+            self._tell()
         # The thread of the duties, beside: woken by changes of leadership, else by its own clock.
         now = self._place.clock()
         if engine.leaders.now != self._leadership or now >= self._duties_at:
@@ -345,13 +348,11 @@ class EngineNode:
             return 0.0
         return min(self._wait.seconds, max(0.0, due_at - now))
 
-    def _tell_applied(self) -> None:
-        applied = self.engine.raft.applied
-        ready = [told for index, told in self._until_applied if index <= applied]
-        if ready:
-            self._until_applied = [waiting for waiting in self._until_applied if waiting[0] > applied]
-            for told in ready:
-                told()
+    def _tell(self) -> None:
+        ready = [told for is_so, told in self._until if is_so()]
+        self._until = [waiting for waiting in self._until if not waiting[0]()]
+        for told in ready:
+            told()
 
     # -- seen ----------------------------------------------------------------------
 
@@ -401,116 +402,127 @@ class EngineNode:
         followers = self.engine.followers.known
         return {n.id: index for n, index in self.engine.raft.match.items() if n in followers and followers[n].votes}
 
-    # -- asked by clients: what ``Service`` does, without waiting --------------------
+    # -- asked by clients: the product's own steps, by this node's clock ------------------
 
-    def submit(self, command: Submittable, request_id: str, settled: Settled) -> Callable[[], None]:
-        leader = self.engine.leadership.leader
-        if leader is None:
-            settled(None, NoLeader("there is no leader"))
-            return _nothing
-        if leader == self.name:
-            proposal = self._propose(command, request_id)
-            proposal.add_done_callback(lambda _: self._settle(settled, proposal.outcome, proposal.error))
-            return lambda: proposal.give_up("the write was not settled before its deadline")
-        return self._hop(leader, SUBMIT, submission(command, request_id), settled)
+    def _taken(self, steps: Steps[A], ended: Callable[[A | None, RollcallError | None], None]) -> Callable[[], None]:
+        """Takes the steps as far as they go without waiting; what they wait for takes them further."""
 
-    def _hop(self, leader: str, kind: str, payload: bytes, settled: Settled) -> Callable[[], None]:
-        def answered(data: bytes, error: NotDone | Unknown | None) -> None:
-            answer: Answered | None = None
-            problem: RollcallError | None = error
-            if error is None:
-                try:
-                    answer = read_answer(data)
-                except RollcallError as found:
-                    problem = found
-            if answer is None:
-                self._settle(settled, None, problem)
-            elif answer.outcome is None:
-                self._settle(settled, None, Unknown("the leader answered without an outcome"))
+        def go(move: Callable[[], Wait]) -> None:
+            try:
+                step = move()
+            except StopIteration as end:
+                ended(end.value, None)
+            except RollcallError as error:
+                ended(None, error)
             else:
-                self._when_applied(answer.outcome.index, lambda: self._settle(settled, answer.outcome, None))
+                self._wait_for(step, further)
 
-        number = self.transport.ask(leader, kind, payload, answered)
+        def further(found: Any, error: RollcallError | None) -> None:
+            if self._alive:
+                go(lambda: steps.send(found) if error is None else steps.throw(error))
 
-        def give_up() -> None:
-            self.transport.forget(number)
-            self._settle(settled, None, Unknown(f"{leader} did not answer in time"))
+        go(lambda: next(steps))
+        return _nothing
 
-        return give_up
+    def _wait_for(self, step: Wait, further: Callable[[Any, RollcallError | None], None]) -> None:
+        """Has the steps go on when ``step`` has come, or its deadline has passed; once."""
+        over: list[bool] = []
 
-    def _settle(self, settled: Settled, outcome: Outcome | None, error: RollcallError | None) -> None:
-        if self._alive:
-            settled(outcome, error)
+        def told(found: Any, error: RollcallError | None = None) -> None:
+            if not over:
+                over.append(True)
+                further(found, error)
 
-    def _when_applied(self, index: int, told: Callable[[], None]) -> None:
-        if self.engine.raft.applied >= index:
-            told()
-        else:
-            self._until_applied.append((index, told))
+        match step:
+            case Settled(pending, deadline):
+                pending.add_done_callback(lambda _: told(pending.outcome, pending.error))
+                self._at(deadline, lambda: pending.give_up("the write was not settled before its deadline"))
+            case Asked(peer, kind, question, deadline):
 
-    def _propose(self, command: Command, request_id: str = "") -> Proposal:
-        return self.engine.propose(command, time_ns=self._place.clock.time_ns(), request_id=request_id)
+                def answered(data: bytes, error: NotDone | Unknown | None) -> None:
+                    try:
+                        found = None if error is not None else kind.read_answer(data, peer)
+                    except RollcallError as carried:
+                        told(None, carried)
+                    else:
+                        told(found, error)
 
-    def _read_index(self) -> Pending[int] | Proposal:
-        if self.registry.level < READ_INDEX_LEVEL:
-            return self._propose(Barrier())
-        return self.engine.read_index()
+                def late() -> None:
+                    self.transport.forget(number)
+                    told(None, Unknown(f"{peer} did not answer in time"))
 
-    def read(self, settled: Settled) -> Callable[[], None]:
-        leader = self.engine.leadership.leader
-        if leader is None:
-            settled(None, NoLeader("there is no leader"))
+                number = self.transport.ask(peer, kind.name, kind.question(question), answered)
+                self._at(deadline, late)
+            case Applied(index, deadline):
+                self._come_so_far(lambda: self.engine.raft.applied >= index, told, deadline)
+            case Moved(seen, deadline):
+                self._come_so_far(lambda: self.engine.leadership != seen, told, deadline)
+            case Joined(renewals, deadline):
+                here = lambda: self.duties.renew(renewals, self.name)  # noqa: E731
+                self._taken(self._way.renewal_round(renewals, here, deadline), told)
+            case Indexed(deadline):
+                self._taken(self._way.read_index(self._writes.read_index, deadline), told)
+
+    def _come_so_far(self, is_so: Callable[[], bool], told: Callable[[Any], None], deadline: float) -> None:
+        if is_so():
+            told(True)
+            return
+        waiting = (is_so, lambda: told(True))
+        self._until.append(waiting)
+
+        def late() -> None:
+            if waiting in self._until:
+                self._until.remove(waiting)
+            told(False)
+
+        self._at(deadline, late)
+
+    def _at(self, deadline: float, action: Callable[[], None]) -> None:
+        """Does it at that time of this node's clock, if the process is still there."""
+
+        def run() -> None:
+            if self._alive:
+                self._place.act(self.name, action)
+
+        self._place.later(max(0.0, deadline - self._place.clock()), run)
+
+    def _deadline(self) -> float:
+        return self._place.clock() + WRITE_S
+
+    def submit(self, command: Submittable, request_id: str, settled: Ended) -> Callable[[], None]:
+        try:
+            asked = self._writes.prepared(command), request_id
+        except RollcallError as error:
+            settled(None, error)
             return _nothing
-        if leader != self.name:
-            return self._hop(leader, BARRIER, b"", settled)
-        read = self._read_index()
+        return self._taken(
+            self._way.change(SUBMIT, asked, lambda: self._writes.propose(*asked), self._deadline()), settled
+        )
 
-        def done(_: object) -> None:
-            if read.outcome is None:
-                self._settle(settled, None, read.error)
-                return
-            outcome = Outcome(read.outcome, ()) if isinstance(read.outcome, int) else read.outcome
-            self._when_applied(outcome.index, lambda: self._settle(settled, outcome, None))
+    def read(self, settled: Ended) -> Callable[[], None]:
+        def ended(linearized: bool | None, error: RollcallError | None) -> None:
+            if linearized:
+                settled(Outcome(self.engine.raft.applied, ()), None)
+            else:
+                settled(None, error or NotDone("no leader says how new that is"))
 
-        read.add_done_callback(done)
-        return lambda: read.give_up("the read was not settled before its deadline")
+        return self._taken(self._way.linearize(self._deadline()), ended)
 
     def renew(self, renewal: Renewal, renewed: RenewedBy) -> Callable[[], None]:
-        leader = self.engine.leadership.leader
-        if leader is None:
-            renewed(None, NoLeader("there is no leader"))
-            return _nothing
-        if leader == self.name:
-            try:
-                (answer,) = self.duties.renew([renewal], leader)
-            except RollcallError as error:
-                renewed(None, error)
-            else:
-                renewed(answer, None)
-            return _nothing
+        def ended(answers: list[Renewed] | None, error: RollcallError | None) -> None:
+            renewed(answers[0] if answers else None, error)
 
-        def answered(data: bytes, error: NotDone | Unknown | None) -> None:
-            found: Renewed | None = None
-            problem: RollcallError | None = error
-            if error is None:
-                try:
-                    (found,) = read_answer(data).renewed
-                except RollcallError as told:
-                    problem = told
-            if self._alive:
-                renewed(found, problem)
+        return self._taken(self._way.renew([renewal], self._deadline()), ended)
 
-        number = self.transport.ask(leader, RENEW, renewals_asked([renewal]), answered)
+    def say(self, key: Key, check: str, state: State, settled: Ended) -> Callable[[], None]:
+        def here() -> Proposal | Outcome:
+            return self.duties.report(key, check, state) or Outcome(self.registry.applied_index, ("none",))
 
-        def give_up() -> None:
-            self.transport.forget(number)
-            renewed(None, Unknown(f"{leader} did not answer in time"))
+        return self._taken(self._way.change(SAY, Said(key, check, state, ""), here, self._deadline()), settled)
 
-        return give_up
-
-    def _tell(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
+    def _bequeath(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
         """What the thread of the duties asks, and would wait for: here the answer is found when it asks again."""
-        if kind != BEQUEATH:
+        if kind != BEQUEATH.name:
             raise NotDone("nothing waits here")
         said = peer, payload
         if said not in self._told:
@@ -524,32 +536,6 @@ class EngineNode:
         if isinstance(answer, bytes):
             return answer
         raise answer
-
-    def _take_over(self, data: bytes) -> bytes:
-        tenure = self.duties._tenure
-        before = tenure is not None and tenure.may_take_over
-        answer = self.duties.take_over(data)
-        if before and tenure is not None and not tenure.may_take_over:
-            self._place.taken_over(self.name)
-        return answer
-
-    def say(self, key: Key, check: str, state: State, settled: Settled) -> Callable[[], None]:
-        leader = self.engine.leadership.leader
-        if leader is None:
-            settled(None, NoLeader("there is no leader"))
-            return _nothing
-        if leader != self.name:
-            return self._hop(leader, SAY, said(key, check, state, ""), settled)
-        try:
-            proposal = self.duties.report(key, check, state)
-        except RollcallError as error:
-            settled(None, error)
-            return _nothing
-        if proposal is None:
-            settled(Outcome(self.registry.applied_index, ("none",)), None)
-            return _nothing
-        proposal.add_done_callback(lambda _: self._settle(settled, proposal.outcome, proposal.error))
-        return lambda: proposal.give_up("the word was not settled before its deadline")
 
     # -- what happens to it ----------------------------------------------------------
 

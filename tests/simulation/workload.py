@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.linearizability import ABSENT, Operation
-from rollcall.node.values import Renewal, Renewed
+from rollcall.node.leader.renewals import Renewal, Renewed
 from rollcall.replication.checks import DEREGISTER_S_MIN, Check, State
 from rollcall.replication.commands import KEEP_LEVEL, Batch, Deregister, Register, SetPolicy, SetStatus, Submittable
 from rollcall.replication.errors import AlreadyRegistered, Gone, NotDone, NotFound, RollcallError, Unknown
@@ -40,7 +40,8 @@ Ended = Callable[[Outcome | None, RollcallError | None], None]
 
 
 class _Request:
-    """One write or read until it is done, refused, or time is up: as ``Service`` tries it again."""
+    """One write or read of a client until it is done, refused, or time is up: what a node could not do in its time, or
+    a broken connection left open, is tried at another."""
 
     def __init__(
         self,

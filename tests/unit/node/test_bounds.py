@@ -6,11 +6,11 @@ import time
 import msgspec
 import pytest
 from harness.waiting import wait_for
-from rollcall.node import forward
+from rollcall.node import peers, rounds
 from rollcall.node.checks import checker
 from rollcall.node.leader import duties, eviction
+from rollcall.node.leader.renewals import Renewal
 from rollcall.node.service import HEARTBEATS_AT_ONCE
-from rollcall.node.values import Renewal
 from rollcall.replication.commands import (
     COMMAND_BYTES_MAX,
     Command,
@@ -54,7 +54,7 @@ def test_what_a_node_proposes_by_itself_fits_however_long_the_ids_are(command: C
 def test_a_heartbeat_takes_no_more_in_a_message_than_is_counted(key: Key) -> None:
     renewals = [Renewal(key, LAST)] * 100
 
-    assert len(forward.renewals_asked(renewals)) <= forward.renewals_bytes(renewals)
+    assert len(peers.RENEW.question(renewals)) <= peers.renewals_bytes(renewals)
 
 
 def test_a_round_of_heartbeats_fits_in_a_frame_however_many_ask() -> None:
@@ -64,22 +64,22 @@ def test_a_round_of_heartbeats_fits_in_a_frame_however_many_ask() -> None:
 
     def send(asked: list[tuple[Renewal, ...]], deadline: float) -> list[int]:
         flat = [renewal for renewals in asked for renewal in renewals]
-        sent.append(len(wire.encode(wire.Request(1, forward.RENEW, forward.renewals_asked(flat)))))
+        sent.append(len(wire.encode(wire.Request(1, peers.RENEW.name, peers.RENEW.question(flat)))))
         began.set()
         assert go.wait(10)
         return [len(renewals) for renewals in asked]
 
-    rounds = forward.Rounds(send, forward.renewals_bytes, len)
+    gathered = rounds.Rounds(send, peers.renewals_bytes, len)
     many = (Renewal(LONGEST, LAST),) * (HEARTBEATS_AT_ONCE // 2)
     answers: list[int] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(rounds.ask(many, time.monotonic() + 10))) for _ in range(12)
+        threading.Thread(target=lambda: answers.append(gathered.ask(many, time.monotonic() + 10))) for _ in range(12)
     ]
     threads[0].start()
     assert began.wait(10)
     for thread in threads[1:]:
         thread.start()
-    wait_for(lambda: len(rounds._waiting) == 11, "the others to wait")
+    wait_for(lambda: len(gathered._waiting) == 11, "the others to wait")
     go.set()
     for thread in threads:
         thread.join(10)
@@ -92,6 +92,6 @@ def test_a_round_of_heartbeats_fits_in_a_frame_however_many_ask() -> None:
 def test_the_answer_to_the_largest_write_fits_in_a_frame() -> None:
     """A batch names what each of its operations did."""
     kinds = ("replaced",) * 10_000
-    answered = msgspec.msgpack.encode(forward.Answered(outcome=forward.Outcome(LAST, kinds)))
+    answered = msgspec.msgpack.encode(peers.Answered(outcome=peers.Outcome(LAST, kinds)))
 
     assert len(wire.encode(wire.Answer(LAST, answered, ""))) < wire.FRAME_BYTES_MAX / 8

@@ -20,6 +20,7 @@ from rollcall.node.checks.names import NotAsked
 from rollcall.node.checks.probes import Found
 from rollcall.node.checks.reach import Reach
 from rollcall.node.checks.thresholds import CHANGE_S, CHANGES_FREE, Damper, Doubt, Tally
+from rollcall.node.peers import SECOND_OF
 from rollcall.replication.checks import Check, owner_of
 from rollcall.replication.commands import KEEP_LEVEL, Register, decode, encode, sealed
 from rollcall.replication.records import Key, Registration
@@ -250,7 +251,7 @@ def test_what_is_certain_is_reported_while_second_opinions_are_waited_for(three,
     for log in three.logs:
 
         def held(peer: str, kind: str, *rest: Any, request: Callable[..., bytes] = log.request) -> bytes:
-            if kind == checker.SECOND_OF and ill.status == 500:  # before that a busy machine may have its doubts too
+            if kind == SECOND_OF.name and ill.status == 500:  # before that a busy machine may have its doubts too
                 over.wait(2 * SOON_S)
             return request(peer, kind, *rest)
 

@@ -14,7 +14,8 @@ from rollcall.node.leader import bequest
 from rollcall.node.leader import duties as duties_module
 from rollcall.node.leader.bequest import Bequest, Left
 from rollcall.node.leader.eviction import ServiceCount
-from rollcall.node.values import Renewal
+from rollcall.node.leader.renewals import Renewal
+from rollcall.node.peers import BEQUEATH, LATER, SETTLED
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import (
     COMMAND_BYTES_MAX,
@@ -333,13 +334,13 @@ def test_many_heartbeats_at_once_leave_room_for_others_and_come_back_in_order(
 def said(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Bequest]]:
     """What the leader's node says of leases, to whom; at first nobody answers, then it is too early."""
     said: list[tuple[str, Bequest]] = []
-    answers = iter([NotDone("not reached"), duties_module.LATER])
+    answers = iter([NotDone("not reached"), LATER])
 
     def request(peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
-        if kind != duties_module.BEQUEATH:
+        if kind != BEQUEATH.name:
             raise NotDone("nobody is there")
         said.append((peer, bequest.from_bytes(payload)))
-        answer = next(answers, duties_module.SETTLED)
+        answer = next(answers, SETTLED)
         if isinstance(answer, NotDone):
             raise answer
         return answer
@@ -404,7 +405,7 @@ def test_what_may_have_been_heard_or_will_never_be_is_not_said_again(
     said: list[bytes] = []
 
     def request(peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
-        if kind != duties_module.BEQUEATH:
+        if kind != BEQUEATH.name:
             raise NotDone("nobody is there")
         said.append(payload)
         if isinstance(answer, Unknown):
@@ -428,7 +429,7 @@ def test_who_ends_waits_until_the_next_leader_knows_and_no_longer_than_it_may(
     def request(peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
         reached.set()
         assert heard.wait(10)
-        return duties_module.SETTLED
+        return SETTLED
 
     monkeypatch.setattr(pair.leader_log, "request", request)
     register(pair, 1, ttl_s=60)
@@ -517,14 +518,14 @@ def test_a_new_leader_goes_on_from_how_a_lease_stood_and_evicts_the_dead_and_nob
         register(pair, number, ttl_s=60)
     left = tuple(Left(("default", "cart", f"c{n}"), reg_index(pair, n), 90_500, 500, True, "follower") for n in (1, 2))
     replaced(pair)
-    assert pair.duties.take_over(as_sent(Bequest(2, left))) == duties_module.LATER
+    assert pair.duties.take_over(as_sent(Bequest(2, left))) == LATER
     leads_again(pair)
     assert pair.leader.renew([Renewal(key(2))])[0].status == "ok"
 
-    assert pair.duties.take_over(as_sent(Bequest(1, left))) == duties_module.SETTLED
+    assert pair.duties.take_over(as_sent(Bequest(1, left))) == SETTLED
     assert pair.duties._tenure is not None
     assert pair.duties._tenure.may_take_over, "nobody knows who led in between"
-    assert pair.duties.take_over(as_sent(Bequest(2, left, evicted=((1_000, 0),)))) == duties_module.SETTLED
+    assert pair.duties.take_over(as_sent(Bequest(2, left, evicted=((1_000, 0),)))) == SETTLED
     # A sixth of the time in which it would go by itself.
     wait_for(lambda: there(pair) == {"c2"}, "c1 to be evicted long before a length is over", 10)
 
@@ -547,8 +548,8 @@ def test_while_a_new_leader_builds_its_table_it_is_too_early_to_tell_it(
     monkeypatch.setattr(duties_module, "Leases", building)
     leads_again(pair)
 
-    assert answers == [duties_module.LATER]
-    assert pair.duties.take_over(told) == duties_module.SETTLED
+    assert answers == [LATER]
+    assert pair.duties.take_over(told) == SETTLED
     lease = wait_for(lambda: pair.duties.lease(key(1)), "the lease")
     assert lease.renewed_ms_ago >= 90_000
 
@@ -556,7 +557,7 @@ def test_while_a_new_leader_builds_its_table_it_is_too_early_to_tell_it(
 def test_where_no_leases_are_kept_nothing_is_read(pair: Pair) -> None:
     replaced(pair)
 
-    assert pair.duties.take_over(b"\xc1 of any length") == duties_module.LATER
+    assert pair.duties.take_over(b"\xc1 of any length") == LATER
 
 
 def test_a_tenure_that_failed_and_begins_again_takes_nothing_over(pair: Pair) -> None:
@@ -569,7 +570,7 @@ def test_a_tenure_that_failed_and_begins_again_takes_nothing_over(pair: Pair) ->
     pair.duties._tenure = None
     wait_for(lambda: pair.duties._tenure not in (None, failed) and pair.duties._tenure.leases is not None, "a new one")
 
-    assert pair.duties.take_over(as_sent(Bequest(2, left))) == duties_module.SETTLED
+    assert pair.duties.take_over(as_sent(Bequest(2, left))) == SETTLED
 
     lease = wait_for(lambda: pair.duties.lease(key(1)), "the lease")
     assert lease.renewed_ms_ago < 60_000

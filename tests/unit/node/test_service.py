@@ -10,10 +10,10 @@ from harness.facts import set_facts
 from harness.pair import Pair
 from harness.waiting import wait_for
 from msgspec.structs import replace
-from rollcall.node.forward import BARRIER, RENEW, SUBMIT
+from rollcall.node.leader.renewals import Renewal
 from rollcall.node.masking import masked
+from rollcall.node.peers import BARRIER, RENEW, SUBMIT
 from rollcall.node.position import Position
-from rollcall.node.values import Renewal
 from rollcall.replication.checks import Check
 from rollcall.replication.commands import KEEP_LEVEL, Batch, Command, Deregister, Register, SetStatus, level_of
 from rollcall.replication.errors import (
@@ -180,7 +180,7 @@ def test_a_write_at_a_follower_is_one_hop(pair: Pair) -> None:
     outcome = pair.follower.submit(Register(registration()))
 
     assert outcome.kinds == ("created",)
-    assert pair.follower_log.asked == [SUBMIT]
+    assert pair.follower_log.asked == [SUBMIT.name]
     assert pair.leader.registry.instance(CART) is not None
 
 
@@ -280,12 +280,12 @@ def test_nothing_bounces_the_leader_proposes_or_refuses(pair: Pair) -> None:
 
 
 def test_an_answer_that_never_came_is_unknown_and_not_repeated(pair: Pair) -> None:
-    pair.follower_log.fault = lambda kind: Unknown("the connection was lost") if kind == SUBMIT else None
+    pair.follower_log.fault = lambda kind: Unknown("the connection was lost") if kind == SUBMIT.name else None
 
     with pytest.raises(Unknown):
         pair.follower.submit(Register(registration()))
 
-    assert pair.follower_log.asked == [SUBMIT]
+    assert pair.follower_log.asked == [SUBMIT.name]
 
 
 def test_a_proposal_under_way_at_the_deadline_is_unknown(pair: Pair) -> None:
@@ -350,7 +350,7 @@ def test_a_lost_renewal_is_said_again(pair: Pair) -> None:
     pair.follower_log.fault = lambda kind: next(lost, None)
 
     assert pair.follower.renew([Renewal(CART)])[0].status == "ok"
-    assert pair.follower_log.asked == [RENEW] * 3
+    assert pair.follower_log.asked == [RENEW.name] * 3
 
 
 def test_a_linearizable_read_passes_a_barrier_through_the_log_where_a_member_knows_nothing_else(pair: Pair) -> None:
@@ -359,7 +359,7 @@ def test_a_linearizable_read_passes_a_barrier_through_the_log_where_a_member_kno
 
     assert pair.follower.linearize()
     assert pair.leader.linearize()
-    assert pair.follower_log.asked == [BARRIER]
+    assert pair.follower_log.asked == [BARRIER.name]
     assert pair.leader.registry.applied_index == before + 2
 
 
@@ -383,7 +383,7 @@ def test_from_the_second_level_on_a_linearizable_read_writes_nothing(
     assert pair.follower.linearize()
     assert pair.leader.linearize()
 
-    assert pair.follower_log.asked == [BARRIER]
+    assert pair.follower_log.asked == [BARRIER.name]
     assert (len(asked), pair.leader.registry.applied_index) == (2, before + 1)
 
 
@@ -422,7 +422,7 @@ def test_an_index_that_the_registry_never_had_is_gone_and_the_leader_is_asked_fo
 
     assert caught.value.facts["applied_index"] == applied
     assert time.monotonic() - began < 30
-    assert pair.follower_log.asked == ([BARRIER] if where == "follower" else [])
+    assert pair.follower_log.asked == ([BARRIER.name] if where == "follower" else [])
 
 
 def test_without_a_leader_catching_up_says_how_far_this_node_is(pair: Pair) -> None:
@@ -471,7 +471,7 @@ def test_all_that_wait_for_an_index_share_one_question_to_the_leader(pair: Pair)
         thread.join(5)
 
     assert len(gone) == 20
-    assert pair.follower_log.asked == [BARRIER] * 2
+    assert pair.follower_log.asked == [BARRIER.name] * 2
 
 
 def test_a_draining_node_takes_nothing_new(pair: Pair) -> None:

@@ -1,12 +1,12 @@
-"""The values that the node's parts hand to each other: plain, frozen, no behaviour."""
+"""Heartbeats as values: what an instance asks, what the leader says to it, and a lease as others see it."""
 
 from typing import Literal
 
 from msgspec import Struct
 
-from ..replication.records import Key
+from ...replication.records import Key
 
-Answer = Literal["ok", "unknown", "ahead", "behind"]
+Word = Literal["ok", "unknown", "ahead", "behind"]
 
 
 class Renewal(Struct, frozen=True, gc=False):
@@ -24,7 +24,7 @@ class Renewed(Struct, frozen=True, gc=False):
     stored one, so it must register again. ``behind``: it is older.
     """
 
-    status: Answer
+    status: Word
     ttl_s: float | None = None
     next_heartbeat_ms: int | None = None
 

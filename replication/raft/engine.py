@@ -344,7 +344,7 @@ class Engine:
             on_message=self._on_message,
             on_connected=self._on_connected,
             on_disconnected=self._on_disconnected,
-            on_greeted=lambda node, hello: self.greeting.greeted(node, hello, time.monotonic()),
+            on_greeted=lambda node, hello: self.greeting.greeted(node, hello, time.monotonic),
             on_refused=self._on_refused,
         )
 
@@ -486,8 +486,11 @@ class Engine:
 
     def _take_up(self) -> None:
         """Takes up proposals and sends."""
-        if self.proposals.take_up(time.monotonic):
-            self.followers.send_now = True
+        last = self.journal.last_index
+        try:
+            self.proposals.take_up(time.monotonic)
+        finally:  # what was written before something failed is sent as soon as all else
+            self.followers.send_now |= self.journal.last_index > last
         self.reads.begin()
         self.followers.send(time.monotonic())
 

@@ -7,6 +7,7 @@ node saw of it (``starts.py``); and a node that lost its disk votes only in term
 
 import logging
 import random
+from collections.abc import Callable
 
 from pysyncobj.node import Node
 
@@ -76,8 +77,9 @@ class Greeting:
     def claims(self) -> Claims | None:
         return self._peers.claims(self._standing.admission, position_of(self._raft, self._journal))
 
-    def greeted(self, node: Node, hello: wire.Hello, now: float) -> str:
-        """What a peer says of itself. Answers why it must be refused, or nothing."""
+    def greeted(self, node: Node, hello: wire.Hello, clock: Callable[[], float]) -> str:
+        """What a peer says of itself. Answers why it must be refused, or nothing. ``clock`` is read when what
+        follows is on disk."""
         if hello.level < self._registry.level:
             return (
                 f"it understands feature level {hello.level}, and the cluster uses {self._registry.level}: "
@@ -96,7 +98,7 @@ class Greeting:
             logger.info("every member was met: %s takes part from here on", self._node_id)
             # There is no leader to wait for; and all members come here at the same moment.
             soon = random.uniform(0, self._soon_s)
-            self._raft.election_due = now + soon
+            self._raft.election_due = clock() + soon
         return ""
 
     def _compare_directories(self, node: Node, hello: wire.Hello) -> str:

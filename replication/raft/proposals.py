@@ -75,8 +75,8 @@ class Proposals:
 
     # -- into the log ----------------------------------------------------------------
 
-    def take_up(self, clock: Callable[[], float]) -> bool:
-        """Writes what waits to the log, for a bounded time; True if anything was written."""
+    def take_up(self, clock: Callable[[], float]) -> None:
+        """Writes what waits to the log, for a bounded time."""
         taken = 0
         until = clock() + DRAIN_S
         while self._queue and taken < DRAIN_BYTES and self._goes_on():
@@ -91,7 +91,6 @@ class Proposals:
                 self._journal.add(REGULAR + proposal.data, index, self._raft.term)
                 self._expect(index, proposal)
                 taken += len(proposal.data)
-        return taken > 0
 
     def _refusal(self, proposal: Proposal) -> RollcallError | None:
         """Why a proposal is not taken up, if so."""

@@ -217,12 +217,12 @@ def test_a_command_of_the_level_is_taken(member: EngineMember) -> None:
 def test_a_peer_that_understands_less_than_the_cluster_uses_is_refused(member: EngineMember) -> None:
     set_facts(member.engine.registry, level=LEVEL)
 
-    said = member.engine.greeting.greeted(Node("b"), structs.replace(hello_of("b"), level=OLDER), 0.0)
+    said = member.engine.greeting.greeted(Node("b"), structs.replace(hello_of("b"), level=OLDER), lambda: 0.0)
 
     assert f"feature level {OLDER}" in said
     assert f"the cluster uses {LEVEL}" in said
     assert "start it with the release that the others run" in said
-    assert member.engine.greeting.greeted(Node("b"), structs.replace(hello_of("b"), level=LEVEL), 0.0) == ""
+    assert member.engine.greeting.greeted(Node("b"), structs.replace(hello_of("b"), level=LEVEL), lambda: 0.0) == ""
 
 
 def test_both_ends_of_a_connection_learn_why_one_of_them_is_refused(

@@ -47,6 +47,14 @@ def test_every_page_can_be_found_from_the_readme():
     assert {page.name for page in PAGES[2:]} <= linked | through
 
 
+def test_what_the_page_of_the_architecture_points_at_is_there():
+    root, page = PAGES[0].parent, PAGES[0].parent / "docs" / "architecture.md"
+    named = set(re.findall(r"`((?:replication|node|cluster|tests)/[\w/]+\.py)`", page.read_text("utf-8")))
+
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (root / name).is_file()] == []
+
+
 def shown(number: float) -> str:
     """As the pages write it."""
     return f"{number:,.0f}".replace(",", " ") if number != int(number) or number >= 1000 else f"{number:g}"

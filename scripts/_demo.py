@@ -347,7 +347,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="./scripts/demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="./scripts/demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, help="base port of the three nodes (default: free ones)")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 110)

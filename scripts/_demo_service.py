@@ -10,6 +10,7 @@ import http.server
 import signal
 import sys
 import threading
+from typing import Any
 
 from rollcall.cluster import Client
 from rollcall.replication.errors import NotFound, RollcallError
@@ -25,7 +26,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 

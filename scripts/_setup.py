@@ -34,6 +34,7 @@ NO_INDEX = ("NewConnectionError", "name resolution", "Network is unreachable", "
 INSTALL_S_MAX = 900
 BUILDER = "setuptools"
 """Builds this checkout and what comes as source; without a network, so it must be there before."""
+ROOMS = ("cluster", "node", "replication")
 OLD_LIBRARY = "pysyncobj==0.3.14"
 OLD_LIBRARY_HASH = "sha256:69d34e672257694f83f50dfb5e6e7ce446a68dba09ed48e142c782380d6428d4"
 """Beside the environment, for tests that show what this version did wrong. No node ever imports it."""
@@ -53,18 +54,23 @@ def main(packages: str) -> None:
 def set_up(packages: str) -> None:
     with (ROOT / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_current(packages) or is_current("all"):
-            return
-        started = time.monotonic()
-        say(f"setting up {VENV} with Python {sys.version.split()[0]} (once; the next run re-uses it)")
-        SAID.unlink(missing_ok=True)
-        if not is_current("node"):
-            make_venv()
-        install(LOCKS[packages])
+        if not is_current(packages) and not is_current("all"):
+            make(packages)
         if packages == "all":
-            install_old_library()
-        stamp(packages).write_text(fingerprint(packages))
-        say(f"ready after {time.monotonic() - started:.0f} s")
+            link_rooms()
+
+
+def make(packages: str) -> None:
+    started = time.monotonic()
+    say(f"setting up {VENV} with Python {sys.version.split()[0]} (once; the next run re-uses it)")
+    SAID.unlink(missing_ok=True)
+    if not is_current("node"):
+        make_venv()
+    install(LOCKS[packages])
+    if packages == "all":
+        install_old_library()
+    stamp(packages).write_text(fingerprint(packages))
+    say(f"ready after {time.monotonic() - started:.0f} s")
 
 
 def stamp(packages: str) -> Path:
@@ -142,6 +148,22 @@ def install_old_library() -> None:
     if process.returncode:
         # A cluster runs without it, and the tests that want it say so.
         say(f"{''.join(output).rstrip()}\n[setup] {OLD_LIBRARY} could not be installed; a few tests will fail")
+
+
+def link_rooms() -> None:
+    """Lets the type checker find the rooms as ``rollcall``, under ``.venv/types``.
+
+    What is installed in place is found by a hook that Python runs when it imports. The checker runs nothing, it
+    looks for folders. The links are looked at on every run, as an environment from before them has its stamp already.
+    """
+    for room in ROOMS:
+        link = VENV / "types" / "rollcall" / room
+        target = Path(os.path.relpath(ROOT / room, link.parent))
+        if link.is_symlink() and link.readlink() == target:
+            continue
+        link.unlink(missing_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
 
 
 def in_venv(name: str, text: str) -> str:

@@ -18,6 +18,7 @@ from rollcall.node.peers import REPORT, serve_checks
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import Report, Result
 from rollcall.replication.errors import RollcallError, Unknown
+from rollcall.replication.log import Handler
 from rollcall.replication.proposal import Pending, Proposal
 from rollcall.replication.raft.engine import Engine
 
@@ -129,6 +130,9 @@ class _Peers:
         self._reported: Reported = reported
         self._answer: tuple[bytes, RollcallError | None] | None = None
         """What the question that is asked again was answered."""
+
+    def serve(self, kind: str, handler: Handler) -> None:
+        raise NotImplementedError("a checker only asks")
 
     def request(self, peer: str, kind: str, payload: bytes, deadline: float) -> bytes:
         if self._answer is not None:

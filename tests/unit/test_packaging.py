@@ -213,6 +213,23 @@ def test_without_a_package_index_the_setting_up_says_what_to_do_in_a_sentence(tm
     assert (tmp_path / ".venv.log").read_text() == f"{said}\n"
 
 
+def test_the_type_checker_is_shown_the_rooms_under_their_name_whenever_it_is_set_up(tmp_path: Path):
+    """Also where all was installed before there were such links, and in place of one that is wrong."""
+    types = tmp_path / ".venv" / "types" / "rollcall"
+    with set_up_with_pip("exit 0", tmp_path) as process:
+        assert process.wait(20.0) == 0
+    assert {link.name: link.resolve() for link in types.iterdir()} == {room: tmp_path / room for room in ROOMS}
+    (types / "node").unlink()
+    (types / "cluster").unlink()
+    (types / "cluster").symlink_to("elsewhere")
+
+    program = [sys.executable, "-c", "import _setup; _setup.main('all')"]
+    again = subprocess.run(program, cwd=tmp_path / "scripts", capture_output=True, text=True, check=True, timeout=20)
+    assert again.stderr == "", "it is current"
+    links = {link.name: link.readlink() for link in types.iterdir()}
+    assert links == {room: Path("../../..") / room for room in ROOMS}, "which hold wherever the checkout is moved to"
+
+
 def test_ctrl_c_ends_the_setting_up_at_once(tmp_path: Path):
     """With a pip that does not come to an end."""
     script = f"echo $$ > {tmp_path}/pid\necho Collecting everything\nexec sleep 60"

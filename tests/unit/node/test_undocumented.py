@@ -31,8 +31,9 @@ def names_of(made: ast.ClassDef) -> Iterator[str]:
         if isinstance(node, ast.Assign):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
     for node in ast.walk(made):
-        stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        if stored and isinstance(node.value, ast.Name) and node.value.id == "self":
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if isinstance(node.ctx, ast.Store) and node.value.id == "self":
             yield node.attr
 
 
@@ -49,7 +50,8 @@ def used_in(file: Path) -> set[str]:
             used.add(node.attr)
         if isinstance(node, ast.ClassDef):
             used |= set(names_of(node))
-            used |= {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}
+            stated = (each.target for each in node.body if isinstance(each, ast.AnnAssign))
+            used |= {target.id for target in stated if isinstance(target, ast.Name)}
     return used
 
 

@@ -46,7 +46,8 @@ def test_a_node_says_and_does_what_the_transcript_tells(path: Path, ours: Any) -
 
 def play(member: EngineMember, lines: list[str]) -> Iterator[str]:
     """The transcript with what happens now below each of its ``>`` lines."""
-    member.take("b"), member.take("c")
+    member.take("b")
+    member.take("c")
     before = standing(member)
     for line in lines:
         if not line.startswith("  "):

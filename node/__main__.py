@@ -83,73 +83,28 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self._settings: Settings = settings
-        raft = {member.id: _endpoint(member.raft) for member in settings.members}
-        raft.pop(settings.node_id, None)
-        credentials = _credentials(settings)
-        self._credentials: Credentials | None = credentials
-        transport = Transport(
-            settings.node_id,
-            raft,
-            cluster=settings.cluster_id,
-            listen=Endpoint(settings.raft_host, settings.raft_port),
-            agreement={name: str(value) for name, value in settings.agreement().items() if name not in _COMPARED},
-            credentials=credentials,
-        )
+        self._credentials: Credentials | None = _credentials(settings)
         self.metrics: Metrics = Metrics()
-        if credentials is not None:
-            self.metrics.watch_certificate(lambda: credentials.expires_at)
+        self._watch_certificate()
+        transport = _transport(settings, self._credentials)
+        changes = Changes(settings.watch_events_max)
         self.engine: Engine = Engine(
-            settings.node_id,
-            transport,
-            EngineConfig(
-                directory=settings.data_dir,
-                cluster=settings.cluster_id,
-                election_timeout_s_min=settings.election_timeout_s_min,
-                election_timeout_s_max=settings.election_timeout_s_max,
-                heartbeat_period_s=settings.heartbeat_period_s,
-                leader_fallback_s=settings.leader_fallback_s,
-                transfer_interval_s=settings.transfer_interval_s,
-                snapshot_entries=settings.snapshot_entries,
-                snapshot_interval_s=settings.snapshot_interval_s,
-                rejoin=settings.rejoin,
-                accept_members=settings.accept_members,
-                restored=settings.restored,
-            ),
-            changes=Changes(settings.watch_events_max),
-            on_fatal=_die,
+            settings.node_id, transport, _engine_config(settings), changes=changes, on_fatal=_die
         )
-        self.duties: Duties = Duties(
-            self.engine,
-            transport,
-            DutySettings(
-                protection_threshold=settings.protection_threshold,
-                sweep_s_max=settings.evict_sweep_s_max,
-                contact_s_max=settings.election_timeout_s_min,
-            ),
-            evicted=self.metrics.evicted,
+        duty = DutySettings(
+            protection_threshold=settings.protection_threshold,
+            sweep_s_max=settings.evict_sweep_s_max,
+            contact_s_max=settings.election_timeout_s_min,
         )
-        places = files.checks_max()
+        self.duties: Duties = Duties(self.engine, transport, duty, evicted=self.metrics.evicted)
+        self._checks_max: int = files.checks_max()
         reach = Reach.of(settings.checks_networks, scripts=settings.checks_scripts)
-        self.checker: Checker = Checker(self.engine, transport, Prober(reach, places=places))
-        self.metrics.watch_checks(lambda: len(self.checker))
-        about = "Answers to this node's health checks, by what was found."
-        self.metrics.watch_counts("rollcall_checks_answers", about, "state", self.checker.answers.copy)
+        self.checker: Checker = Checker(self.engine, transport, Prober(reach, places=self._checks_max))
+        self._watch_checks()
         self._desk: Worker = Worker("desk")
+        budget = Budget(settings.threads - settings.threads_reserved)
         self.service: Service = Service(
-            self.engine,
-            transport,
-            self.duties,
-            Budget(settings.threads - settings.threads_reserved),
-            ServiceSettings(
-                cluster_id=settings.cluster_id,
-                write_timeout_s=settings.write_timeout_s,
-                lease_ttl_s_min=settings.lease_ttl_s_min,
-                members=tuple(
-                    MemberView(id=member.id, http=member.http, raft=member.raft, role="unknown", reachable=False)
-                    for member in settings.members
-                ),
-            ),
-            self.checker,
+            self.engine, transport, self.duties, budget, _service_settings(settings), self.checker
         )
         serve_peers(
             transport,
@@ -160,28 +115,28 @@ class Node:
             aside=self._desk,
         )
         serve_checks(transport, self.checker)
-        api = ApiSettings(
-            body_bytes_max=settings.body_bytes_max,
-            batch_body_bytes_max=settings.batch_body_bytes_max,
-            watch_wait_s_max=settings.watch_wait_s_max,
-            lease_ttl_s=settings.lease_ttl_s,
-            members=tuple(urlsplit(member.http).hostname or "" for member in settings.members),
-            hosts=settings.hosts,
-            dns_domain=settings.dns_domain if settings.dns_port else "",
-            trusted=networks(settings.trusted_networks),
-            write_timeout_s=settings.write_timeout_s,
-        )
-        self.server: Server = Server(
-            create_app(
-                self.service,
-                api,
-                self.metrics,
-            ),
+        self.server: Server = self._server(_api_settings(settings))
+        self.dns: DnsServer | None = self._dns() if settings.dns_port else None
+
+    def _watch_certificate(self) -> None:
+        credentials = self._credentials
+        if credentials is not None:
+            self.metrics.watch_certificate(lambda: credentials.expires_at)
+
+    def _watch_checks(self) -> None:
+        self.metrics.watch_checks(lambda: len(self.checker))
+        about = "Answers to this node's health checks, by what was found."
+        self.metrics.watch_counts("rollcall_checks_answers", about, "state", self.checker.answers.copy)
+
+    def _server(self, api: ApiSettings) -> Server:
+        settings = self._settings
+        return Server(
+            create_app(self.service, api, self.metrics),
             settings.http_host,
             settings.http_port,
             settings.threads,
             connection_limit=settings.connection_limit,
-            files_kept_free=FILES_KEPT_FREE + places,
+            files_kept_free=FILES_KEPT_FREE + self._checks_max,
             body_bytes_max=4 * max(settings.body_bytes_max, settings.batch_body_bytes_max),
             body_limit=functools.partial(limit_of, api),
             requests_bytes_max=BODIES * settings.batch_body_bytes_max,
@@ -189,7 +144,6 @@ class Node:
             exempt=api.trusted,
             on_failure=_die,
         )
-        self.dns: DnsServer | None = self._dns() if settings.dns_port else None
 
     def _dns(self) -> "DnsServer":
         # A node without DNS starts sooner.
@@ -306,6 +260,62 @@ def _freeze() -> None:
     and hold up every thread meanwhile. Records are not looked at in any case."""
     gc.collect()
     gc.freeze()
+
+
+def _transport(settings: Settings, credentials: Credentials | None) -> Transport:
+    raft = {member.id: _endpoint(member.raft) for member in settings.members}
+    raft.pop(settings.node_id, None)
+    return Transport(
+        settings.node_id,
+        raft,
+        cluster=settings.cluster_id,
+        listen=Endpoint(settings.raft_host, settings.raft_port),
+        agreement={name: str(value) for name, value in settings.agreement().items() if name not in _COMPARED},
+        credentials=credentials,
+    )
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    return EngineConfig(
+        directory=settings.data_dir,
+        cluster=settings.cluster_id,
+        election_timeout_s_min=settings.election_timeout_s_min,
+        election_timeout_s_max=settings.election_timeout_s_max,
+        heartbeat_period_s=settings.heartbeat_period_s,
+        leader_fallback_s=settings.leader_fallback_s,
+        transfer_interval_s=settings.transfer_interval_s,
+        snapshot_entries=settings.snapshot_entries,
+        snapshot_interval_s=settings.snapshot_interval_s,
+        rejoin=settings.rejoin,
+        accept_members=settings.accept_members,
+        restored=settings.restored,
+    )
+
+
+def _service_settings(settings: Settings) -> ServiceSettings:
+    return ServiceSettings(
+        cluster_id=settings.cluster_id,
+        write_timeout_s=settings.write_timeout_s,
+        lease_ttl_s_min=settings.lease_ttl_s_min,
+        members=tuple(
+            MemberView(id=member.id, http=member.http, raft=member.raft, role="unknown", reachable=False)
+            for member in settings.members
+        ),
+    )
+
+
+def _api_settings(settings: Settings) -> ApiSettings:
+    return ApiSettings(
+        body_bytes_max=settings.body_bytes_max,
+        batch_body_bytes_max=settings.batch_body_bytes_max,
+        watch_wait_s_max=settings.watch_wait_s_max,
+        lease_ttl_s=settings.lease_ttl_s,
+        members=tuple(urlsplit(member.http).hostname or "" for member in settings.members),
+        hosts=settings.hosts,
+        dns_domain=settings.dns_domain if settings.dns_port else "",
+        trusted=networks(settings.trusted_networks),
+        write_timeout_s=settings.write_timeout_s,
+    )
 
 
 def _endpoint(address: str) -> Endpoint:

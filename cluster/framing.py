@@ -25,7 +25,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 HEAD_BYTES_MAX = 64 * 1024  # node.js: 16 KiB, Go: 1 MiB; http.client: 100 lines of 64 KiB each
 HEADERS_MAX = 200
 INTERIM_MAX = 32
-"""Interim answers before the final one: 102 says "still at it" every so often."""
+"""Interim answers before the final one: 102 says "still at it" now and then."""
 
 
 class BadAnswer(http.client.HTTPException):

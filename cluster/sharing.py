@@ -141,7 +141,7 @@ class Share:
         return False
 
     def _unlink(self, name: str, file: int) -> None:
-        """To be called by who has the file to itself: nobody else takes that name away meanwhile."""
+        """To be called by the process that has the file to itself: nobody else takes that name away meanwhile."""
         with contextlib.suppress(OSError):
             if self._is_named(name, file):
                 os.unlink(name, dir_fd=self._directory)

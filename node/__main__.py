@@ -63,10 +63,10 @@ SWITCH_S = 0.0005
 answers, a heartbeat, which needs the interpreter several times on its way, took more than a second."""
 TRANSFER_S = 2.0
 SETTLE_S = 1.0
-"""So long a node that has handed over waits until the next leader knows how the leases stood."""
+"""How long a node that has handed over waits until the next leader knows how the leases stood."""
 REPLAY_S = 60.0
 BODIES = 32
-"""So many of the longest bodies may be on their way at once."""
+"""How many of the longest bodies may be on their way at once."""
 SHARE = 0.25
 """Of connections, for one client, when they are nearly all taken."""
 FIRST_ENTRY = 1

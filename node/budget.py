@@ -11,7 +11,8 @@ full of parked polls, of reads of an index that does not come, or of writes with
 An eighth is kept for watchers in turn. The rest is anybody's.
 
 One client may hold as many places of a kind as are free for that kind: half, while it is the only one; and some are
-always left for who comes next (dynamic thresholds, as in ``shares``). Who is trusted has no name here and no share.
+always left for the next one (dynamic thresholds, as in ``shares``). A client that is trusted has no
+name here and no share.
 
 Instances that watch themselves (a ``Lease`` that wants to hear if it is removed) have
 their heartbeats to fall back on. So they are lent an eighth of the places, while less
@@ -56,7 +57,7 @@ class Budget:
         self._held_by: Counter[tuple[Kind, str]] = Counter()
 
     def most(self, kind: Kind) -> int:
-        """So many places a kind has where all others have none."""
+        """How many places a kind has where all others have none."""
         return self._kept[kind] + self._common
 
     @property

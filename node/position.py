@@ -28,7 +28,7 @@ LOOK_S = 1.0
 """Between two looks whether anybody still waits, and two questions where no leader answered."""
 
 ASK_S = 0.5
-"""So long the leader is given for its answer, however short the wait is that the client asked for."""
+"""How long the leader is given for its answer, however short the wait is that the client asked for."""
 
 
 class Position(Struct, frozen=True):

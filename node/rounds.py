@@ -14,7 +14,7 @@ from ..replication.errors import NotDone, RollcallError, Unknown
 
 ROUND_MAX = 1_000
 """Items in one round (heartbeats, where an item is some of them), unless it is one item alone; what is over
-waits for the next. Either end is done with so many in a few milliseconds."""
+waits for the next. Either end is done with this many in a few milliseconds."""
 ROUND_BYTES_MAX = 1024 * 1024
 """What they take, unless it is one alone."""
 

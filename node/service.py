@@ -40,7 +40,7 @@ A = TypeVar("A")
 logger = logging.getLogger(__name__)
 
 LEADER_SEEN_S = 10.0
-"""A node that has not heard a leader for so long should get no requests."""
+"""A node that has not heard a leader for this long should get no requests."""
 
 NOTES_S = 1.0
 

@@ -76,7 +76,7 @@ def services(context: Context) -> None:
 @click.option("--tag", "tags", multiple=True, help="Only those with this tag; may be repeated.")
 @click.option("--zone", help="Only those of this zone.")
 @click.option("--version", help="Only those of this version.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=1), help="Show no more than this many.")
 @command
 def instances(
     context: Context,

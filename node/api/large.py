@@ -38,7 +38,7 @@ COUNTED_BYTES = 1024
 """A larger instance counts as several, each of this many bytes."""
 
 LOOK_S = 0.1
-"""Whether the client is still there is looked at so often."""
+"""How often it is looked whether the client is still there."""
 
 PLACES = 2
 WAITING_MAX = 8
@@ -130,8 +130,8 @@ class Places:
 
 
 class Once:
-    """Pieces by what they answer: made by who asks first, and the same for all who ask meanwhile, or while somebody
-    still reads them. For any thread."""
+    """Pieces by what they answer: made for the request that comes first, and the same for all that come meanwhile, or
+    while somebody still reads them. For any thread."""
 
     def __init__(self, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._wait_s: float = wait_s
@@ -211,7 +211,7 @@ class Large:
             return self._once.pieces(key, lambda: self._in_a_place(make, left, deadline), fresh_s, left)
 
     def part(self, key: Hashable, make: Make, fresh_s: float = math.inf) -> Pieces:
-        """A part of an answer, for who is making it: the same one in every such answer."""
+        """A part of an answer, for the request that makes it: the same one in every such answer."""
         return self._once.pieces(key, make, fresh_s)
 
     def _in_a_place(self, make: Make, left: Left, deadline: float) -> Iterator[bytes | Pieces]:

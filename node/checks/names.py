@@ -28,10 +28,10 @@ THREADS_MAX = 64
 """Names looked up at a time."""
 
 FRESH_S = 10.0
-"""What was found is good for so long, and so is what was not."""
+"""What was found is good for this long, and so is what was not."""
 
 STALE_S = 600.0
-"""Past that, addresses are used for so long if the resolver does not answer."""
+"""Past that, addresses are used for this long if the resolver does not answer."""
 
 WAIT_S = 2.0
 TURN_S = 60.0
@@ -154,7 +154,7 @@ def _look_at_files(error: socket.gaierror) -> None:
 
 
 class _Threads:
-    """Runs what may hang, in at most so many threads. Nobody can break off a look-up, so nobody
+    """Runs what may hang, in at most ``threads`` threads. Nobody can break off a look-up, so nobody
     waits for its thread: ``close`` ends those that are idle, the others end with the process at the latest."""
 
     def __init__(self, most: int) -> None:

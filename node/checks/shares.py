@@ -2,7 +2,7 @@
 
 Whoever has work under one name (a service, an address) may hold as many places as are
 free: the only one half of all, each of two a third, and so on. So some are always left
-for who comes next, and who is alone is not held to a small share (dynamic thresholds:
+for the next one, and one that is alone is not held to a small share (dynamic thresholds:
 Choudhury and Hahne, 1998). Who must wait waits behind its own kind alone; when a place
 becomes free, kinds take turns.
 

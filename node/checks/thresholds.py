@@ -81,7 +81,7 @@ class Doubt:
         self._turned.append(now)
 
     def doubts(self, checks: int, now: float) -> bool:
-        """Whether more than the share of so many ``checks`` turned within the span."""
+        """Whether more than the share of ``checks`` turned within the span."""
         while self._turned and self._turned[0] <= now - self._span_s:
             self._turned.popleft()
         return len(self._turned) > self._share * checks

@@ -49,7 +49,7 @@ from .crowds import Crowd, Crowds
 from .message import HEADER_BYTES, Record, Reply, counted, pointer
 
 NAMES_S = 1.0
-"""A new service whose name has capitals may be unknown for so long; others are found at once."""
+"""A new service whose name has capitals may be unknown for this long; others are found at once."""
 
 _ADDRESSES = frozenset({RdataType.A, RdataType.AAAA, RdataType.CNAME, RdataType.ANY})
 _TRANSFERS = frozenset({RdataType.AXFR, RdataType.IXFR})

@@ -23,7 +23,7 @@ INSTANCE_BYTES = 256
 
 CROWDS_BYTES_MAX = 16 * 1024 * 1024
 SAMPLED_FROM = 4
-"""Of a pool of so many times what is wanted, single ones are drawn; a smaller one is put in order whole."""
+"""Of a pool of this many times what is wanted, single ones are drawn; a smaller one is put in order whole."""
 
 T = TypeVar("T", bound=Hashable)
 

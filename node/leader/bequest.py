@@ -72,7 +72,7 @@ def allowance_s(ttl_s: float, left_s: float, silent_s: float) -> float:
 
     Never less than ``left_s``, so nobody goes earlier than if nothing had been handed over. And a heartbeat may have
     failed because leadership changed: the next one comes a third of a lease after it (``leases.INTERVALS_PER_LEASE``).
-    With half of that for who is late, that is half a lease, and a second to find another node; for short leases
+    With half of that for those that are late, that is half a lease, and a second to find another node; for short leases
     all of the lease. Everybody has so long who was silent for no more than a lease; who was silent for longer has that
     much less. So hand-overs in a row lengthen a lease by this grace once, and not once each.
     """

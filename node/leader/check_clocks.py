@@ -15,10 +15,10 @@ from ...replication.commands import Condemned, Result
 from ...replication.records import Event, Instance, Key
 
 GONE_S = 2.0
-"""Out of contact for so long, a node's checks go to the others."""
+"""Out of contact for this long, a node's checks go to the others."""
 
 BACK_S = 3.0
-"""In contact for so long, it gets its share again."""
+"""In contact for this long, it gets its share again."""
 
 
 class Sharing:

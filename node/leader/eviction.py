@@ -33,7 +33,7 @@ JUDGED_MAX = 500
 
 
 class ServiceCount(Struct, frozen=True):
-    """So many instances of a service."""
+    """How many instances of a service."""
 
     env: str
     service: str
@@ -44,7 +44,7 @@ class ProtectionView(Struct, frozen=True):
     """Whether evictions are held, and why, in a sentence for an operator.
 
     ``leased`` counts all leases, ``never_renewed`` those among them that do not count: they were not heard
-    of since they registered. ``held``: whose time is up and who is kept all the same. ``held_of`` and
+    of since they registered. ``held``: whose time is up and that are kept all the same. ``held_of`` and
     ``late_of``: whose instances these are, and whose the late ones that hold them; the services with most.
     """
 
@@ -71,7 +71,7 @@ def by_service(keys: Iterable[Key]) -> tuple[ServiceCount, ...]:
 
 
 def allowed(leased: int, threshold: float = THRESHOLD) -> int:
-    """How many of so many may be late, or be evicted within ``PACE_S``: ``n - int(0.85 * n)``.
+    """How many of ``n`` may be late, or be evicted within ``PACE_S``: ``n - int(0.85 * n)``.
 
     At least one of any number, so that one death among few is never a catastrophe.
     """
@@ -80,7 +80,7 @@ def allowed(leased: int, threshold: float = THRESHOLD) -> int:
 
 
 def protection(leased: int, late: int, threshold: float = THRESHOLD, *, never_renewed: int = 0) -> ProtectionView:
-    """Whether so many late ones among so many leased hold evictions. ``never_renewed`` do not count."""
+    """Whether this many late ones among the leased hold evictions. ``never_renewed`` do not count."""
     limit = allowed(leased, threshold)
     active = late > limit
     if active:

@@ -45,7 +45,7 @@ INTERVALS_PER_LEASE = 3
 """A client is asked to renew three times per lease: 30 s for 90 s."""
 
 LATE_INTERVALS = 1.5
-"""Silent for so many of its own intervals, a lease is late (self-protection counts them)."""
+"""Silent for this many of its own intervals, a lease is late (self-protection counts them)."""
 
 CEILING_S = 3600.0
 SWEEP_S_MIN = 0.2
@@ -124,7 +124,7 @@ class Leases:
 
     Feed it every applied event (``applied``), every renewal, and what is known
     of the nodes' contact; ask it on every sweep who is ``overdue``. ``former_s``:
-    so long after ``now`` the leader before may have gone on renewing, which is
+    this long after ``now`` the leader before may have gone on renewing, which is
     not known here: all of ``instances`` have their full length from then on.
     """
 

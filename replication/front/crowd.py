@@ -1,4 +1,4 @@
-"""Which connections of a server are in the way, and who may have another thread of it. Pure.
+"""Which connections of a server are in the way, and which client may have another thread of it. Pure.
 
 Nobody may hold a server by doing nothing: a request must be whole some seconds after
 its first byte, with more time for each byte of a long body, and what is idle ends.

@@ -1,4 +1,4 @@
-"""Networks that an operator names, and who is within them."""
+"""Networks that an operator names, and which addresses are within them."""
 
 import functools
 import ipaddress

@@ -1,6 +1,6 @@
 """The change feed: what changed after an index, and waiting for more.
 
-The newest events are kept, up to a number and so many bytes; ``floor`` is the index from which
+The newest events are kept, up to a number and a sum of bytes; ``floor`` is the index from which
 one can still resume. Reading is by pages that never split an index. Whoever
 waits is woken only by events that match its interest: five hundred parked
 polls cost nothing to a write that none of them asked about.
@@ -28,7 +28,7 @@ BYTES_MAX = 128 * 1024 * 1024
 can be registered there are hundreds, where the number alone would let 25 GB pile up on every node."""
 
 _PART_BYTES = 64
-"""A short text or a small record of its own takes so much in memory beside what it is encoded as."""
+"""A short text or a small record of its own takes this much memory beside what it is encoded as."""
 
 PAGE_EVENTS = 1_000
 """A page ends with the index that brings it to this many events."""

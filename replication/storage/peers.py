@@ -37,10 +37,10 @@ from .starts import Chain, Claims, Known, Position, met, objection, readmitted
 logger = logging.getLogger(__name__)
 
 WORDS_S = 1.0
-"""Words are written at most so often."""
+"""Words are written no more often than once in this time."""
 
 STAYS_S = 2.0
-"""A peer that was here for so long without being refused elsewhere has been met."""
+"""A peer that was here for this long without being refused elsewhere has been met."""
 
 OLDER = (
     "Put the right directory back; or, if the other nodes form a quorum without this one, empty the data directory "

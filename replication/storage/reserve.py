@@ -1,4 +1,4 @@
-"""Room on the disk for what must be written when there is none left, and who takes what while it is used.
+"""Room on the disk for what must be written when there is none left, and which leader takes what while it is used.
 
 A full disk must not keep anybody from taking things out: a removal is an entry of the
 log, and a smaller log and state file must be written before the larger ones can go. So

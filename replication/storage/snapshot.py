@@ -40,7 +40,7 @@ from .reserve import MARGIN_BYTES
 CHUNK_BYTES = 32 * 1024
 """Encoded at a time: small, so that the background thread gives way often."""
 WORK_S = 0.0005
-"""The background thread works for about so long before it rests as long."""
+"""The background thread works for about this long before it rests as long."""
 REST_S_MAX = 0.005
 SYNC_BYTES = 1024 * 1024
 """Written between two syncs of a state file."""

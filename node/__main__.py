@@ -33,7 +33,8 @@ from ..replication.front.server import FILES_KEPT_FREE, Server
 from ..replication.network.dialing import Endpoint
 from ..replication.network.tls import Credentials
 from ..replication.network.transport import Transport
-from ..replication.raft.engine import Engine, EngineConfig
+from ..replication.raft.config import EngineConfig
+from ..replication.raft.engine import Engine
 from ..replication.registry.changes import Changes
 from . import certs, files, logs
 from .api import ApiSettings, create_app

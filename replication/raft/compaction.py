@@ -15,6 +15,7 @@ from ..storage.cut import Cut
 from ..storage.journal import Journal
 from ..storage.reserve import Reserve
 from ..storage.snapshot import SnapshotHeader, Snapshots
+from .config import EngineConfig
 from .library import Raft
 
 logger = logging.getLogger(__name__)
@@ -90,9 +91,8 @@ class Compaction:
         registry: Registry,
         snapshots: Snapshots,
         reserve: Reserve,
+        config: EngineConfig,
         *,
-        entries: int,
-        interval_s: float,
         saved: SnapshotHeader | None,
         now: float,
         sent_from: Callable[[], Iterable[int]],
@@ -102,8 +102,8 @@ class Compaction:
         self._registry: Registry = registry
         self._snapshots: Snapshots = snapshots
         self._reserve: Reserve = reserve
-        self.entries: int = entries
-        self.interval_s: float = interval_s
+        self.entries: int = config.snapshot_entries
+        self.interval_s: float = config.snapshot_interval_s
         """A state file is due after so many entries, or so long."""
         self._sent_from: Callable[[], Iterable[int]] = sent_from
         """Where the state files end that followers are being sent."""

@@ -17,6 +17,7 @@ from ..network.transport import Transport
 from ..proposal import Proposal
 from ..storage.journal import Journal
 from ..storage.reserve import Reserve, lacking
+from .config import EngineConfig
 from .handover import TRANSFER_S, Handover
 from .library import LEADER, Raft
 from .progress import BATCH_BYTES, Followers
@@ -71,26 +72,25 @@ class DiskRoom:
     def __init__(
         self,
         node_id: str,
-        directory: Path,
         raft: Raft,
         journal: Journal,
         reserve: Reserve,
         transport: Transport,
         followers: Followers,
         handover: Handover,
+        config: EngineConfig,
         *,
-        election_timeout_s_max: float,
         clock: Callable[[], float],
     ) -> None:
         self._node_id: str = node_id
-        self._directory: Path = directory
+        self._directory: Path = config.directory
         self._raft: Raft = raft
         self._journal: Journal = journal
         self._reserve: Reserve = reserve
         self._wire: Transport = transport
         self._followers: Followers = followers
         self._handover: Handover = handover
-        self._rest_s: float = election_timeout_s_max
+        self._rest_s: float = config.election_timeout_s_max
         self._clock: Callable[[], float] = clock
         self.error: str = ""
         """Why this node stores nothing at all: it neither leads nor acknowledges."""

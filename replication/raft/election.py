@@ -17,6 +17,7 @@ from ..registry.registry import Registry
 from ..storage.journal import Journal
 from ..storage.standing import Standing
 from ..storage.starts import Position
+from .config import EngineConfig
 from .freshness import Freshness
 from .library import CANDIDATE, FOLLOWER, LEADER, Raft
 from .pings import Pings
@@ -38,9 +39,8 @@ class Election:
         transport: Transport,
         freshness: Freshness,
         pings: Pings,
+        config: EngineConfig,
         *,
-        timeout_s_min: float,
-        timeout_s_max: float,
         hear: Callable[[str, Position], None],
     ) -> None:
         self._node_id: str = node_id
@@ -51,8 +51,8 @@ class Election:
         self._wire: Transport = transport
         self._freshness: Freshness = freshness
         self._pings: Pings = pings
-        self._timeout_s_min: float = timeout_s_min
-        self._timeout_s_max: float = timeout_s_max
+        self._timeout_s_min: float = config.election_timeout_s_min
+        self._timeout_s_max: float = config.election_timeout_s_max
         self._hear: Callable[[str, Position], None] = hear
         """Told what a peer gave its word for."""
         self._votes: set[str] = set()

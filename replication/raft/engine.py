@@ -19,18 +19,14 @@ and syncs if that has not happened yet (dissertation 10.2.1). "D3" and the like 
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
 from pysyncobj.node import Node
-from pysyncobj.poller import POLL_EVENT_TYPE
 
-from ..commands import KEEP_LEVEL, LEVEL, Command
+from ..commands import KEEP_LEVEL, Command
 from ..errors import DiskUnavailable, Fatal, NotDone, RollcallError
 from ..levels import PRE_VOTE_LEVEL
 from ..log import Leadership, Listener, LogStatus, Role
@@ -48,13 +44,14 @@ from ..storage.standing import Standing
 from .append import Append
 from .applying import Applying
 from .compaction import Compaction
+from .config import EngineConfig
 from .durability import DiskRoom, Outbox
 from .election import Election
 from .freshness import Freshness
 from .greeting import Greeting, leaps, position_of
 from .handover import Handover
 from .leadership import LeadershipWatch
-from .library import CANDIDATE, FOLLOWER, LEADER, Handlers, Raft, Timing, check_library
+from .library import CANDIDATE, FOLLOWER, LEADER, Handlers, Raft, check_library
 from .pings import Pings
 from .progress import Followers, is_of_this_term
 from .proposals import Proposals
@@ -62,6 +59,7 @@ from .read_index import ReadIndex
 from .recovery import check_level, restore
 from .snapshot_transfer import Receiver, is_outdated
 from .upkeep import Upkeep
+from .waker import Waker
 
 logger = logging.getLogger(__name__)
 
@@ -69,29 +67,6 @@ _ROLES: Mapping[int, Role] = {FOLLOWER: "follower", CANDIDATE: "candidate", LEAD
 
 TICK_S = 0.05
 SAME_FAILURES_MAX = 3
-
-
-class EngineConfig(Struct, frozen=True, kw_only=True):
-    """What the engine must be told. Times in seconds."""
-
-    directory: Path
-    cluster: str
-    election_timeout_s_min: float = 0.4
-    election_timeout_s_max: float = 1.0
-    heartbeat_period_s: float = 0.1
-    leader_fallback_s: float = 1.5
-    snapshot_entries: int = 10_000
-    snapshot_interval_s: float = 300.0
-    rejoin: bool = False
-    """The operator's word that an empty directory comes in place of a lost disk (``standing.py``)."""
-    accept_members: bool = False
-    """The operator's word that the list of members is another one from here on."""
-    restored: bool = False
-    """The operator's word that all directories were put back from copies: the history gets a new id."""
-    transfer_interval_s: float = 0.0
-    """Between two hand-overs of leadership on request (``handing.py``). 0: no limit."""
-    level: int = LEVEL
-    """The feature level that this node understands; tests play an older or a newer node with it."""
 
 
 class Engine:
@@ -121,12 +96,11 @@ class Engine:
         self._on_fatal: Callable[[BaseException], None] = on_fatal
         self._stopping: bool = False
         self._thread: threading.Thread | None = None
-        self._awake: bool = False
-        self._pipe_read, self._pipe_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._waker: Waker = Waker()
         self._wire: Transport = transport
         self._plain_disk: Disk = disk or Disk()
         with contextlib.ExitStack() as opened:
-            opened.callback(self._close_pipe)
+            opened.callback(self._waker.close)
             opened.callback(transport.close)
             self._open_storage(opened)
             saved = restore(self.snapshots, self.journal, self.registry, self.changes, self.raft, config.level)
@@ -154,16 +128,7 @@ class Engine:
             may_be_new=not self.snapshots.path.exists() and not (config.directory / "standing").exists(),
         )
         opened.callback(self.journal._destroy)
-        self.raft: Raft = Raft(self.node_id, self._wire.nodes(), self._timing(), self._handlers())
-
-    def _timing(self) -> Timing:
-        config = self._config
-        return Timing(
-            election_timeout_s_min=config.election_timeout_s_min,
-            election_timeout_s_max=config.election_timeout_s_max,
-            heartbeat_period_s=config.heartbeat_period_s,
-            leader_fallback_s=config.leader_fallback_s,
-        )
+        self.raft: Raft = Raft(self.node_id, self._wire.nodes(), config, self._handlers())
 
     def _handlers(self) -> Handlers:
         return Handlers(
@@ -202,145 +167,90 @@ class Engine:
             counted=self.standing.counted,
             hints=self._plain_disk,
         )
-        self.greeting: Greeting = Greeting(
-            self.node_id,
-            self.raft,
-            self.journal,
-            self.registry,
-            self.standing,
-            self._peers,
-            self._wire,
-            level=config.level,
-            soon_s=config.election_timeout_s_min,
-        )
 
     def _make_parts(self, saved: SnapshotHeader | None) -> None:
         """The parts, each with those that it stands on."""
-        now = time.monotonic()
+        name, config, raft, journal, transport = self.node_id, self._config, self.raft, self.journal, self._wire
+        registry, hear = self.registry, self._peers.hear
         self.leaders: LeadershipWatch = LeadershipWatch()
-        self.outbox: Outbox = Outbox(self.raft, self.journal, self._wire)
-        self.pings: Pings = Pings(self._wire)
-        self.freshness: Freshness = Freshness(self.node_id, self.raft, now)
-        self.reads: ReadIndex = ReadIndex(self.node_id, self.raft, self._wire)
-        self.receiver: Receiver = Receiver(self._config.directory, self._large_files, self.snapshots, self.reserve)
-        self._make_leaders_parts()
-        self._make_log_parts(saved, now)
-        self._make_followers_parts()
-
-    def _make_leaders_parts(self) -> None:
-        config = self._config
+        self.outbox: Outbox = Outbox(raft, journal, transport)
+        self.pings: Pings = Pings(transport)
+        self.freshness: Freshness = Freshness(name, raft, time.monotonic())
+        self.reads: ReadIndex = ReadIndex(name, raft, transport)
+        self.receiver: Receiver = Receiver(config.directory, self._large_files, self.snapshots, self.reserve)
+        self.greeting: Greeting = Greeting(name, raft, journal, registry, self.standing, self._peers, transport, config)
         self.followers: Followers = Followers(
-            self.node_id,
-            self.raft,
-            self.journal,
-            self.snapshots,
-            self._wire,
-            self.freshness,
-            fallback_s=config.leader_fallback_s,
-            election_timeout_s_min=config.election_timeout_s_min,
-            saved=lambda: self.compaction.saved,
-            hear=self._peers.hear,
+            name, raft, journal, self.snapshots, transport, self.freshness, config, saved=self._saved, hear=hear
         )
         self.handover: Handover = Handover(
-            self.node_id,
-            self.raft,
-            self.journal,
-            self._wire,
-            self.followers,
-            self.pings,
-            interval_s=config.transfer_interval_s,
-            clocks=lambda: (time.monotonic(), time.time_ns()),
+            name, raft, journal, transport, self.followers, self.pings, config, clocks=self._clocks
         )
         self.room: DiskRoom = DiskRoom(
-            self.node_id,
-            config.directory,
-            self.raft,
-            self.journal,
-            self.reserve,
-            self._wire,
-            self.followers,
-            self.handover,
-            election_timeout_s_max=config.election_timeout_s_max,
-            clock=time.monotonic,
+            name, raft, journal, self.reserve, transport, self.followers, self.handover, config, clock=time.monotonic
         )
         self.upkeep: Upkeep = Upkeep(
-            self.node_id,
-            self.raft,
-            self.registry,
+            name,
+            raft,
+            registry,
             self.standing,
             self._peers,
-            self._wire,
+            transport,
             self.followers,
             self.greeting,
-            level=config.level,
-            begin_anew=config.restored,
+            config,
             propose=self._propose_own,
         )
+        self._make_log_parts(saved)
 
-    def _make_log_parts(self, saved: SnapshotHeader | None, now: float) -> None:
+    def _make_log_parts(self, saved: SnapshotHeader | None) -> None:
+        """Those on the way of an entry, and of what stands in its place."""
+        name, config, raft, journal, transport = self.node_id, self._config, self.raft, self.journal, self._wire
+        registry, hear, now = self.registry, self._peers.hear, time.monotonic()
         self.compaction: Compaction = Compaction(
-            self.raft,
-            self.journal,
-            self.registry,
+            raft,
+            journal,
+            registry,
             self.snapshots,
             self.reserve,
-            entries=self._config.snapshot_entries,
-            interval_s=self._config.snapshot_interval_s,
+            config,
             saved=saved,
             now=now,
             sent_from=self.followers.sent_from,
         )
         self.proposals: Proposals = Proposals(
-            self.node_id,
-            self.raft,
-            self.journal,
-            goes_on=self._takes_up,
-            refused=self.room.refusal,
-            disk_failed=self.room.failed,
+            name, raft, journal, goes_on=self._takes_up, refused=self.room.refusal, disk_failed=self.room.failed
         )
         self.applying: Applying = Applying(
-            self.raft,
-            self.journal,
-            self.registry,
-            self.changes,
-            self.snapshots,
-            self.proposals,
-            act_on=self.upkeep.act_on,
+            raft, journal, registry, self.changes, self.snapshots, self.proposals, act_on=self.upkeep.act_on
         )
-
-    def _make_followers_parts(self) -> None:
         self.election: Election = Election(
-            self.node_id,
-            self.raft,
-            self.journal,
-            self.registry,
-            self.standing,
-            self._wire,
-            self.freshness,
-            self.pings,
-            timeout_s_min=self._config.election_timeout_s_min,
-            timeout_s_max=self._config.election_timeout_s_max,
-            hear=self._peers.hear,
+            name, raft, journal, registry, self.standing, transport, self.freshness, self.pings, config, hear=hear
         )
         self.append: Append = Append(
-            self.node_id,
-            self.raft,
-            self.journal,
+            name,
+            raft,
+            journal,
             self.standing,
-            self._wire,
+            transport,
             self.election,
             self.receiver,
             self.outbox,
             self.room,
-            hear=self._peers.hear,
+            hear=hear,
             clock=time.monotonic,
         )
 
+    def _saved(self) -> SnapshotHeader | None:
+        return self.compaction.saved
+
+    def _clocks(self) -> tuple[float, int]:
+        return time.monotonic(), time.time_ns()
+
     def _attach(self) -> None:
-        self.raft.poller.subscribe(self._pipe_read, self._on_wake, POLL_EVENT_TYPE.READ)
+        self._waker.watch(self.raft.poller)
         self._wire.attach(
             self.raft.poller,
-            wake=self.wake,
+            wake=self._waker.wake,
             on_message=self._on_message,
             on_connected=self._on_connected,
             on_disconnected=self._on_disconnected,
@@ -358,7 +268,7 @@ class Engine:
     def close(self) -> None:
         """Stops the tick thread and closes everything. What is under way becomes unknown."""
         self._stopping = True
-        self.wake()
+        self._waker.wake()
         self.leaders.close()
         if self._thread is not None:
             self._thread.join(timeout=5.0)
@@ -368,18 +278,6 @@ class Engine:
         self.followers.stop()
         self.receiver.abort()
         self._opened.close()
-
-    def wake(self) -> None:
-        """Ends the wait of the tick thread. For any thread."""
-        if not self._awake:
-            self._awake = True
-            # A full pipe means that the thread is about to wake anyway.
-            with contextlib.suppress(BlockingIOError, OSError):
-                os.write(self._pipe_write, b"w")
-
-    def _close_pipe(self) -> None:
-        os.close(self._pipe_read)
-        os.close(self._pipe_write)
 
     def _abandoned(self) -> list[Pending[Any]]:
         return [*self.proposals.abandon(), *self.reads.abandon()]
@@ -458,13 +356,6 @@ class Engine:
             return min(TICK_S, max(0.001, self.raft.heartbeat_due - now))
         remaining_s = self.raft.election_due - now
         return min(TICK_S, remaining_s) if remaining_s > 0 else TICK_S
-
-    def _on_wake(self, descriptor: int, events: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while len(os.read(self._pipe_read, 4096)) == 4096:
-                pass
-        # Last: what was posted before this line is seen by the tick that follows.
-        self._awake = False
 
     # -- what the library calls in a tick, in this order ---------------------------
 
@@ -728,13 +619,13 @@ class Engine:
             command, time_ns=time_ns, request_id=request_id, level=level, objection=objection
         )
         if not proposal.done():
-            self.wake()
+            self._waker.wake()
         return proposal
 
     def read_index(self) -> Pending[int]:
         read: Pending[int] = Pending()
         if self.reads.add(read):
-            self.wake()
+            self._waker.wake()
         return read
 
     def wait_applied(self, index: int, deadline: float) -> bool:

@@ -19,6 +19,7 @@ from ..storage.journal import Journal
 from ..storage.peers import Peers
 from ..storage.standing import Standing
 from ..storage.starts import Claims, Position
+from .config import EngineConfig
 from .library import Raft
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,7 @@ class Greeting:
         standing: Standing,
         peers: Peers,
         transport: Transport,
-        *,
-        level: int,
-        soon_s: float,
+        config: EngineConfig,
     ) -> None:
         self._node_id: str = node_id
         self._raft: Raft = raft
@@ -54,8 +53,8 @@ class Greeting:
         self._standing: Standing = standing
         self._peers: Peers = peers
         self._wire: Transport = transport
-        self._level: int = level
-        self._soon_s: float = soon_s
+        self._level: int = config.level
+        self._soon_s: float = config.election_timeout_s_min
         """Within which a node stands for election once all members have met."""
         self.levels: dict[str, int] = {}
         """The feature level that each peer understands."""

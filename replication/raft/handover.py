@@ -13,6 +13,7 @@ from pysyncobj.node import Node
 from ..errors import NotDone, NotLeader, TooSoon
 from ..network.transport import Transport
 from ..storage.journal import Journal
+from .config import EngineConfig
 from .library import LEADER, Raft
 from .pings import Pings
 from .progress import Followers
@@ -34,8 +35,8 @@ class Handover:
         transport: Transport,
         followers: Followers,
         pings: Pings,
+        config: EngineConfig,
         *,
-        interval_s: float,
         clocks: Callable[[], tuple[float, int]],
     ) -> None:
         self._node_id: str = node_id
@@ -44,10 +45,10 @@ class Handover:
         self._wire: Transport = transport
         self._followers: Followers = followers
         self._pings: Pings = pings
-        self._interval_s: float = interval_s
+        self._interval_s: float = config.transfer_interval_s
         self._clocks: Callable[[], tuple[float, int]] = clocks
         """What the monotonic and the wall clock show, at one moment."""
-        self._transfers: Transfers = Transfers(interval_s)
+        self._transfers: Transfers = Transfers(config.transfer_interval_s)
         self._transfer: tuple[Node, float] | None = None
         """To whom, and until when."""
         self._asked: bool = False

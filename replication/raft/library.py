@@ -27,6 +27,7 @@ from pysyncobj.transport import Transport as LibraryTransport
 from ..errors import Fatal
 from ..network import wire
 from ..storage.journal import Journal
+from .config import EngineConfig
 
 # The library reads CLOCK_MONOTONIC_RAW, which a time service does not steer as it does the
 # clock of the engine: the two part by what was corrected, and deadlines cross between them.
@@ -46,15 +47,6 @@ REVIEWED: Mapping[str, str] = {
 FOLLOWER: Final = 0
 CANDIDATE: Final = 1
 LEADER: Final = 2
-
-
-class Timing(Struct, frozen=True, kw_only=True):
-    """How long a node waits, in seconds (section 5.6: heartbeats, elections and failures are far apart)."""
-
-    election_timeout_s_min: float
-    election_timeout_s_max: float
-    heartbeat_period_s: float
-    leader_fallback_s: float
 
 
 class Handlers(Struct, frozen=True, kw_only=True):
@@ -93,8 +85,8 @@ class Raft:
     is on disk before the journal that ``restore`` was given is synced.
     """
 
-    def __init__(self, node_id: str, others: Iterable[Node], timing: Timing, handlers: Handlers) -> None:
-        self._library: _Library = _Library(node_id, others, timing, handlers)
+    def __init__(self, node_id: str, others: Iterable[Node], config: EngineConfig, handlers: Handlers) -> None:
+        self._library: _Library = _Library(node_id, others, config, handlers)
         self.poller: GatedPoller = GatedPoller(self._library._poller, handlers.flush, handlers.run_posted)
         self._library._poller = self.poller  # pyright: ignore[reportAttributeAccessIssue]
         self.match: Final[dict[Node, int]] = self._library._SyncObj__raftMatchIndex
@@ -315,7 +307,7 @@ class _Library(SyncObj):
     _SyncObj__onNodeConnected: Callable[[Node], None]
     _SyncObj__onNodeDisconnected: Callable[[Node], None]
 
-    def __init__(self, node_id: str, others: Iterable[Node], timing: Timing, handlers: Handlers) -> None:
+    def __init__(self, node_id: str, others: Iterable[Node], config: EngineConfig, handlers: Handlers) -> None:
         self._handlers: Handlers = handlers
         self.forced_term: int = 0
         """The term that a leader which handed over asked this node to stand in."""
@@ -324,11 +316,11 @@ class _Library(SyncObj):
             others,
             SyncObjConf(
                 autoTick=False,
-                raftMinTimeout=timing.election_timeout_s_min,
-                raftMaxTimeout=timing.election_timeout_s_max,
-                appendEntriesPeriod=timing.heartbeat_period_s,
-                leaderFallbackTimeout=timing.leader_fallback_s,
-                connectionTimeout=max(3.5, timing.election_timeout_s_max),
+                raftMinTimeout=config.election_timeout_s_min,
+                raftMaxTimeout=config.election_timeout_s_max,
+                appendEntriesPeriod=config.heartbeat_period_s,
+                leaderFallbackTimeout=config.leader_fallback_s,
+                connectionTimeout=max(3.5, config.election_timeout_s_max),
                 commandsWaitLeader=False,
                 dynamicMembershipChange=False,
                 onStateChanged=handlers.role_changed,

@@ -16,6 +16,7 @@ from ..network.transport import Transport
 from ..storage.journal import Journal
 from ..storage.snapshot import SnapshotHeader, Snapshots
 from ..storage.starts import Position
+from .config import EngineConfig
 from .freshness import Freshness
 from .greeting import contradiction
 from .library import LEADER, Raft
@@ -63,9 +64,8 @@ class Followers:
         snapshots: Snapshots,
         transport: Transport,
         freshness: Freshness,
+        config: EngineConfig,
         *,
-        fallback_s: float,
-        election_timeout_s_min: float,
         saved: Callable[[], SnapshotHeader | None],
         hear: Callable[[str, Position], None],
     ) -> None:
@@ -75,8 +75,8 @@ class Followers:
         self._snapshots: Snapshots = snapshots
         self._wire: Transport = transport
         self._freshness: Freshness = freshness
-        self._fallback_s: float = fallback_s
-        self._detached_s: float = election_timeout_s_min
+        self._fallback_s: float = config.leader_fallback_s
+        self._detached_s: float = config.election_timeout_s_min
         """Without a quorum for that long, a leader says that it may not be one any more."""
         self._saved: Callable[[], SnapshotHeader | None] = saved
         self._hear: Callable[[str, Position], None] = hear

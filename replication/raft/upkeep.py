@@ -16,6 +16,7 @@ from ..proposal import Proposal
 from ..registry.registry import Registry
 from ..storage.peers import Peers
 from ..storage.standing import Standing
+from .config import EngineConfig
 from .greeting import Greeting
 from .library import Raft
 from .progress import Followers
@@ -41,9 +42,8 @@ class Upkeep:
         transport: Transport,
         followers: Followers,
         greeting: Greeting,
+        config: EngineConfig,
         *,
-        level: int,
-        begin_anew: bool,
         propose: Callable[[Command], Proposal],
     ) -> None:
         self._node_id: str = node_id
@@ -54,10 +54,10 @@ class Upkeep:
         self._wire: Transport = transport
         self._followers: Followers = followers
         self._greeting: Greeting = greeting
-        self._level: int = level
+        self._level: int = config.level
         self._propose: Callable[[Command], Proposal] = propose
         self._own: dict[str, Proposal] = {}
-        self._begin_anew: bool = begin_anew
+        self._begin_anew: bool = config.restored
         """The history needs another id than it has, and no leader since this start has given it one."""
         self._known_index: int = raft.commit_index
         """What was committed before this process began."""

@@ -24,7 +24,8 @@ from rollcall.replication.commands import Register
 from rollcall.replication.network.dialing import Endpoint
 from rollcall.replication.network.tls import Credentials
 from rollcall.replication.network.transport import Transport
-from rollcall.replication.raft.engine import Engine, EngineConfig
+from rollcall.replication.raft.config import EngineConfig
+from rollcall.replication.raft.engine import Engine
 from rollcall.replication.records import Registration
 
 START_S = 15.0

@@ -25,7 +25,8 @@ from rollcall.replication.log import Handler, PeerStatus
 from rollcall.replication.network import wire
 from rollcall.replication.proposal import Proposal
 from rollcall.replication.raft import engine as engine_module
-from rollcall.replication.raft.engine import Engine, EngineConfig
+from rollcall.replication.raft.config import EngineConfig
+from rollcall.replication.raft.engine import Engine
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.records import Registration
 from rollcall.replication.storage.journal import REGULAR

@@ -27,7 +27,8 @@ from rollcall.replication.errors import NotDone, RollcallError, Unknown
 from rollcall.replication.log import Leadership
 from rollcall.replication.network import wire
 from rollcall.replication.proposal import Proposal
-from rollcall.replication.raft.engine import Engine, EngineConfig
+from rollcall.replication.raft.config import EngineConfig
+from rollcall.replication.raft.engine import Engine
 from rollcall.replication.raft.library import LEADER
 from rollcall.replication.records import Event, Key
 from rollcall.replication.registry.changes import Changes

@@ -1,5 +1,6 @@
 """Heartbeats as values: what an instance asks, what the leader says to it, and a lease as others see it."""
 
+from hashlib import blake2b
 from typing import Literal
 
 from msgspec import Struct
@@ -35,3 +36,9 @@ class LeaseView(Struct, frozen=True, gc=False):
     ttl_s: float | None
     renewed_ms_ago: int | None
     overdue: bool
+
+
+def phase(key: Key) -> float:
+    """From 0 to 1, by the key and not by chance, so that an instance keeps its own with every leader."""
+    digest = blake2b(f"{key.env}\0{key.service}\0{key.id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % 1000 / 1000

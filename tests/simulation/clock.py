@@ -11,7 +11,7 @@ from typing import Any
 import pysyncobj.syncobj
 from rollcall.node import writes
 from rollcall.node.checks import checker
-from rollcall.node.leader import duties
+from rollcall.node.leader import duties, evictions, judging
 from rollcall.node.leader.check_clocks import Condition
 from rollcall.replication.commands import Condemned, Result
 from rollcall.replication.raft import engine
@@ -66,7 +66,7 @@ class Clock:
     def install(self) -> None:
         """Becomes the clock of everything that a node runs, for good: the process plays one schedule."""
         shown = SimpleNamespace(monotonic=self, time_ns=self.time_ns, time=lambda: self.time_ns() / 1e9)
-        parts: tuple[Any, ...] = (engine, duties, checker, writes)
+        parts: tuple[Any, ...] = (engine, duties, evictions, judging, checker, writes)
         for part in parts:
             part.time = shown
         pysyncobj.syncobj.monotonicTime = self  # pyright: ignore[reportAttributeAccessIssue]

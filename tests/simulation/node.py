@@ -281,7 +281,7 @@ class EngineNode:
         take_over = self.duties.take_over
 
         def taking_over(data: bytes) -> bytes:
-            tenure = self.duties._tenure
+            tenure = self.duties._term
             before = tenure is not None and tenure.may_take_over
             answer = take_over(data)
             if before and tenure is not None and not tenure.may_take_over:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from harness.sim_disk import PowerCut, SimDisk
 from msgspec import structs
 from rollcall.node.checks import checker
-from rollcall.node.leader import check_clocks, duties, leases
+from rollcall.node.leader import check_clocks, duties, evictions, judging, leases
 from rollcall.replication.checks import DEREGISTER_S_MIN, Check, CheckState, State
 from rollcall.replication.commands import Command, Condemn, Envelope, Evict, Report, encode, level_of
 from rollcall.replication.errors import DiskUnavailable, Fatal, RollcallError
@@ -426,15 +426,15 @@ def _copied_and_started_again(copy: Callable[..., None]) -> Callable[..., None]:
 
 def _duties_that_lag() -> None:
     """The thread of the duties is held up between judging an instance and proposing its eviction."""
-    evict = duties.Duties._evict
+    evict = evictions.Evictions._evict
     chance = random.Random(0)
     places: dict[int, Any] = {}
 
     def make(self: node.EngineNode, place: Any, *arguments: Any, **options: Any) -> None:
         make_node(self, place, *arguments, **options)
-        places[id(self.duties)] = self
+        places[id(self.duties._evictions)] = self
 
-    def evicting(self: duties.Duties, *arguments: Any, **named: Any) -> None:
+    def evicting(self: evictions.Evictions, *arguments: Any, **named: Any) -> None:
         holder = places[id(self)]
         later_s = chance.random() ** 2 * 3.0
 
@@ -446,7 +446,7 @@ def _duties_that_lag() -> None:
 
     make_node = node.EngineNode.__init__
     node.EngineNode.__init__ = make
-    duties.Duties._evict = evicting
+    evictions.Evictions._evict = evicting
 
 
 def _comes_late(kind: type[Any], shortest_s: float) -> Callable[[], None]:
@@ -519,7 +519,8 @@ def _instances_fall_ill_again_and_again() -> None:
 
     workload.Checked._change, workload.Checked._move = change, move
     workload.Checked._later = lambda self, seconds: later(self, seconds * (1.0 if self._world.mended else 3.0))
-    duties.allowed = lambda leased: leased  # pyright: ignore[reportAttributeAccessIssue]
+    for part in (evictions, judging):
+        part.allowed = lambda leased: leased  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _one_node_finds_everybody_ill() -> None:

@@ -32,6 +32,7 @@ from msgspec import Struct
 from rollcall.node.checks import checker as checker_module
 from rollcall.node.leader import check_clocks as condition_module
 from rollcall.node.leader import duties as duties_module
+from rollcall.node.leader import term as term_module
 from rollcall.node.leader.eviction import Pace
 from rollcall.replication.checks import Check, State
 from rollcall.replication.commands import CHECKS_LEVEL
@@ -189,7 +190,7 @@ class World:
             (reserve_module, "RESERVE_BYTES", plan.growth_bytes * 2),
             (reserve_module, "MARGIN_BYTES", plan.growth_bytes),
             (reserve_module, "STEP_BYTES", 256),
-            (duties_module, "Pace", partial(Pace, plan.pace_s)),
+            (term_module, "Pace", partial(Pace, plan.pace_s)),
             (duties_module, "Condition", Hasty),
             (condition_module, "GONE_S", 0.5),
             (condition_module, "BACK_S", 0.8),
@@ -785,7 +786,7 @@ class World:
         """Whether protection or pace forbid to evict more; only the product's node can say."""
         if not isinstance(node, EngineNode):
             return True
-        tenure = node.duties._tenure
+        tenure = node.duties._term
         if tenure is None:
             return False
         self.clock.select(node.name)

@@ -8,7 +8,7 @@ import pytest
 from harness.waiting import wait_for
 from rollcall.node import peers, rounds
 from rollcall.node.checks import checker
-from rollcall.node.leader import duties, eviction
+from rollcall.node.leader import eviction, judging
 from rollcall.node.leader.renewals import Renewal
 from rollcall.node.service import HEARTBEATS_AT_ONCE
 from rollcall.replication.commands import (
@@ -36,7 +36,7 @@ CHECK = "c" * 64
     [
         pytest.param(Evict((Judgement(LONGEST, LAST),) * eviction.JUDGED_MAX, LAST), id="evictions"),
         pytest.param(
-            Condemn((Condemned(LONGEST, LAST, CHECK, LAST),) * duties.CHECKED_MAX, LAST), id="what is condemned"
+            Condemn((Condemned(LONGEST, LAST, CHECK, LAST),) * judging.CHECKED_MAX, LAST), id="what is condemned"
         ),
         pytest.param(
             Report("n" * 64, LAST, (Result(LONGEST, LAST, CHECK, "critical"),) * checker.RESULTS_MAX), id="results"

@@ -10,7 +10,7 @@ import pytest
 from harness.facts import set_facts
 from harness.pair import FastClock, Pair
 from harness.waiting import wait_for
-from rollcall.node.leader import bequest
+from rollcall.node.leader import bequest, evictions, judging
 from rollcall.node.leader import duties as duties_module
 from rollcall.node.leader.bequest import Bequest, Left
 from rollcall.node.leader.eviction import ServiceCount
@@ -49,9 +49,11 @@ def there(pair: Pair) -> set[str]:
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """A pair whose duties live four times as fast: their leases of 2 s last half a second."""
-    monkeypatch.setattr(duties_module, "time", FastClock())
+    clock = FastClock()
+    for module in (duties_module, evictions):
+        monkeypatch.setattr(module, "time", clock)
     pair = Pair(write_timeout_s=20.0)
-    wait_for(lambda: pair.duties._tenure is not None and pair.duties._tenure.leases is not None, "the leader's duties")
+    wait_for(lambda: pair.duties._term is not None and pair.duties._term.leases is not None, "the leader's duties")
     yield pair
     pair.close()
 
@@ -137,12 +139,12 @@ def test_a_new_leader_starts_every_lease_at_full_length(pair: Pair) -> None:
     lease = pair.leader.lease(key(1))
     wait_for(lambda: (pair.leader.lease(key(1)) or lease).renewed_ms_ago > 1000, "the lease to age")
     pair.leader_log.leads, pair.leader_log.leader = False, None
-    wait_for(lambda: pair.duties._tenure is None, "the duties to end")
+    wait_for(lambda: pair.duties._term is None, "the duties to end")
     with pytest.raises(NotLeader):
         pair.duties.renew([Renewal(key(1))], "follower")
     pair.leader_log.leads, pair.leader_log.leader = True, "leader"
     pair.leader_log.term += 1
-    wait_for(lambda: pair.leader.lease(key(1)) is not None and pair.duties._tenure is not None, "the duties to begin")
+    wait_for(lambda: pair.leader.lease(key(1)) is not None and pair.duties._term is not None, "the duties to begin")
 
     aged = wait_for(lambda: pair.duties.lease(key(1)), "the lease")
     assert aged.renewed_ms_ago < 1000
@@ -152,10 +154,10 @@ def test_what_the_leader_before_renewed_when_it_had_been_replaced_is_kept(pair: 
     """It answers heartbeats for as long as it may think that it leads; the new leader does not hear of them."""
     register(pair, 1)
     pair.leader_log.leads, pair.leader_log.leader = False, None
-    wait_for(lambda: pair.duties._tenure is None, "the duties to end")
+    wait_for(lambda: pair.duties._term is None, "the duties to end")
     pair.leader_log.leads, pair.leader_log.leader = True, "leader"
     pair.leader_log.term += 1
-    tenure = wait_for(lambda: pair.duties._tenure, "the duties to begin")
+    tenure = wait_for(lambda: pair.duties._term, "the duties to begin")
     began = tenure.swept_at
     wait_for(lambda: not there(pair), "c1 to be evicted")
 
@@ -213,20 +215,20 @@ def override(number: int, until: int | None, index: int = 7) -> Override:
 def test_overrides_whose_time_is_up_are_those_that_end_and_the_oldest_first() -> None:
     standing = {key(n): override(n, until) for n, until in enumerate((None, 30, 20, 21, 10))}
 
-    assert duties_module.expired(standing, 20) == (Expired(key(4), 7), Expired(key(2), 7))
-    assert duties_module.expired(standing, 9) == ()
+    assert judging.expired(standing, 20) == (Expired(key(4), 7), Expired(key(2), 7))
+    assert judging.expired(standing, 9) == ()
 
 
 def test_only_so_many_overrides_end_at_a_time() -> None:
     longest = "😀" * 512
-    keys = [Key("e" * 128, "s" * 128, f"{longest[:500]}{n}") for n in range(duties_module.LIFTED_MAX + 5)]
+    keys = [Key("e" * 128, "s" * 128, f"{longest[:500]}{n}") for n in range(judging.LIFTED_MAX + 5)]
     standing = {
         each: Override(key=each, status="down", reason="", until=1, set_at=1, modify_index=2**63 - 1) for each in keys
     }
 
-    ended = duties_module.expired(standing, 2)
+    ended = judging.expired(standing, 2)
 
-    assert len(ended) == duties_module.LIFTED_MAX
+    assert len(ended) == judging.LIFTED_MAX
     assert len(encode(sealed(Lift(ended, 2**63 - 1), 1, level=4))) < COMMAND_BYTES_MAX
 
 
@@ -248,13 +250,13 @@ def test_an_override_ends_when_its_time_is_up_registered_or_not(pair: Pair) -> N
 
 def test_no_override_ends_while_a_member_may_not_know_of_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[object] = []
-    monkeypatch.setattr(duties_module, "expired", lambda *_: ended.append(1) or ())
+    monkeypatch.setattr(judging, "expired", lambda *_: ended.append(1) or ())
     set_facts(pair.leader.registry, level=3)
     before = len(ended)
-    tenure = pair.duties._tenure
+    tenure = pair.duties._term
     assert tenure is not None
 
-    pair.duties._lift_overrides(tenure)
+    pair.duties._judging.lift(tenure)
 
     assert len(ended) == before
 
@@ -266,7 +268,7 @@ def test_a_word_while_its_silence_is_being_noted_is_acknowledged_after_that_and_
     pair.leader.submit(Register(checked))
     pair.leader.report(key(1), "own", "passing")
     pair.leader_log.hold = []
-    tenure = pair.duties._tenure
+    tenure = pair.duties._term
     assert tenure is not None
     silent = wait_for(lambda: tenure.proposed.get("silent"), "the service to be found silent")
     assert silent in pair.leader_log.hold, "what is held may be of other duties too"
@@ -294,7 +296,7 @@ def test_a_word_while_its_silence_is_being_noted_is_acknowledged_after_that_and_
 def test_the_log_waits_for_nobody_who_is_busy_with_leases(pair: Pair) -> None:
     """Its thread sends the heartbeats that keep this node the leader."""
     register(pair, 1)
-    tenure = pair.duties._tenure
+    tenure = pair.duties._term
     assert tenure is not None
     applied = threading.Event()
 
@@ -354,13 +356,13 @@ def replaced(pair: Pair, *, terms: int = 1) -> None:
     pair.leader_log.leads, pair.leader_log.leader = False, None
     pair.leader_log.term += terms
     pair.leader_log.leader = "follower"
-    wait_for(lambda: pair.duties._tenure is None, "the duties to end")
+    wait_for(lambda: pair.duties._term is None, "the duties to end")
 
 
 def leads_again(pair: Pair, *, terms: int = 1) -> None:
     pair.leader_log.term += terms
     pair.leader_log.leads, pair.leader_log.leader = True, "leader"
-    wait_for(lambda: pair.duties._tenure is not None and pair.duties._tenure.leases is not None, "the duties to begin")
+    wait_for(lambda: pair.duties._term is not None and pair.duties._term.leases is not None, "the duties to begin")
 
 
 def reg_index(pair: Pair, number: int) -> int:
@@ -470,7 +472,7 @@ def test_nothing_is_left_where_it_might_not_be_the_whole_truth(
 ) -> None:
     for number in range(12 if why != "nobody" else 0):
         register(pair, number, ttl_s=60)
-    tenure = pair.duties._tenure
+    tenure = pair.duties._term
     assert tenure is not None
     assert tenure.leases is not None
     now = tenure.looked_at
@@ -499,7 +501,7 @@ def test_a_leader_that_steps_down_because_its_disk_is_nearly_full_leaves_its_lea
 ) -> None:
     """It judged them like any other: that it is short of room is why it hands over."""
     register(pair, 1, ttl_s=60)
-    tenure = pair.duties._tenure
+    tenure = pair.duties._term
     assert tenure is not None
     short = msgspec.structs.replace(pair.leader_log.status(), disk_error="the disk is nearly full")
     monkeypatch.setattr(pair.leader_log, "status", lambda: short)
@@ -523,8 +525,8 @@ def test_a_new_leader_goes_on_from_how_a_lease_stood_and_evicts_the_dead_and_nob
     assert pair.leader.renew([Renewal(key(2))])[0].status == "ok"
 
     assert pair.duties.take_over(as_sent(Bequest(1, left))) == SETTLED
-    assert pair.duties._tenure is not None
-    assert pair.duties._tenure.may_take_over, "nobody knows who led in between"
+    assert pair.duties._term is not None
+    assert pair.duties._term.may_take_over, "nobody knows who led in between"
     assert pair.duties.take_over(as_sent(Bequest(2, left, evicted=((1_000, 0),)))) == SETTLED
     # A sixth of the time in which it would go by itself.
     wait_for(lambda: there(pair) == {"c2"}, "c1 to be evicted long before a length is over", 10)
@@ -566,9 +568,9 @@ def test_a_tenure_that_failed_and_begins_again_takes_nothing_over(pair: Pair) ->
     left = (Left(("default", "cart", "c1"), reg_index(pair, 1), 90_500, 500, True, None),)
     replaced(pair)
     leads_again(pair)
-    failed = pair.duties._tenure
-    pair.duties._tenure = None
-    wait_for(lambda: pair.duties._tenure not in (None, failed) and pair.duties._tenure.leases is not None, "a new one")
+    failed = pair.duties._term
+    pair.duties._term = None
+    wait_for(lambda: pair.duties._term not in (None, failed) and pair.duties._term.leases is not None, "a new one")
 
     assert pair.duties.take_over(as_sent(Bequest(2, left))) == SETTLED
 

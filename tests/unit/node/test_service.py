@@ -141,7 +141,7 @@ def test_a_write_that_needs_room_where_nobody_has_any_is_not_tried_until_its_dea
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     pair = Pair(write_timeout_s=0.4)
-    wait_for(lambda: pair.duties._tenure is not None and pair.duties._tenure.leases is not None, "the leader's duties")
+    wait_for(lambda: pair.duties._term is not None and pair.duties._term.leases is not None, "the leader's duties")
     yield pair
     pair.close()
 

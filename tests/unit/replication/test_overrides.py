@@ -6,7 +6,7 @@ import pytest
 from harness.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollcall.node.leader.duties import expired
+from rollcall.node.leader.judging import expired
 from rollcall.replication.commands import (
     Batch,
     Command,

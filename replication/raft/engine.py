@@ -51,12 +51,13 @@ from .freshness import Freshness
 from .greeting import Greeting, leaps, position_of
 from .handover import Handover
 from .leadership import LeadershipWatch
-from .library import CANDIDATE, FOLLOWER, LEADER, Handlers, Raft, check_library
+from .library import CANDIDATE, FOLLOWER, LEADER, Handlers, Raft
 from .pings import Pings
 from .progress import Followers, is_of_this_term
 from .proposals import Proposals
 from .read_index import ReadIndex
 from .recovery import check_level, restore
+from .reviewed import check_library
 from .snapshot_transfer import Receiver, is_outdated
 from .upkeep import Upkeep
 from .waker import Waker

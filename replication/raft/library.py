@@ -10,39 +10,26 @@ A trap for whoever changes ``_Library``: the library's constructor calls ``getat
 so each property there is evaluated before the constructor is done.
 """
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 import pysyncobj
 from msgspec import Struct
 from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
-from pysyncobj.poller import Poller
 from pysyncobj.transport import Transport as LibraryTransport
 
 from ..errors import Fatal
 from ..network import wire
 from ..storage.journal import Journal
 from .config import EngineConfig
+from .gate import GatedPoller
 
 # The library reads CLOCK_MONOTONIC_RAW, which a time service does not steer as it does the
 # clock of the engine: the two part by what was corrected, and deadlines cross between them.
 pysyncobj.syncobj.monotonicTime = time.monotonic  # pyright: ignore[reportAttributeAccessIssue]
-
-REVIEWED: Mapping[str, str] = {
-    "config.py": "fbbc7ff9f18e4d15",
-    "journal.py": "9cf1eaf6acc70458",
-    "node.py": "e4a3f027cd8291f5",
-    "poller.py": "f69ac749fb410670",
-    "serializer.py": "4d39fde2f15000ad",
-    "syncobj.py": "e8bdf06797085d73",
-    "transport.py": "0c9d89f9c4781ec9",
-}
-"""Files of the library that this module was checked against (H0), by sha256."""
 
 FOLLOWER: Final = 0
 CANDIDATE: Final = 1
@@ -397,41 +384,3 @@ class _LibraryPort(LibraryTransport):
     def send(self, node: Node, message: dict[str, Any]) -> bool:
         self._send(node, message)
         return True
-
-
-class GatedPoller(Poller):
-    """The library's poller with the gate on both sides of the wait.
-
-    Before: what this tick noted becomes durable and what was held leaves. After:
-    the acknowledgements of what just arrived go out without another round. What other
-    threads want sent does not wait for that sync: a slow disk is none of its business.
-    """
-
-    def __init__(self, poller: Poller, flush: Callable[[], None], run_posted: Callable[[], None]) -> None:
-        self.inner: Poller = poller
-        self._flush: Callable[[], None] = flush
-        self._run_posted: Callable[[], None] = run_posted
-
-    def subscribe(self, descr: int, callback: Callable[[int, int], None], eventMask: int) -> None:
-        self.inner.subscribe(descr, callback, eventMask)
-
-    def unsubscribe(self, descr: int) -> None:
-        self.inner.unsubscribe(descr)
-
-    def poll(self, timeout: float) -> None:
-        self._flush()
-        self.inner.poll(timeout)
-        self._run_posted()
-        self._flush()
-
-
-def check_library(directory: Path | None = None) -> None:
-    """Raises ``Fatal`` unless the installed library is the one that was reviewed (H0)."""
-    root = directory or Path(pysyncobj.__file__).parent
-    for name, expected in REVIEWED.items():
-        found = hashlib.sha256((root / name).read_bytes()).hexdigest()[:16]
-        if found != expected:
-            raise Fatal(
-                f"pysyncobj's {name} is not the file that this version was checked against "
-                f"(sha256 {found}, expected {expected}): install pysyncobj 0.3.17 exactly"
-            )

@@ -38,7 +38,8 @@ from rollcall.replication.raft import engine as engine_module
 from rollcall.replication.raft import progress as progress_module
 from rollcall.replication.raft import proposals as proposals_module
 from rollcall.replication.raft import snapshot_transfer as install_module
-from rollcall.replication.raft.library import LEADER, REVIEWED, check_library
+from rollcall.replication.raft.library import LEADER
+from rollcall.replication.raft.reviewed import REVIEWED, check_library
 from rollcall.replication.records import Key
 from rollcall.replication.storage import journal as journal_module
 from rollcall.replication.storage import reserve as reserve_module

@@ -59,9 +59,9 @@ USAGE, FAILED = 2, 70
 """Exit codes: wrong settings (as with any command); a failure to be restarted from (sysexits.h)."""
 
 WAKE_S = 0.2
-SWITCH_S = 0.0005
-"""A thread that computes is asked to let others run after this long. Python's 5 ms add up: behind sixty that make long
-answers, a heartbeat, which needs the interpreter several times on its way, took more than a second."""
+SWITCH_S = 0.002
+"""A thread that computes is asked to let others run after this long. Python's 5 ms add up behind sixty threads that
+make long answers; much less costs more than it brings where hundreds of threads wake up at once."""
 TRANSFER_S = 2.0
 SETTLE_S = 1.0
 """How long a node that has handed over waits until the next leader knows how the leases stood."""

@@ -1,4 +1,4 @@
-"""Addresses, URLs and names as settings hold them: taken apart, put together, and refused in words."""
+"""Addresses, URLs and names as settings hold them: taken apart, and refused in words."""
 
 import ipaddress
 import re
@@ -9,10 +9,6 @@ from ...replication.errors import Invalid
 ID_PATTERN = r"^[A-Za-z0-9._-]{1,64}\Z"
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 """Hosts that mean every address of the machine: good to bind to, not to connect to."""
-
-
-def joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def host_and_port(text: str, field: str) -> tuple[str, int]:

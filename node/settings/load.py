@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Meta
 
 from ...replication.errors import Invalid
+from ...replication.places import authority
 from ...replication.records import nearest
 from ..service_links import is_service_link
-from .addresses import WILDCARDS, joined
+from .addresses import WILDCARDS
 from .fields import TABLE, Member, Settings
 from .rules import check
 from .table import ENV_PREFIX, Setting, parser
@@ -232,8 +233,8 @@ def _completed(settings: Settings) -> Settings:
             "set raft_advertise to the HOST:PORT that the other nodes reach this node at",
             field="raft_advertise",
         )
-    http = (settings.http_advertise or f"http://{joined(settings.http_host, settings.http_port)}").rstrip("/")
-    raft = settings.raft_advertise or joined(settings.raft_host, settings.raft_port)
+    http = (settings.http_advertise or f"http://{authority(settings.http_host, settings.http_port)}").rstrip("/")
+    raft = settings.raft_advertise or authority(settings.raft_host, settings.raft_port)
     members = sorted((Member(m.id, m.raft, m.http.rstrip("/")) for m in settings.members), key=lambda m: m.id)
     return msgspec.structs.replace(
         settings,
